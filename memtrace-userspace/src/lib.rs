@@ -1,0 +1,10 @@
+//! memtrace's userspace half, as a library: sources, trace files, pipeline, symbols, views.
+//!
+//! ```text
+//!   live ─┐                                          ┌→ views::tui
+//!         ├→ Record → pipeline::Pipeline → Snapshot ─┼→ views::export
+//!   trace ┘                                          └→ …            symbols: asked by views only
+//! ```
+
+pub mod pipeline;
+pub mod record;

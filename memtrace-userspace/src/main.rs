@@ -1,0 +1,3 @@
+//! The `memtrace` command.
+
+fn main() {}

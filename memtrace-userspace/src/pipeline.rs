@@ -1,0 +1,3 @@
+//! Records in, snapshots out.
+
+pub mod snapshot;

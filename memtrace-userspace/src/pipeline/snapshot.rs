@@ -1,0 +1,163 @@
+//! What the pipeline knows at one moment, for the views.
+//!
+//! A snapshot is immutable and shared (`Arc<Snapshot>`): views read it without a lock while the
+//! pipeline goes on. It speaks of stacks and addresses; names are the symbolizer's business.
+
+use std::sync::Arc;
+
+use memtrace_common::addr::{Avma, FileOffset};
+use memtrace_common::event::Api;
+use memtrace_common::unwind::End;
+
+use crate::record::{BeforeAttach, EndReason, Image, Pid, Probe, Session, Tid, Time};
+
+/// The state of a session at one moment.
+#[derive(Clone, Debug)]
+pub struct Snapshot {
+    /// Who, where, how; `None` before the first record.
+    pub session: Option<Arc<Session>>,
+    /// Time of the last record.
+    pub now: Time,
+    /// Why the session ended; `None` while it goes on, or if the file stops early.
+    pub end: Option<EndReason>,
+    /// How many records were applied that came from the target (allocations, frees, mappings).
+    pub events: u64,
+    /// Sums over everything.
+    pub totals: Totals,
+    /// Usage by stack and API; heap and mappings never share an entry.
+    pub stacks: Vec<StackUsage>,
+    /// Every process seen, in order of appearance.
+    pub processes: Vec<ProcessUsage>,
+    /// Every thread seen, ordered by pid and tid.
+    pub threads: Vec<ThreadUsage>,
+    /// The run in equal steps.
+    pub timeline: Vec<TimelinePoint>,
+    /// The probes that were placed.
+    pub probes: Vec<Arc<Probe>>,
+    /// The files that frames lie in; [`Place::InFile`] points here.
+    pub images: Vec<Arc<Image>>,
+    /// Everything lost or unusual, by name, sorted; zero values are absent.
+    pub counters: Vec<(String, u64)>,
+}
+
+/// Sums over all processes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Totals {
+    /// The heap.
+    pub heap: Usage,
+    /// Highest sum of live heap bytes of the running processes.
+    pub peak_live_bytes: u64,
+    /// When that was first reached.
+    pub peak_at: Time,
+    /// Mapped memory: `mmap`, `mremap` and `brk`, without reservations.
+    pub mapped: Usage,
+    /// Blocks that were freed with no other allocation between in their thread.
+    pub temporary_allocations: u64,
+}
+
+/// What a stack, a thread or everything allocated, freed and holds. Bytes as asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Usage {
+    /// Blocks acquired.
+    pub allocations: u64,
+    /// Their bytes.
+    pub allocated_bytes: u64,
+    /// Of these, blocks released.
+    pub frees: u64,
+    /// Their bytes.
+    pub freed_bytes: u64,
+    /// Blocks held now, or held by a process when it ended.
+    pub live_blocks: u64,
+    /// Their bytes.
+    pub live_bytes: u64,
+    /// Bytes held at the moment of the global peak, so that these add up to the peak.
+    pub peak_bytes: u64,
+}
+
+/// Usage of one stack through one API.
+#[derive(Clone, Debug)]
+pub struct StackUsage {
+    /// The call path.
+    pub stack: Arc<Stack>,
+    /// The function of the allocator or the system call.
+    pub api: Api,
+    /// What it did.
+    pub usage: Usage,
+}
+
+/// A call path. Equal paths of two processes are one stack.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct Stack {
+    /// Where it ended, and why.
+    pub end: End,
+    /// Lookup addresses (return address − 1), innermost first.
+    pub frames: Vec<Place>,
+}
+
+/// An address of code, as far as it can be told without opening a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum Place {
+    /// In a file: an index into [`Snapshot::images`] and an offset in it.
+    InFile { image: u32, offset: FileOffset },
+    /// In memory without a file, of this process.
+    Anonymous { pid: Pid, address: Avma },
+    /// In no mapping that was known.
+    Unknown { pid: Pid, address: Avma },
+}
+
+/// One process.
+#[derive(Clone, Debug)]
+pub struct ProcessUsage {
+    /// Its id.
+    pub pid: Pid,
+    /// Its parent, if that was observed too.
+    pub parent: Option<Pid>,
+    /// Path of its executable; the last one, if it called `exec`.
+    pub exe: Vec<u8>,
+    /// Its command line.
+    pub command: Vec<Vec<u8>>,
+    /// When it was first observed.
+    pub started: Time,
+    /// When it ended.
+    pub ended: Option<Time>,
+    /// Its heap.
+    pub heap: Usage,
+    /// Its mappings.
+    pub mapped: Usage,
+    /// What it held before memtrace saw it; `None` if it was launched or forked under observation.
+    pub before_attach: Option<Arc<BeforeAttach>>,
+    /// Resident memory, when last sampled.
+    pub resident_bytes: Option<u64>,
+}
+
+/// One thread.
+#[derive(Clone, Debug)]
+pub struct ThreadUsage {
+    /// Its process.
+    pub pid: Pid,
+    /// Its id.
+    pub tid: Tid,
+    /// Its last name; the program's choice, not printable as it is.
+    pub name: Vec<u8>,
+    /// The heap blocks that it allocated, whoever freed them.
+    pub heap: Usage,
+}
+
+/// One step of the timeline: the state at its end, the work within it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct TimelinePoint {
+    /// End of the step.
+    pub time: Time,
+    /// Live heap bytes of the running processes at its end.
+    pub live_bytes: u64,
+    /// Highest live heap bytes within it.
+    pub peak_live_bytes: u64,
+    /// Mapped bytes at its end.
+    pub mapped_bytes: u64,
+    /// Heap bytes allocated within it.
+    pub allocated_bytes: u64,
+    /// Heap blocks allocated within it.
+    pub allocations: u64,
+    /// Resident bytes, when last sampled; 0 if never.
+    pub resident_bytes: u64,
+}

@@ -1,0 +1,212 @@
+//! The vocabulary between the sources and the pipeline.
+//!
+//! A [`Record`] is one thing that happened, in the order in which it happened. Live tracing and a
+//! trace file produce the same records, and nothing behind them opens `/proc`, a BPF map or a
+//! clock: what a view needs to know about the target is a record, or it is not known.
+//!
+//! Times are nanoseconds since the start of the session ([`Time`]). Text that comes from the
+//! target (names, paths, command lines) is kept as it came; views make it printable.
+
+use memtrace_common::addr::{Avma, FileOffset};
+use memtrace_common::event::Api;
+use memtrace_common::unwind::End;
+
+/// Nanoseconds since the session started.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Default)]
+pub struct Time(pub u64);
+
+/// A process id in the initial PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Pid(pub u32);
+
+/// A thread id in the initial PID namespace.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Tid(pub u32);
+
+/// The id the kernel gave a stack. Two ids may stand for the same frames; 0 is "no stack".
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct WireStackId(pub u64);
+
+/// One thing that happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Record {
+    /// The first record of every session.
+    Session(Session),
+    /// A probe was placed.
+    Probe(Probe),
+    /// A process comes under observation.
+    Process(Process),
+    /// What a process held before it was observed.
+    BeforeAttach(BeforeAttach),
+    /// An executable mapping of a process. Replaces what overlapped it.
+    Module(Module),
+    /// The executable mapping that starts here is gone.
+    ModuleGone { time: Time, pid: Pid, start: Avma },
+    /// First sight of a thread, or a new name for it.
+    Thread { time: Time, pid: Pid, tid: Tid, name: Vec<u8> },
+    /// A thread has ended; its id may be used again.
+    ThreadExit { time: Time, tid: Tid },
+    /// The frames behind a stack id, as lookup addresses (return address − 1), innermost first.
+    Stack { id: WireStackId, pid: Pid, end: End, frames: Vec<Avma> },
+    /// A heap block was acquired.
+    Alloc { time: Time, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId },
+    /// A heap block was released.
+    Free { time: Time, tid: Tid, api: Api, ptr: Avma },
+    /// `realloc` took a block. `Restore` by the same thread gives it back, anything else does not.
+    Retire { time: Time, tid: Tid, ptr: Avma },
+    /// The thread's `realloc` failed: the block it retired last lives on.
+    Restore { time: Time, tid: Tid, ptr: Avma },
+    /// New memory is mapped; what it overlaps is unmapped (`MAP_FIXED`).
+    Map { time: Time, tid: Tid, start: Avma, length: u64, kind: MapKind, stack: WireStackId },
+    /// A range is unmapped; it may cut mappings anywhere.
+    Unmap { time: Time, tid: Tid, start: Avma, length: u64 },
+    /// The thread's `munmap` or `mremap` failed: the range it released last lives on.
+    UnmapFailed { time: Time, tid: Tid },
+    /// `mremap` is about to take this range. Followed by `Remap` or `UnmapFailed` of the thread.
+    RemapStart { time: Time, tid: Tid, start: Avma, length: u64 },
+    /// `mremap` made this range out of the one its thread released last, and kept its stack;
+    /// `stack` is the caller of `mremap`, to which growth is charged.
+    Remap { time: Time, tid: Tid, start: Avma, length: u64, stack: WireStackId },
+    /// The program break moved from `old` to `new`.
+    Break { time: Time, tid: Tid, old: Avma, new: Avma, stack: WireStackId },
+    /// `child` was forked from `parent`: it inherits a copy of its memory.
+    Fork { time: Time, parent: Pid, child: Pid },
+    /// The process runs a new program; all its memory is gone.
+    Exec { time: Time, pid: Pid, exe: Vec<u8>, command: Vec<Vec<u8>> },
+    /// The process has ended.
+    Exit { time: Time, pid: Pid },
+    /// Resident memory of a process, sampled.
+    Resident { time: Time, pid: Pid, rss_bytes: u64 },
+    /// The kernel's and the daemon's counters so far: (name, value), absolute.
+    Counters(Vec<(String, u64)>),
+    /// Time passes.
+    Tick { time: Time },
+    /// The last record of a session that was ended in order.
+    End { time: Time, reason: EndReason },
+}
+
+/// Who traced, where and how.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Session {
+    /// memtrace's version.
+    pub tool_version: String,
+    /// `uname -r` of the host.
+    pub kernel: String,
+    /// Seconds since the epoch at the start.
+    pub started_unix_s: u64,
+    /// The process that was named or started.
+    pub pid: Pid,
+    /// How the trace began.
+    pub origin: Origin,
+}
+
+/// How the observation of the target began.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Origin {
+    /// Attached to a running process: what it allocated before is unknown.
+    Attached,
+    /// Started by memtrace: everything is known from the first instruction.
+    Launched,
+}
+
+/// A probe in a function of an allocator.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Probe {
+    /// The function, such as `malloc`.
+    pub symbol: String,
+    /// Path of the ELF file.
+    pub module: Vec<u8>,
+    /// Where in the file the probe sits.
+    pub offset: FileOffset,
+    /// What a hit costs.
+    pub cost: ProbeCost,
+}
+
+/// What a hit of a probe costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ProbeCost {
+    /// The kernel emulates the instruction: about 0.7 µs.
+    Emulated,
+    /// The kernel steps over the instruction out of line: about 9 µs on a virtual machine.
+    Stepped,
+}
+
+/// A process under observation.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Process {
+    /// When the observation began.
+    pub time: Time,
+    /// Its id.
+    pub pid: Pid,
+    /// Its parent, if that is observed too.
+    pub parent: Option<Pid>,
+    /// Path of its executable.
+    pub exe: Vec<u8>,
+    /// Its command line.
+    pub command: Vec<Vec<u8>>,
+}
+
+/// What a process held before memtrace saw it, from `/proc/PID/smaps`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BeforeAttach {
+    /// The process.
+    pub pid: Pid,
+    /// Size of the `[heap]` mapping.
+    pub heap_bytes: u64,
+    /// Size of private anonymous writable mappings other than heap and stacks.
+    pub anonymous_bytes: u64,
+    /// Resident set size.
+    pub resident_bytes: u64,
+}
+
+/// An executable mapping.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Module {
+    /// When it was seen.
+    pub time: Time,
+    /// The process.
+    pub pid: Pid,
+    /// First address.
+    pub start: Avma,
+    /// One past the last address.
+    pub end: Avma,
+    /// Offset in the file of the first byte.
+    pub offset: FileOffset,
+    /// What is mapped.
+    pub image: Image,
+}
+
+/// What an executable mapping shows.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Image {
+    /// An ELF file.
+    File { path: Vec<u8>, build_id: Vec<u8> },
+    /// The kernel's vDSO.
+    Vdso,
+    /// Memory without a file: code made at run time.
+    Anonymous,
+}
+
+/// What a new mapping is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum MapKind {
+    /// Private memory without a file.
+    Anonymous,
+    /// A file, private or shared.
+    File,
+    /// Shared memory without a file.
+    Shared,
+    /// Address space only (`PROT_NONE`).
+    Reserved,
+}
+
+/// Why a session ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndReason {
+    /// Every observed process has ended.
+    TargetExited,
+    /// The user asked for it (Ctrl-C, SIGTERM).
+    Interrupted,
+    /// The duration asked for is over.
+    DurationOver,
+}
