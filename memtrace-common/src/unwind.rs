@@ -260,11 +260,9 @@ fn step_frame_pointer(regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
 fn step_signal(context: u64, mut read_stack: impl FnMut(u64) -> Option<u64>) -> Step {
     let pc_slot = context.wrapping_add(ucontext::RIP);
     let fp_slot = context.wrapping_add(ucontext::RBP);
-    let (Some(pc), Some(sp), Some(fp)) = (
-        read_stack(pc_slot),
-        read_stack(context.wrapping_add(ucontext::RSP)),
-        read_stack(fp_slot),
-    ) else {
+    let (Some(pc), Some(sp), Some(fp)) =
+        (read_stack(pc_slot), read_stack(context.wrapping_add(ucontext::RSP)), read_stack(fp_slot))
+    else {
         return Step::End(End::UnreadableStack);
     };
     if pc == 0 {

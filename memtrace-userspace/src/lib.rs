@@ -6,5 +6,10 @@
 //!   trace ┘                                          └→ …            symbols: asked by views only
 //! ```
 
+pub mod cfi;
+pub mod live;
 pub mod pipeline;
 pub mod record;
+pub mod symbols;
+pub mod trace;
+pub mod views;

@@ -7,6 +7,8 @@
 //! Times are nanoseconds since the start of the session ([`Time`]). Text that comes from the
 //! target (names, paths, command lines) is kept as it came; views make it printable.
 
+#![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
+
 use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;

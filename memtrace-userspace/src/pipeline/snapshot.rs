@@ -3,6 +3,8 @@
 //! A snapshot is immutable and shared (`Arc<Snapshot>`): views read it without a lock while the
 //! pipeline goes on. It speaks of stacks and addresses; names are the symbolizer's business.
 
+#![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
+
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};

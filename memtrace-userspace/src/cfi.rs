@@ -1,0 +1,1 @@
+//! Unwind tables: `.eh_frame` in, 8-byte rows out.
