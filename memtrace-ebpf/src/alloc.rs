@@ -14,7 +14,7 @@ use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Api, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::emit::{self, Urgency, header};
+use crate::emit::{self, Context, Urgency, header};
 use crate::maps::{PROCESS_INDEX, SLOTS, Slot, count};
 use crate::unwind;
 
@@ -83,16 +83,10 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
         count(Counter::FailedCalls);
         return None;
     }
-    let caller = Regs {
-        pc: regs.rip,
-        sp: regs.rsp,
-        fp: regs.rbp,
-        pc_kind: PcKind::ReturnAddress,
-    };
-    let stack = unwind::capture((pid_tgid >> 32) as u32, slot.process, caller);
-    let event =
-        Alloc { header: header(Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
-    emit::send(event, Counter::LostAllocs, Urgency::Normal);
+    let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
+    let stack = unwind::capture((pid_tgid >> 32) as u32, slot.process, caller, Context::Probe);
+    let event = Alloc { header: header(Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
+    emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Probe);
     Some(())
 }
 
@@ -116,7 +110,7 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
 #[inline(always)]
 fn send_block(kind: Kind, api: u32, ptr: u64) {
     let event = Free { header: header(kind, api as u8, 0), ptr };
-    emit::send(event, Counter::LostFrees, Urgency::Normal);
+    emit::send(event, Counter::LostFrees, Urgency::Normal, Context::Probe);
 }
 
 /// The current thread's slot, made if it is the first time; `None` if its process is not traced.

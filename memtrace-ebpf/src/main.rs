@@ -60,7 +60,6 @@ pub fn empty_return(_ctx: RetProbeContext) -> u32 {
 /// A system call is entered.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
     let _ = vm::sys_enter(&ctx);
     0
 }
@@ -68,7 +67,6 @@ pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {
 /// A system call returns.
 #[btf_tracepoint(function = "sys_exit")]
 pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
     let _ = vm::sys_exit(&ctx);
     0
 }
@@ -76,23 +74,20 @@ pub fn sys_exit(ctx: BtfTracePointContext) -> i32 {
 /// A thread or process was made.
 #[btf_tracepoint(function = "sched_process_fork")]
 pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
     let _ = process::forked(&ctx);
     0
 }
 
 /// A process runs a new program.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
+pub fn sched_process_exec(_ctx: BtfTracePointContext) -> i32 {
     let _ = process::executed();
     0
 }
 
 /// A thread ends.
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
+pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
     let _ = process::exited();
     0
 }
@@ -100,7 +95,6 @@ pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
 /// A thread gets a name.
 #[btf_tracepoint(function = "task_rename")]
 pub fn task_rename(ctx: BtfTracePointContext) -> i32 {
-    never_taken(&ctx);
     let _ = process::renamed(&ctx);
     0
 }

@@ -18,7 +18,7 @@ use memtrace_common::unwind::Regs;
 
 /// Written by the daemon into the object before it is loaded; constant afterwards.
 #[unsafe(no_mangle)]
-static SETTINGS: Settings = Settings {
+pub static SETTINGS: Settings = Settings {
     back_pressure_ns: 0,
     offsets: memtrace_common::config::KernelOffsets {
         task_pid: 0,
@@ -34,12 +34,14 @@ static SETTINGS: Settings = Settings {
     },
 };
 
-/// The settings of this session.
-#[inline(always)]
-pub fn settings() -> Settings {
-    // SAFETY: reads a static; volatile, because the loader changes it behind the compiler's back.
-    unsafe { core::ptr::read_volatile(&raw const SETTINGS) }
+/// Reads one of the settings, such as `setting!(offsets.task_pid)`.
+macro_rules! setting {
+    ($($field:tt)+) => {
+        // SAFETY: reads a static; volatile, because the loader changes it behind the compiler.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$($field)+) }
+    };
 }
+pub(crate) use setting;
 
 /// Events to the daemon. The daemon sets the size.
 #[map]
@@ -224,7 +226,9 @@ pub fn set_shared_value(index: u32, new: u64) {
 pub unsafe fn try_claim(flag: *mut u64) -> bool {
     let mut value = 1u64;
     // SAFETY: by the caller's promise; map values are aligned.
-    unsafe { asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack)) };
+    unsafe {
+        asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack))
+    };
     value == 0
 }
 
@@ -236,7 +240,9 @@ pub unsafe fn try_claim(flag: *mut u64) -> bool {
 pub unsafe fn release(flag: *mut u64) {
     let mut value = 0u64;
     // SAFETY: by the caller's promise; map values are aligned.
-    unsafe { asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack)) };
+    unsafe {
+        asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack))
+    };
     let _ = value;
 }
 
@@ -245,10 +251,11 @@ pub unsafe fn release(flag: *mut u64) {
 /// From 6.13 on, a tracing program that uses 64 bytes of stack or more runs on a stack of its own
 /// for each CPU, as if it could not be preempted; uprobe programs can be, and two of them on one
 /// such stack have brought hosts down. A program that contains a tail call is exempt
-/// (`bpf_enable_priv_stack` in kernel/bpf/verifier.c).
+/// (`check_max_stack_depth` in kernel/bpf/verifier.c). Tracepoint programs need none of this: they
+/// run with preemption off.
 #[inline(always)]
 pub fn never_taken<C: aya_ebpf::EbpfContext>(ctx: &C) {
-    if settings().back_pressure_ns == u64::MAX {
+    if setting!(back_pressure_ns) == u64::MAX {
         // SAFETY: the map is empty, so even a call would fall through.
         let _ = unsafe { NO_PROGRAMS.tail_call(ctx, 0) };
     }

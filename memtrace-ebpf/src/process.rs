@@ -12,8 +12,8 @@ use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Header, Kind, Task};
 
-use crate::emit::{self, Urgency, header};
-use crate::maps::{PENDING, PROCESS_INDEX, PROCESSES, SLOTS, settings, shared, shared_value};
+use crate::emit::{self, Context, Urgency, header};
+use crate::maps::{PENDING, PROCESS_INDEX, PROCESSES, SLOTS, setting, shared, shared_value};
 use crate::unwind::kernel_word;
 
 const SIGSTOP: u32 = 19;
@@ -35,11 +35,10 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
     let parent_tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
     // SAFETY: a map value, written before the key is visible.
     let process = PROCESS_INDEX.get_ptr(parent_tgid).map(|index| unsafe { *index })?;
-    let offsets = settings().offsets;
     let parent: u64 = ctx.arg(0);
     let child: u64 = ctx.arg(1);
-    let child_tid = kernel_word(child, offsets.task_pid) as u32;
-    let child_tgid = kernel_word(child, offsets.task_tgid) as u32;
+    let child_tid = kernel_word(child, setting!(offsets.task_pid)) as u32;
+    let child_tgid = kernel_word(child, setting!(offsets.task_tgid)) as u32;
     // A slot that an earlier thread of this id left behind must not be taken for its.
     let _ = SLOTS.remove(child_tid);
     let kind = if child_tgid == parent_tgid { Kind::ThreadStart } else { Kind::Fork };
@@ -50,16 +49,17 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
     if child_tgid == parent_tgid {
-        emit::send(event, Counter::LostLifecycle, Urgency::Normal);
+        emit::send(event, Counter::LostLifecycle, Urgency::Normal, Context::Tracepoint);
         return Some(());
     }
     if PROCESSES.get(process)?.flags & process_flag::FOLLOW_CHILDREN == 0 {
         return None;
     }
-    let shares_memory = kernel_word(parent, offsets.task_mm) == kernel_word(child, offsets.task_mm);
+    let shares_memory = kernel_word(parent, setting!(offsets.task_mm))
+        == kernel_word(child, setting!(offsets.task_mm));
     let how = if shares_memory { pending::VFORKED } else { pending::FORKED };
     if PENDING.insert(child_tgid, how, 0).is_ok() && !shares_memory {
-        emit::send(event, Counter::LostLifecycle, Urgency::WakeUp);
+        emit::send(event, Counter::LostLifecycle, Urgency::WakeUp, Context::Tracepoint);
     }
     Some(())
 }
@@ -103,11 +103,10 @@ pub fn exited() -> Option<()> {
     }
     let _ = SLOTS.remove(pid_tgid as u32);
     send_current(Kind::ThreadExit, Urgency::Normal);
-    let offsets = settings().offsets;
     // SAFETY: a helper without preconditions.
     let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task() };
-    let signal = kernel_word(task, offsets.task_signal);
-    if kernel_word(signal, offsets.signal_live) as u32 == 0 {
+    let signal = kernel_word(task, setting!(offsets.task_signal));
+    if kernel_word(signal, setting!(offsets.signal_live)) as u32 == 0 {
         let _ = PROCESS_INDEX.remove(tgid);
         send_current(Kind::ProcessExit, Urgency::WakeUp);
     }
@@ -118,12 +117,11 @@ pub fn exited() -> Option<()> {
 #[inline(always)]
 pub fn renamed(ctx: &BtfTracePointContext) -> Option<()> {
     let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-    let offsets = settings().offsets;
     let task: u64 = ctx.arg(0);
     let name: *const core::ffi::c_void = ctx.arg(1);
     PROCESS_INDEX.get_ptr(tgid)?;
-    let pid = kernel_word(task, offsets.task_tgid) as u32;
-    let tid = kernel_word(task, offsets.task_pid) as u32;
+    let pid = kernel_word(task, setting!(offsets.task_tgid)) as u32;
+    let tid = kernel_word(task, setting!(offsets.task_pid)) as u32;
     let mut comm = [0u8; 16];
     // SAFETY: the helper checks the address and ends the copy at the size.
     let length = unsafe { bpf_probe_read_kernel_str(comm.as_mut_ptr().cast(), 16, name) };
@@ -132,7 +130,7 @@ pub fn renamed(ctx: &BtfTracePointContext) -> Option<()> {
     }
     let event =
         Task { header: Header { tid, ..header(Kind::ThreadName, 0, 0) }, pid, parent_pid: 0, comm };
-    emit::send(event, Counter::LostLifecycle, Urgency::Normal);
+    emit::send(event, Counter::LostLifecycle, Urgency::Normal, Context::Tracepoint);
     Some(())
 }
 
@@ -145,7 +143,7 @@ pub fn send_current(kind: Kind, urgency: Urgency) {
         parent_pid: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
     };
-    emit::send(event, Counter::LostLifecycle, urgency);
+    emit::send(event, Counter::LostLifecycle, urgency, Context::Tracepoint);
 }
 
 /// Stops the current process until the daemon continues it, if the daemon lives.
@@ -162,4 +160,3 @@ pub fn stop_current() {
         send_current(Kind::Stopped, Urgency::WakeUp);
     }
 }
-

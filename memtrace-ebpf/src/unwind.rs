@@ -23,10 +23,10 @@ use memtrace_common::counter::Counter;
 use memtrace_common::event::{Kind, Stack};
 use memtrace_common::unwind::{End, PcKind, Regs, Row, Step, cfa, step};
 
-use crate::emit;
+use crate::emit::{self, Context};
 use crate::maps::{
     BUCKETS, MODULES, PROCESSES, REMEMBERED, ROWS, Remembered, SCRATCH, SENT, Scratch, WALKING,
-    count, release, settings, store_regs, try_claim,
+    count, release, setting, store_regs, try_claim,
 };
 
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
@@ -53,15 +53,31 @@ fn bounded<const MASK: u32>(value: u64) -> u64 {
     value
 }
 
+/// The element of `array` at `index & MASK`; the mask is less than the length.
+#[inline(always)]
+fn element<const MASK: u32, T: Copy, const N: usize>(array: &[T; N], index: u64) -> T {
+    const { assert!((MASK as usize) < N) };
+    // SAFETY: the mask keeps the index in the array.
+    unsafe { *array.get_unchecked(bounded::<MASK>(index) as usize) }
+}
+
+/// Sets the element of `array` at `index & MASK`; the mask is less than the length.
+#[inline(always)]
+fn set_element<const MASK: u32, T, const N: usize>(array: &mut [T; N], index: u64, value: T) {
+    const { assert!((MASK as usize) < N) };
+    // SAFETY: the mask keeps the index in the array.
+    unsafe { *array.get_unchecked_mut(bounded::<MASK>(index) as usize) = value };
+}
+
 /// The id of the stack that `regs` is the innermost frame of; 0 if it could not be walked at all.
 #[inline(always)]
-pub fn capture(tgid: u32, process: u32, regs: Regs) -> u64 {
+pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
     let Some((index, scratch)) = claim() else {
         count(Counter::NoScratch);
         return 0;
     };
     // SAFETY: claimed, so nobody else writes to it.
-    let id = capture_with(unsafe { &mut *scratch }, index, tgid, process, regs);
+    let id = capture_with(unsafe { &mut *scratch }, index, tgid, process, regs, context);
     // SAFETY: a map value that this program has claimed.
     unsafe { release(&raw mut (*scratch).claimed) };
     id
@@ -84,11 +100,18 @@ fn claim() -> Option<(u32, *mut Scratch)> {
 }
 
 #[inline(always)]
-fn capture_with(s: &mut Scratch, index: u32, tgid: u32, process: u32, regs: Regs) -> u64 {
+fn capture_with(
+    s: &mut Scratch,
+    index: u32,
+    tgid: u32,
+    process: u32,
+    regs: Regs,
+    context: Context,
+) -> u64 {
     let Some(table) = PROCESSES.get(process) else { return 0 };
     let owner = (process as u64) << 32 | table.generation as u64;
-    let first_place = mix(regs.sp ^ mix(regs.pc)) as u32 & (REMEMBERED_STACKS - 1)
-        & !(REMEMBERED_WAYS - 1);
+    let first_place =
+        mix(regs.sp ^ mix(regs.pc)) as u32 & (REMEMBERED_STACKS - 1) & !(REMEMBERED_WAYS - 1);
     for way in 0..REMEMBERED_WAYS {
         if let Some(remembered) = REMEMBERED.get_ptr_mut(first_place + way) {
             // SAFETY: a map value; `recall` guards against writers.
@@ -114,13 +137,13 @@ fn capture_with(s: &mut Scratch, index: u32, tgid: u32, process: u32, regs: Regs
     s.frames[0] = regs.lookup_pc();
     s.hash = mix(owner ^ mix(regs.lookup_pc()));
     store_regs(s, regs);
-    let mut context = index;
+    let mut scratch_index = index;
     // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
     unsafe {
         generated::bpf_loop(
             MAX_FRAMES as u32,
             walk_step as *mut c_void,
-            (&raw mut context).cast(),
+            (&raw mut scratch_index).cast(),
             0,
         );
     }
@@ -128,7 +151,7 @@ fn capture_with(s: &mut Scratch, index: u32, tgid: u32, process: u32, regs: Regs
         s.end = End::FrameLimit as u32;
     }
     let id = mix(s.hash ^ s.end as u64) | 1;
-    if send_if_new(s, tgid, id) && s.end == End::Root as u32 {
+    if send_if_new(s, tgid, id, context) && s.end == End::Root as u32 {
         remember(s, first_place + (id >> 32) as u32 % REMEMBERED_WAYS, owner, regs, id);
     }
     id
@@ -169,8 +192,10 @@ fn recall(s: &mut Scratch, remembered: &Remembered, owner: u64, regs: Regs) -> u
         // Eight without a branch: slots behind the last one repeat it.
         let mut j = 0;
         while j < 8 {
-            let offset_by_8 = bounded::<0x1fff>(remembered.slot_offset_by_8[i + j] as u64);
-            difference |= s.copy[offset_by_8 as usize] ^ remembered.slot_value[i + j];
+            let offset_by_8 =
+                element::<0xff, _, _>(&remembered.slot_offset_by_8, (i + j) as u64) as u64;
+            let word = element::<0x1fff, _, _>(&s.copy, offset_by_8);
+            difference |= word ^ element::<0xff, _, _>(&remembered.slot_value, (i + j) as u64);
             j += 1;
         }
         i += 8;
@@ -221,15 +246,15 @@ fn remember(s: &Scratch, place: u32, owner: u64, regs: Regs, id: u64) {
             break;
         }
         if i < slot_count {
-            last_offset = s.slot_offset_by_8[i];
-            last_value = s.slot_value[i];
+            last_offset = element::<0xff, _, _>(&s.slot_offset_by_8, i as u64);
+            last_value = element::<0xff, _, _>(&s.slot_value, i as u64);
             let end = (last_offset as u32 + 1) * 8;
             if end > span {
                 span = end;
             }
         }
-        remembered.slot_offset_by_8[i] = last_offset;
-        remembered.slot_value[i] = last_value;
+        set_element::<0xff, _, _>(&mut remembered.slot_offset_by_8, i as u64, last_offset);
+        set_element::<0xff, _, _>(&mut remembered.slot_value, i as u64, last_value);
         i += 1;
     }
     remembered.slot_count = slot_count as u64;
@@ -256,7 +281,7 @@ fn set_version(remembered: &mut Remembered, version: u64) {
 
 /// Sends the frames behind `id` unless the daemon has them; false if they were lost.
 #[inline(always)]
-fn send_if_new(s: &mut Scratch, tgid: u32, id: u64) -> bool {
+fn send_if_new(s: &mut Scratch, tgid: u32, id: u64, context: Context) -> bool {
     let Some(sent) = SENT.get_ptr_mut((id >> 8) as u32 & (SENT_STACKS - 1)) else { return false };
     // A lost race sends a stack twice, which is harmless.
     // SAFETY: a map value, aligned.
@@ -264,18 +289,14 @@ fn send_if_new(s: &mut Scratch, tgid: u32, id: u64) -> bool {
         return true;
     }
     let frames = s.frame_count;
-    s.stack = Stack {
-        header: emit::header(Kind::Stack, 0, s.end as u16),
-        id,
-        pid: tgid,
-        frames,
-    };
+    s.stack = Stack { header: emit::header(Kind::Stack, 0, s.end as u16), id, pid: tgid, frames };
     let bytes = bounded::<0x3fff>(size_of::<Stack>() as u64 + frames as u64 * 8);
     if bytes > (size_of::<Stack>() + MAX_FRAMES * 8) as u64 {
         return false;
     }
     // SAFETY: header and frames lie one behind the other in the scratch; the size was checked.
-    if !unsafe { emit::send_bytes((&raw mut s.stack).cast(), bytes, Counter::LostStacks) } {
+    if !unsafe { emit::send_bytes((&raw mut s.stack).cast(), bytes, Counter::LostStacks, context) }
+    {
         return false;
     }
     // SAFETY: as above.
@@ -309,7 +330,7 @@ unsafe extern "C" fn walk_step(_step: u64, context: *mut c_void) -> u64 {
             regs.pc = address;
             let pc = regs.lookup_pc();
             let last = s.frame_count.wrapping_sub(1);
-            s.frames[bounded::<0x3ff>(last as u64) as usize] = pc;
+            set_element::<0x3ff, _, _>(&mut s.frames, last as u64, pc);
             s.hash = mix(s.hash ^ pc);
             // The stack word is the trampoline's, whoever the caller is: it recognises nothing.
             s.slot_count = MAX_REMEMBERED_SLOTS as u32 + 1;
@@ -345,7 +366,7 @@ unsafe extern "C" fn walk_step(_step: u64, context: *mut c_void) -> u64 {
                 return 1;
             }
             let pc = caller.lookup_pc();
-            s.frames[bounded::<0x3ff>(count as u64) as usize] = pc;
+            set_element::<0x3ff, _, _>(&mut s.frames, count as u64, pc);
             s.frame_count = count + 1;
             s.hash = mix(s.hash ^ pc);
             store_regs(s, caller);
@@ -382,14 +403,15 @@ fn note_frame_pointer(s: &mut Scratch, row: Row, regs: Regs) {
 fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     let offset = address.wrapping_sub(s.base);
     let count = s.slot_count;
-    if count as usize >= MAX_REMEMBERED_SLOTS || offset >= STACK_COPY_BYTES as u64 || offset & 7 != 0
+    if count as usize >= MAX_REMEMBERED_SLOTS
+        || offset >= STACK_COPY_BYTES as u64
+        || offset & 7 != 0
     {
         s.slot_count = MAX_REMEMBERED_SLOTS as u32 + 1;
         return;
     }
-    let i = bounded::<0xff>(count as u64) as usize;
-    s.slot_offset_by_8[i] = (offset >> 3) as u16;
-    s.slot_value[i] = value;
+    set_element::<0xff, _, _>(&mut s.slot_offset_by_8, count as u64, (offset >> 3) as u16);
+    set_element::<0xff, _, _>(&mut s.slot_value, count as u64, value);
     s.slot_count = count + 1;
 }
 
@@ -420,8 +442,7 @@ fn copy_ahead(s: &mut Scratch, sp: u64) {
 fn read_stack(s: &Scratch, address: u64) -> Option<u64> {
     let offset = address.wrapping_sub(s.base);
     if offset & 7 == 0 && offset < s.copied && offset < STACK_COPY_BYTES as u64 {
-        let i = bounded::<0x1fff>(offset >> 3) as usize;
-        return Some(s.copy[i]);
+        return Some(element::<0x1fff, _, _>(&s.copy, offset >> 3));
     }
     let mut word = 0u64;
     // SAFETY: the helper checks the user address.
@@ -462,19 +483,21 @@ fn find_row(s: &mut Scratch, pc: u64) -> Option<Row> {
             high = middle - 1;
         }
     }
-    row_at(low).copied()
+    row_at(low)
 }
 
 #[inline(always)]
 fn bucket_entry(index: u32) -> Option<u32> {
-    let chunk = BUCKETS.get(index / BUCKETS_PER_CHUNK as u32)?;
-    Some(chunk[bounded::<0x3ff>(index as u64) as usize])
+    let chunk = BUCKETS.get_ptr(index / BUCKETS_PER_CHUNK as u32)?;
+    // SAFETY: a map value, which programs only read.
+    Some(element::<0x3ff, _, _>(unsafe { &*chunk }, index as u64))
 }
 
 #[inline(always)]
-fn row_at(index: u32) -> Option<&'static Row> {
-    let chunk = ROWS.get(index / ROWS_PER_CHUNK as u32)?;
-    Some(&chunk[bounded::<0x1ff>(index as u64) as usize])
+fn row_at(index: u32) -> Option<Row> {
+    let chunk = ROWS.get_ptr(index / ROWS_PER_CHUNK as u32)?;
+    // SAFETY: a map value, which programs only read.
+    Some(element::<0x1ff, _, _>(unsafe { &*chunk }, index as u64))
 }
 
 /// Puts the module that holds `pc` into the scratch.
@@ -508,19 +531,18 @@ fn find_module(s: &mut Scratch, pc: u64) -> Option<()> {
 /// include/linux/uprobes.h).
 #[inline(always)]
 fn hijacked_address(slot: u64) -> u64 {
-    let offsets = settings().offsets;
     // SAFETY: a helper without preconditions.
     let task = unsafe { generated::bpf_get_current_task() };
-    let utask = kernel_word(task, offsets.task_utask);
-    let mut instance = kernel_word(utask, offsets.utask_return_instances);
+    let utask = kernel_word(task, setting!(offsets.task_utask));
+    let mut instance = kernel_word(utask, setting!(offsets.utask_return_instances));
     for _ in 0..RETURN_INSTANCES {
         if instance == 0 {
             break;
         }
-        if kernel_word(instance, offsets.return_instance_stack) == slot {
-            return kernel_word(instance, offsets.return_instance_address);
+        if kernel_word(instance, setting!(offsets.return_instance_stack)) == slot {
+            return kernel_word(instance, setting!(offsets.return_instance_address));
         }
-        instance = kernel_word(instance, offsets.return_instance_next);
+        instance = kernel_word(instance, setting!(offsets.return_instance_next));
     }
     0
 }

@@ -12,7 +12,7 @@ use memtrace_common::counter::Counter;
 use memtrace_common::event::{Api, Kind, Mapping, flag};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::emit::{self, Urgency, header};
+use crate::emit::{self, Context, Urgency, header};
 use crate::maps::{PROCESS_INDEX, PROCESSES};
 use crate::{process, unwind};
 
@@ -56,7 +56,7 @@ pub fn sys_enter(ctx: &BtfTracePointContext) -> Option<()> {
         event.old_length = if regs.r10 & MREMAP_DONTUNMAP != 0 { 0 } else { regs.rsi };
         event
     };
-    emit::send(event, Counter::LostMappings, Urgency::Normal);
+    emit::send(event, Counter::LostMappings, Urgency::Normal, Context::Tracepoint);
     Some(())
 }
 
@@ -104,12 +104,12 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     if event.header.kind != Kind::UnmapFailed as u8 {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
-        event.stack = unwind::capture(tgid, process, at);
+        event.stack = unwind::capture(tgid, process, at, Context::Tracepoint);
     }
     if maps_code {
         urgency = Urgency::WakeUp;
     }
-    emit::send(event, Counter::LostMappings, urgency);
+    emit::send(event, Counter::LostMappings, urgency, Context::Tracepoint);
     if maps_code && regs.r10 & MAP_ANONYMOUS == 0 {
         let flags = PROCESSES.get(process)?.flags;
         if flags & process_flag::STOP_FOR_CODE != 0 {
