@@ -35,6 +35,9 @@ mod tests;
 use elf::{Elf, Symbol, SymbolType};
 use names::{Family, Name};
 
+/// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
+const MAX_FUNCTIONS: usize = 512;
+
 /// The most bytes of one function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
@@ -145,6 +148,9 @@ pub enum Skip {
     /// The symbol points to memory that is not executable, or outside the file.
     #[error("not in the file's executable code")]
     NotInCode,
+    /// No real file has so many; this one and what follows it is left out.
+    #[error("the file defines more than {MAX_FUNCTIONS} functions of this kind")]
+    TooMany,
     /// The dynamic linker's own allocator, which is used only before libc's is there.
     #[error("belongs to the dynamic linker")]
     DynamicLinker,
@@ -199,6 +205,10 @@ pub fn find(file: &[u8]) -> Result<Found, AllocatorsError> {
     let mut found = Found::default();
     let mut candidates = Vec::new();
     for (name, symbol) in named_symbols(&elf) {
+        if candidates.len() + found.skipped.len() >= MAX_FUNCTIONS {
+            found.skip(symbol.name, Skip::TooMany);
+            break;
+        }
         match target(&elf, name, symbol) {
             Ok(target) => candidates.push((name, target)),
             Err(reason) => found.skip(symbol.name, reason),

@@ -38,10 +38,10 @@ pub(super) enum SymbolType {
 /// What the dynamic linker will store in a word of the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Slot<'data> {
-    /// The address of the symbol with this name.
-    Symbol(&'data str),
-    /// An address of this file.
-    Address(Svma),
+    /// The address of the symbol with this name, which another file defines.
+    Imported(&'data str),
+    /// An address of this file, or of what another file puts in its place.
+    Defined(Svma),
 }
 
 impl<'data> Elf<'data> {
@@ -121,11 +121,15 @@ impl<'data> Elf<'data> {
                     RelocationTarget::Symbol(index) => {
                         let table = self.file.elf_dynamic_symbol_table();
                         let symbol = table.symbol(index).ok()?;
-                        let name = table.symbol_name(LE, symbol).ok()?;
-                        Slot::Symbol(std::str::from_utf8(name).ok()?)
+                        if symbol.st_shndx(LE) == elf::SHN_UNDEF {
+                            let name = table.symbol_name(LE, symbol).ok()?;
+                            Slot::Imported(std::str::from_utf8(name).ok()?)
+                        } else {
+                            Slot::Defined(Svma(symbol.st_value(LE)))
+                        }
                     }
                     RelocationTarget::Absolute => {
-                        Slot::Address(Svma(u64::try_from(relocation.addend()).ok()?))
+                        Slot::Defined(Svma(u64::try_from(relocation.addend()).ok()?))
                     }
                     _ => return None,
                 };

@@ -11,8 +11,11 @@
 //!   _Znwm    cmp rdi, 4096; ja slow; … ret          jemalloc's fast path returns by itself
 //! ```
 //!
-//! When in doubt a function does not only forward, and is probed.
+//! When in doubt a function does not only forward, and is probed: a release that is then seen twice
+//! is seen twice before the memory is gone, so that the second one finds no block and changes
+//! nothing, while a release that is not seen would look like a leak.
 
+use std::cell::{Cell, OnceCell};
 use std::collections::{HashMap, HashSet};
 
 use iced_x86::{
@@ -26,8 +29,11 @@ use super::names::Name;
 use super::{Role, Target, names};
 use crate::live::placement::branch_target;
 
-/// The most instructions of one function that are followed; real forwarders have about ten.
+/// The most instructions that are followed for one function; real forwarders have about ten.
 const MAX_STEPS: usize = 4096;
+
+/// The most functions that are followed in a row; mimalloc's deletes need two.
+const MAX_DEPTH: usize = 4;
 
 /// The longest PLT stub: `endbr64; bnd jmp [rip + x]`, padded.
 const PLT_STUB_BYTES: u64 = 16;
@@ -38,47 +44,71 @@ pub(super) fn find(elf: &Elf<'_>, candidates: &[(Name, Target)]) -> HashSet<Svma
     if !candidates.iter().any(|(name, _)| name.may_forward()) {
         return HashSet::new();
     }
-    let roles = candidates.iter().map(|(_, target)| (target.svma, target.role)).collect();
-    let resolver = Resolver { elf, roles, slots: elf.slots() };
+    let resolver = Resolver {
+        elf,
+        roles: candidates.iter().map(|(_, target)| (target.svma, target.role)).collect(),
+        slots: elf.slots(),
+        sizes: OnceCell::new(),
+        steps: Cell::new(0),
+    };
     candidates
         .iter()
-        .filter(|(name, target)| name.may_forward() && resolver.only_forwards(target))
+        .filter(|(name, Target { svma, size, role, .. })| {
+            resolver.steps.set(MAX_STEPS);
+            let function = Function { entry: *svma, size: *size, role: *role, depth: MAX_DEPTH };
+            name.may_forward() && resolver.only_forwards(function)
+        })
         .map(|(_, target)| target.svma)
         .collect()
 }
 
-/// Knows what is probed in a file, by address and by name.
+/// Knows what is probed in a file.
 struct Resolver<'elf, 'data> {
     elf: &'elf Elf<'data>,
     roles: HashMap<Svma, Role>,
     slots: HashMap<Svma, Slot<'data>>,
+    sizes: OnceCell<HashMap<Svma, u64>>,
+    /// Instructions that may still be followed for the present candidate.
+    steps: Cell<usize>,
 }
 
-/// What a function leaves for.
+/// How a function leaves.
+#[derive(Clone, Copy)]
 enum Exit {
-    /// A return.
     Return,
-    /// A function at this address.
-    Function(Svma),
-    /// The function whose address is in this word.
+    Jump(Destination),
+    Call(Destination),
+}
+
+/// Where a call or a jump leads.
+#[derive(Clone, Copy)]
+enum Destination {
+    /// To this address.
+    To(Svma),
+    /// To the address that is in this word.
     Through(Svma),
-    /// A register's value, or something that does not decode.
+    /// To a register's value.
+    Unknown,
+}
+
+/// The function that a call or a jump reaches, behind the PLT.
+enum Callee<'data> {
+    Here(Svma),
+    Elsewhere(&'data str),
     Unknown,
 }
 
 impl<'data> Resolver<'_, 'data> {
-    /// Whether `target` does nothing but call functions of its own role that are probed.
-    fn only_forwards(&self, target: &Target) -> bool {
-        let code = self.elf.code(target.svma, target.size);
-        let mut walk = Walk::new(code, target);
+    /// Whether the function does nothing but call others of its own role that are probed.
+    fn only_forwards(&self, function: Function) -> bool {
+        let mut walk = Walk::new(self.elf.code(function.entry, function.size), function);
         let mut forwarded = false;
         while let Some((position, pointer)) = walk.pending.pop() {
-            if walk.seen.len() > MAX_STEPS {
-                return false;
-            }
             if !walk.seen.insert((position, pointer)) {
                 continue;
             }
+            let Some(steps) = self.steps.get().checked_sub(1) else { return false };
+            self.steps.set(steps);
             match self.follow(&mut walk, position, pointer) {
                 Followed::Inside => {}
                 Followed::Covered => forwarded = true,
@@ -104,7 +134,7 @@ impl<'data> Resolver<'_, 'data> {
             }
             FlowControl::ConditionalBranch => {
                 // A NULL releases nothing, so the way that only a NULL takes does not count.
-                let tests_null = walk.role == Role::Release && pointer == Pointer::Tested;
+                let tests_null = walk.function.role == Role::Release && pointer == Pointer::Tested;
                 let condition = instruction.condition_code();
                 if !(tests_null && condition == ConditionCode::ne) {
                     walk.pending.push((next, pointer_after));
@@ -119,12 +149,12 @@ impl<'data> Resolver<'_, 'data> {
                 Some(to) => self.jump(walk, to, pointer_after),
                 None => Followed::Escaped,
             },
-            FlowControl::IndirectBranch => self.leave(walk, indirect(&instruction)),
+            FlowControl::IndirectBranch => self.leave(walk, Exit::Jump(indirect(&instruction))),
             FlowControl::Return => self.leave(walk, Exit::Return),
             FlowControl::Call | FlowControl::IndirectCall => {
-                let exit = branch_target(&instruction)
-                    .map_or_else(|| indirect(&instruction), |to| Exit::Function(Svma(to)));
-                match self.leave(walk, exit) {
+                let to = branch_target(&instruction)
+                    .map_or_else(|| indirect(&instruction), |to| Destination::To(Svma(to)));
+                match self.leave(walk, Exit::Call(to)) {
                     Followed::Covered => Followed::Covered,
                     Followed::Inside | Followed::Escaped => {
                         walk.pending.push((next, Pointer::Gone));
@@ -142,35 +172,53 @@ impl<'data> Resolver<'_, 'data> {
             walk.pending.push((to, pointer));
             return Followed::Inside;
         }
-        self.leave(walk, Exit::Function(Svma(to)))
+        self.leave(walk, Exit::Jump(Destination::To(Svma(to))))
     }
 
     fn leave(&self, walk: &Walk<'_>, exit: Exit) -> Followed {
-        let covered = match exit {
-            Exit::Return | Exit::Unknown => false,
-            Exit::Through(word) => self.is_probed_slot(walk, word),
-            Exit::Function(to) => {
-                self.is_probed(walk, to)
-                    || self.plt_slot(to).is_some_and(|word| self.is_probed_slot(walk, word))
-            }
+        let (Exit::Jump(destination) | Exit::Call(destination)) = exit else {
+            return Followed::Escaped;
         };
-        if covered { Followed::Covered } else { Followed::Escaped }
-    }
-
-    /// Whether at `to` there is another function of the same role that is probed or forwards.
-    fn is_probed(&self, walk: &Walk<'_>, to: Svma) -> bool {
-        to.0 != walk.entry && self.roles.get(&to) == Some(&walk.role)
-    }
-
-    fn is_probed_slot(&self, walk: &Walk<'_>, word: Svma) -> bool {
-        match self.slots.get(&word) {
-            // Whichever file defines it, a function of this name is probed there.
-            Some(Slot::Symbol(name)) => {
-                *name != walk.symbol
-                    && names::classify(name).is_some_and(|name| name.role() == walk.role)
+        let is_covered = match self.callee(destination) {
+            Callee::Here(entry) if entry == walk.function.entry => false,
+            Callee::Here(entry) => {
+                self.roles.get(&entry) == Some(&walk.function.role)
+                    || matches!(exit, Exit::Jump(_)) && self.also_forwards(walk.function, entry)
             }
-            Some(Slot::Address(to)) => self.is_probed(walk, *to),
-            None => false,
+            // Whichever file defines it, a function of this name is probed there.
+            Callee::Elsewhere(name) => {
+                names::classify(name).is_some_and(|name| name.role() == walk.function.role)
+            }
+            Callee::Unknown => false,
+        };
+        if is_covered { Followed::Covered } else { Followed::Escaped }
+    }
+
+    /// Whether the function at `entry`, in which `from` ends, does nothing but forward either.
+    ///
+    /// mimalloc 2.0: `operator delete` jumps to `mi_free_size`, which jumps to `mi_free`.
+    fn also_forwards(&self, from: Function, entry: Svma) -> bool {
+        let Some(depth) = from.depth.checked_sub(1) else { return false };
+        let sizes = self.sizes.get_or_init(|| {
+            self.elf.defined_symbols().map(|symbol| (symbol.svma, symbol.size)).collect()
+        });
+        let Some(&size) = sizes.get(&entry) else { return false };
+        self.only_forwards(Function { entry, size, depth, role: from.role })
+    }
+
+    fn callee(&self, destination: Destination) -> Callee<'data> {
+        let word = match destination {
+            Destination::To(entry) => match self.plt_slot(entry) {
+                Some(word) => word,
+                None => return Callee::Here(entry),
+            },
+            Destination::Through(word) => word,
+            Destination::Unknown => return Callee::Unknown,
+        };
+        match self.slots.get(&word) {
+            Some(Slot::Defined(entry)) => Callee::Here(*entry),
+            Some(Slot::Imported(name)) => Callee::Elsewhere(name),
+            None => Callee::Unknown,
         }
     }
 
@@ -183,7 +231,7 @@ impl<'data> Resolver<'_, 'data> {
             instruction = decoder.decode();
         }
         match (instruction.flow_control(), indirect(&instruction)) {
-            (FlowControl::IndirectBranch, Exit::Through(word)) => Some(word),
+            (FlowControl::IndirectBranch, Destination::Through(word)) => Some(word),
             _ => None,
         }
     }
@@ -229,48 +277,52 @@ impl Pointer {
 }
 
 /// The target of an indirect call or jump.
-fn indirect(instruction: &Instruction) -> Exit {
+fn indirect(instruction: &Instruction) -> Destination {
     if instruction.is_ip_rel_memory_operand() {
-        Exit::Through(Svma(instruction.ip_rel_memory_address()))
+        Destination::Through(Svma(instruction.ip_rel_memory_address()))
     } else {
-        Exit::Unknown
+        Destination::Unknown
     }
 }
 
-/// The state of a walk over one function. Addresses are SVMAs.
-struct Walk<'data> {
-    symbol: String,
-    decoder: Decoder<'data>,
-    entry: u64,
+/// A function to walk over.
+#[derive(Clone, Copy)]
+struct Function {
+    entry: Svma,
     size: u64,
     role: Role,
+    /// How many functions behind it may be followed.
+    depth: usize,
+}
+
+/// The state of a walk over one function. Positions are SVMAs.
+struct Walk<'data> {
+    function: Function,
+    decoder: Decoder<'data>,
     pending: Vec<(u64, Pointer)>,
     seen: HashSet<(u64, Pointer)>,
 }
 
 impl<'data> Walk<'data> {
-    fn new(code: &'data [u8], target: &Target) -> Walk<'data> {
-        let entry = target.svma.0;
+    fn new(code: &'data [u8], function: Function) -> Walk<'data> {
+        let entry = function.entry.0;
         Walk {
-            symbol: target.symbol.clone(),
+            function,
             decoder: Decoder::with_ip(64, code, entry, DecoderOptions::NONE),
-            entry,
-            size: target.size,
-            role: target.role,
             pending: vec![(entry, Pointer::InRdi)],
             seen: HashSet::new(),
         }
     }
 
-    fn contains(&self, svma: u64) -> bool {
-        svma.wrapping_sub(self.entry) < self.size
+    fn contains(&self, position: u64) -> bool {
+        position.wrapping_sub(self.function.entry.0) < self.function.size
     }
 
-    /// The instruction at `svma`, or `None` if it does not decode.
-    fn decode(&mut self, svma: u64) -> Option<Instruction> {
-        let position = usize::try_from(svma.wrapping_sub(self.entry)).ok()?;
-        self.decoder.set_position(position).ok()?;
-        self.decoder.set_ip(svma);
+    /// The instruction at `position`, or `None` if it does not decode.
+    fn decode(&mut self, position: u64) -> Option<Instruction> {
+        let from_entry = position.wrapping_sub(self.function.entry.0);
+        self.decoder.set_position(usize::try_from(from_entry).ok()?).ok()?;
+        self.decoder.set_ip(position);
         let instruction = self.decoder.decode();
         (!instruction.is_invalid()).then_some(instruction)
     }

@@ -261,6 +261,47 @@ fn operator_that_calls_malloc_through_the_plt_is_skipped() {
 }
 
 #[test]
+fn operator_that_forwards_through_functions_of_other_names_is_skipped() {
+    let mut fixture = Fixture::default();
+    fixture.function("malloc", BODY);
+    let free = fixture.dynamic_function("free", BODY);
+    fixture.dynamic_symbols.push(FixtureSymbol::function("mi_free", free, 2));
+    let free_stub = fixture.plt("mi_free");
+    let free_size = fixture.function_calling("mi_free_size", &[], 0xe9, free_stub);
+    fixture.function_calling("_ZdlPvm", &[], 0xe9, free_size);
+
+    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
+}
+
+#[test]
+fn functions_that_jump_to_each_other_are_followed_only_so_far() {
+    let mut fixture = Fixture::default();
+    let malloc = fixture.function("malloc", RET);
+    let mut next = fixture.function_calling("helper", &[], 0xe9, malloc);
+    for _ in 0..10 {
+        next = fixture.function_calling("helper", &[], 0xe9, next);
+    }
+    fixture.function_calling("_Znwm", &[], 0xe9, next);
+
+    let found = find(&fixture.build()).unwrap();
+
+    assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_Znwm"));
+}
+
+#[test]
+fn file_with_absurdly_many_allocators_is_cut_short() {
+    let mut fixture = Fixture::default();
+    for _ in 0..MAX_FUNCTIONS + 100 {
+        fixture.function("malloc", BODY);
+    }
+
+    let found = find(&fixture.build()).unwrap();
+
+    assert_eq!(found.targets.len(), MAX_FUNCTIONS);
+    assert_eq!(skipped(&found), [("malloc", Skip::TooMany)]);
+}
+
+#[test]
 fn operator_that_calls_something_else_is_probed() {
     let mut fixture = Fixture::default();
     fixture.dynamic_function("malloc", BODY);
