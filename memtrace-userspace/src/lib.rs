@@ -10,6 +10,7 @@ pub mod cfi;
 pub mod live;
 pub mod pipeline;
 pub mod record;
+pub mod session;
 pub mod symbols;
 pub mod trace;
 pub mod views;
