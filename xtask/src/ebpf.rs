@@ -95,10 +95,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 pub(crate) fn build(messages: Messages) -> Result<Built> {
     let toolchain = setup::ensure_toolchain()?;
     let crate_dir = shell::root().join("memtrace-ebpf");
-    let (feature, target_dir) = match messages {
-        Messages::Silent => (None, crate_dir.join("target")),
-        Messages::Logged => (Some("--features=log"), crate_dir.join("target/log")),
-    };
+    let target_dir = crate_dir.join("target");
     let mut command = Command::new(&toolchain.cargo);
     for variable in FOREIGN_VARIABLES {
         command.env_remove(variable);
@@ -112,8 +109,13 @@ pub(crate) fn build(messages: Messages) -> Result<Built> {
         .args(["build", "--release", "--target", TARGET, "-Zbuild-std=core"])
         // Debian's compiler is older than some dependencies ask for and builds them all the same.
         .args(["--ignore-rust-version", "--target-dir"])
-        .arg(&target_dir)
-        .args(feature);
+        .arg(&target_dir);
+    match messages {
+        Messages::Silent => {}
+        Messages::Logged => {
+            command.arg("--features=log");
+        }
+    }
     shell::run(&mut command)?;
 
     let object = target_dir.join(TARGET).join("release/memtrace-ebpf");
