@@ -11,14 +11,15 @@ const COMMITTED: &str = "../memtrace-ebpf/prebuilt/memtrace-ebpf.o";
 
 fn main() {
     let package = env::var("CARGO_MANIFEST_DIR").expect("cargo names the package's directory");
+    let named = env::var_os(VARIABLE).unwrap_or_else(|| COMMITTED.into());
     // `join` leaves an absolute path as it is.
-    let object = Path::new(&package).join(env::var_os(VARIABLE).unwrap_or_else(|| COMMITTED.into()));
-    let object = object.display();
+    let path = Path::new(&package).join(named);
+    let object = path.display();
 
     println!("cargo::rerun-if-env-changed={VARIABLE}");
     println!("cargo::rerun-if-changed={object}");
     println!("cargo::rustc-env={VARIABLE}={object}");
-    if !Path::new(&object.to_string()).is_file() {
+    if !path.is_file() {
         println!("cargo::warning=no kernel object at {object}; run `cargo xtask ebpf`");
     }
 }
