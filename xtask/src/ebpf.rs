@@ -11,13 +11,15 @@
 //! The object is committed so that a plain stable `cargo build` embeds it without a BPF toolchain.
 //! Freshness is a matter of sources, not of bytes: another compiler may build other bytes.
 
+mod strip;
+
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use serde_json::{Value, json};
 use sha2::{Digest as _, Sha256};
 
@@ -40,7 +42,6 @@ const FOREIGN_VARIABLES: &[&str] = &[
     "CARGO",
     "CARGO_BUILD_RUSTFLAGS",
     "CARGO_BUILD_TARGET",
-    "CARGO_ENCODED_RUSTFLAGS",
     "CARGO_TARGET_DIR",
     "RUSTC_WORKSPACE_WRAPPER",
     "RUSTC_WRAPPER",
@@ -105,7 +106,7 @@ pub(crate) fn build(messages: Messages) -> Result<Built> {
         .env("RUSTC", &toolchain.rustc)
         .env("RUSTC_BOOTSTRAP", "1")
         .env("LD_LIBRARY_PATH", toolchain.llvm_dir()?)
-        .env("CARGO_TARGET_BPFEL_UNKNOWN_NONE_LINKER", toolchain.linker())
+        .env("CARGO_ENCODED_RUSTFLAGS", rustc_flags(&toolchain)?)
         .args(["build", "--release", "--target", TARGET, "-Zbuild-std=core"])
         // Debian's compiler is older than some dependencies ask for and builds them all the same.
         .args(["--ignore-rust-version", "--target-dir"])
@@ -118,9 +119,32 @@ pub(crate) fn build(messages: Messages) -> Result<Built> {
     }
     shell::run(&mut command)?;
 
-    let object = target_dir.join(TARGET).join("release/memtrace-ebpf");
-    ensure!(object.is_file(), "the build left no {}", object.display());
+    let linked = target_dir.join(TARGET).join("release/memtrace-ebpf");
+    let content = fs::read(&linked).with_context(|| linked.display().to_string())?;
+    let object = target_dir.join(match messages {
+        Messages::Silent => "memtrace-ebpf.o",
+        Messages::Logged => "memtrace-ebpf-log.o",
+    });
+    fs::write(&object, strip::strip_debug(&content)?)
+        .with_context(|| object.display().to_string())?;
     Ok(Built { object, toolchain })
+}
+
+/// The compiler's flags, as cargo takes them from a variable.
+fn rustc_flags(toolchain: &Toolchain) -> Result<String> {
+    let mut flags = vec![
+        format!("-Clinker={}", toolchain.linker().display()),
+        // For the callbacks of bpf_loop.
+        "-Clink-arg=--btf".to_owned(),
+    ];
+    // BTF names source files: the same ones on every machine.
+    let home = env::var("HOME").context("HOME is not set")?;
+    let cargo_home = env::var("CARGO_HOME").unwrap_or_else(|_| format!("{home}/.cargo"));
+    let root = shell::root().display().to_string();
+    for (from, to) in [(cargo_home.as_str(), "/cargo"), (&root, "/memtrace")] {
+        flags.push(format!("--remap-path-prefix={from}={to}"));
+    }
+    Ok(flags.join("\x1f"))
 }
 
 /// Puts the object where it is committed, with a note of what it was built from and by.
