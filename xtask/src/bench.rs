@@ -41,7 +41,7 @@ pub(crate) struct Options {
 const DEPTHS: [u32; 3] = [0, 20, 60];
 
 /// What memtrace prints to stderr once its probes are in place.
-const ATTACHED: &str = "attached";
+const ATTACHED: &str = "attached to";
 
 /// How long memtrace may take to attach or, once its target is gone, to end.
 const PATIENCE: Duration = Duration::from_secs(60);

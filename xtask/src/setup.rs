@@ -26,7 +26,7 @@ pub(crate) struct Options {
     build_only: bool,
 }
 
-/// A program that must be there, and the Debian package that brings it.
+/// A program or library that must be there, and the Debian package that brings it.
 pub(crate) struct Program {
     /// Its name in `PATH`, or its path where the tests mean Debian's own build.
     name: &'static str,
@@ -40,6 +40,7 @@ pub(crate) const BUILD: &[Program] = &[Program { name: "cc", package: "build-ess
 pub(crate) const TESTS: &[Program] = &[
     Program { name: "g++", package: "build-essential" },
     Program { name: "go", package: "golang-go" },
+    Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
     Program { name: "/usr/bin/perl", package: "perl" },
@@ -47,6 +48,7 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "/usr/bin/redis-benchmark", package: "redis-tools" },
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
 ];
 
 /// The packages that make Debian's BPF toolchain.

@@ -13,8 +13,10 @@
 mod tally;
 
 use std::{
+    env,
+    ffi::{OsStr, OsString},
     io::{BufRead as _, BufReader},
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, ExitCode, Stdio},
 };
 
@@ -72,8 +74,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     session.unprivileged_tests(filter, object.as_ref());
     if options.unprivileged {
         session.skipped.push("privileged tests: --unprivileged".to_owned());
-    } else {
-        session.privileged_tests(filter, object.as_ref());
+    } else if let Some(privilege) = session.privilege() {
+        session.privileged_tests(&privilege, filter, object.as_ref());
     }
     Ok(session.conclude(filter))
 }
@@ -144,18 +146,36 @@ impl Session {
 
     /// Unit, golden and CLI tests of the workspace, and the documentation's examples.
     fn unprivileged_tests(&mut self, filter: Option<&str>, object: Option<&PathBuf>) {
-        let mut tests = cargo("test");
-        tests
-            .args(["--workspace", "--exclude", "memtrace-tests", "--no-fail-fast"])
+        const MEMTRACE: &[&str] = &["--workspace", "--exclude=memtrace-tests"];
+        const HARNESS: &[&str] = &["--package=memtrace-tests", "--lib", "--bins"];
+        for (name, packages) in
+            [("unit, golden and CLI tests", MEMTRACE), ("tests of the test harness", HARNESS)]
+        {
+            let mut tests = cargo("test");
             // A test that differs from its golden file fails; only `xtask bless` writes one.
-            .env("INSTA_UPDATE", "no");
-        embed(&mut tests, object);
-        tests.arg("--").args(filter);
-        self.count("unit, golden and CLI tests", tests);
+            tests.args(packages).arg("--no-fail-fast").env("INSTA_UPDATE", "no");
+            embed(&mut tests, object);
+            tests.arg("--").args(filter);
+            self.count(name, tests);
+        }
     }
 
-    /// The tests in crate memtrace-tests, on memtrace as it is shipped.
-    fn privileged_tests(&mut self, filter: Option<&str>, object: Option<&PathBuf>) {
+    /// The right to attach, if this machine gives it.
+    fn privilege(&mut self) -> Option<Privilege> {
+        let privilege = match Privilege::acquire() {
+            Privilege::Absent { reason } => Err(anyhow::anyhow!(reason)),
+            privilege @ (Privilege::Root | Privilege::Sudo) => Ok(privilege),
+        };
+        self.needs("privileged tests", privilege)
+    }
+
+    /// The tests that attach, in crate memtrace-tests, on memtrace as it is shipped.
+    fn privileged_tests(
+        &mut self,
+        privilege: &Privilege,
+        filter: Option<&str>,
+        object: Option<&PathBuf>,
+    ) {
         let mut build = cargo("build");
         build.args(["--release", "--package=memtrace-userspace", "--bin=memtrace"]);
         embed(&mut build, object);
@@ -163,19 +183,15 @@ impl Session {
             .check("release build of memtrace", || cargo::one(cargo::build(build)?, "memtrace"));
         let tests = self.check("build of the privileged tests", || {
             let mut build = cargo("test");
-            build.args(["--package=memtrace-tests", "--no-run"]);
+            build.args(["--package=memtrace-tests", "--tests", "--no-run"]);
             cargo::build(build)
         });
         let (Some(memtrace), Some(tests)) = (memtrace, tests) else { return };
-        let privilege = match Privilege::acquire() {
-            Privilege::Absent { reason } => {
-                self.needs::<()>("privileged tests", Err(anyhow::anyhow!(reason)));
-                return;
-            }
-            privilege @ (Privilege::Root | Privilege::Sudo) => privilege,
-        };
-        for test in &tests {
-            self.count(&test.name, privileged(&privilege, &memtrace, test, filter));
+        for test in tests.iter().filter(|test| test.kind == "test") {
+            self.count(&test.name, privileged(privilege, &memtrace, test, filter));
+        }
+        if *privilege == Privilege::Sudo {
+            self.needs("files that tests left as root", give_back_files(privilege));
         }
     }
 
@@ -222,24 +238,45 @@ fn embed(build: &mut Command, object: Option<&PathBuf>) {
 /// One test program of crate memtrace-tests, run as root, one test at a time.
 fn privileged(
     privilege: &Privilege,
-    memtrace: &PathBuf,
+    memtrace: &Path,
     test: &Executable,
     filter: Option<&str>,
 ) -> Command {
-    let mut assignment = std::ffi::OsString::from("MEMTRACE_BIN=");
-    assignment.push(memtrace);
-    // `env`, because sudo drops the caller's variables.
+    // `env`, because sudo drops the caller's variables. The tests compile programs with rustup's
+    // rustc, so they need to find it as the caller does.
     let mut command = privilege.command("env");
-    command.arg(assignment);
-    if shell::is_ci() {
-        command.arg("CI=true");
+    command.arg(assignment("MEMTRACE_BIN", memtrace.as_os_str()));
+    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "CI"] {
+        command.args(env::var_os(variable).map(|value| assignment(variable, &value)));
     }
+    let rustup = env::var_os("RUSTUP_HOME")
+        .or_else(|| env::home_dir().map(|home| home.join(".rustup").into_os_string()));
+    command.args(rustup.map(|dir| assignment("RUSTUP_HOME", &dir)));
     command
         .arg(&test.path)
         .arg("--test-threads=1")
         .args(filter)
         .current_dir(shell::root().join("tests"));
     command
+}
+
+/// `NAME=value`, as `env` takes it.
+fn assignment(name: &str, value: &OsStr) -> OsString {
+    let mut assignment = OsString::from(name);
+    assignment.push("=");
+    assignment.push(value);
+    assignment
+}
+
+/// Makes what tests wrote under `target` as root the caller's again.
+fn give_back_files(privilege: &Privilege) -> Result<()> {
+    let target = shell::root().join("target");
+    let mut command = privilege.command("chown");
+    command.args(["--recursive", "--reference"]).arg(&target);
+    for name in ["test-programs", "test-scratch", "test-privilege.lock"] {
+        command.arg(target.join(name));
+    }
+    shell::run(&mut command)
 }
 
 /// Runs a command, passes its stdout on and shows each line of it to `read`.
