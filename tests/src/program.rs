@@ -123,6 +123,8 @@ pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolcha
 pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
 /// Allocates slowly until it is told to stop.
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
+/// [`STEADY`] with the C library in the executable.
+pub const STEADY_STATIC: Program = program("steady_static", "steady.c", Toolchain::StaticC);
 /// Constructors, vectors, arrays, smart pointers.
 pub const CXX_OBJECTS: Program = program("cxx_objects", "cxx_objects.cc", Toolchain::Cxx);
 /// Exceptions past functions that have allocated, and out of `operator new`.

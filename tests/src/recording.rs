@@ -24,7 +24,7 @@ use crate::report::Report;
 pub const DEADLINE: Duration = Duration::from_secs(120);
 
 /// Part of the line that memtrace writes to stderr once it sees every call of its target.
-pub const ATTACHED: &str = "attached to";
+pub const ATTACHED: &str = "attached";
 
 /// What a finished memtrace said.
 #[derive(Debug)]
