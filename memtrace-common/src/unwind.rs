@@ -255,8 +255,14 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
 }
 
 /// `(pc, sp, fp) = (*(fp + 8), fp + 16, *fp)`, for code without unwind information.
+///
+/// A null `rbp` marks the outermost frame (x86-64 psABI, section 3.4.1). The start code of glibc's
+/// `ld.so`, from which all constructors are called, has no unwind information and runs with that.
 #[inline(always)]
 fn step_frame_pointer(regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>) -> Step {
+    if regs.fp == 0 {
+        return Step::End(End::Root);
+    }
     if regs.fp < regs.sp || regs.fp & 7 != 0 {
         return Step::End(End::NoUnwindInfo);
     }

@@ -192,6 +192,13 @@ fn no_row_and_no_frame_pointer_is_no_unwind_info() {
 }
 
 #[test]
+fn no_row_and_null_frame_pointer_is_the_root() {
+    let step = step(row(cfa::NONE, 0, RBP_SAME), regs(0x5000, STACK, 0), stack(&[1, 2]));
+
+    assert_eq!(step, Step::End(End::Root));
+}
+
+#[test]
 fn no_row_and_null_above_the_frame_pointer_is_the_root() {
     let words = [1, 2, 0, 0];
 
