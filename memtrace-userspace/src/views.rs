@@ -18,9 +18,12 @@ pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod label;
 pub mod layout;
+pub mod plain;
 pub mod printable;
 pub mod quantity;
 pub mod ranking;
 pub mod style;
 pub mod summary;
+pub mod tui;

@@ -114,7 +114,7 @@ fn before_attach(snapshot: &Snapshot) -> Option<String> {
         )
     });
     Some(format!(
-        "before attach: heap {}, anonymous mappings {}, resident {}; not in the numbers below",
+        "before attach: {} heap, {} anonymous, {} resident; not counted here",
         quantity::bytes(heap),
         quantity::bytes(anonymous),
         quantity::bytes(resident),
@@ -232,8 +232,7 @@ mod tests {
                 "the trace file stops early: what came after is not in these numbers",
                 "5 events were lost: the numbers are incomplete",
                 "1 of 5 stacks do not reach their thread's root (3 allocations)",
-                "before attach: heap 7.0 MiB, anonymous mappings 3.0 MiB, resident 21.0 MiB; \
-                 not in the numbers below",
+                "before attach: 7.0 MiB heap, 3.0 MiB anonymous, 21.0 MiB resident; not counted here",
                 "1 of 2 probes are single-stepped: their functions run slower than usual",
             ]
         );

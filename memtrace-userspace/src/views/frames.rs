@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use memtrace_common::addr::FileOffset;
 use memtrace_common::unwind::End;
-use rustc_hash::FxHashMap;
+use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::pipeline::snapshot::{Place, Stack};
 use crate::record::Image;
@@ -25,7 +25,7 @@ use crate::views::attribution::{self, Candidate};
 use crate::views::printable::{printable, printable_str};
 
 /// Finds the names of an address in a file; the reason, if there are none.
-pub type Lookup<'a> = dyn FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + 'a;
+pub type Lookup<'a> = dyn FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + Send + 'a;
 
 /// What the symbolizer says about one function at an address. Innermost inlined frame first.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -41,7 +41,9 @@ pub struct NamedFrame {
 }
 
 /// A function, told apart from others by all that is known of it.
-#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+///
+/// Made once by its [`Names`] and shared: the order is that of the name, then of the place.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Function {
     /// Its name, demangled and printable; `None` stands for all nameless code of the module.
     pub name: Option<Arc<str>>,
@@ -49,17 +51,19 @@ pub struct Function {
     pub module: Arc<str>,
     /// Its source file, printable.
     pub file: Option<Arc<str>>,
+    /// Tells it apart quickly.
+    pub id: FunctionId,
 }
 
-/// One [`Function`] of a [`Names`].
+/// Number of a [`Function`] among those of one [`Names`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub struct FunctionId(u32);
+pub struct FunctionId(usize);
 
 /// One frame of a stack.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Frame {
     /// The function.
-    pub function: FunctionId,
+    pub function: Arc<Function>,
     /// The line in it.
     pub line: Option<u32>,
     /// Whether the next frame holds its code.
@@ -76,41 +80,40 @@ pub struct SymbolizedStack {
     /// Where the walk ended, and why.
     pub end: End,
     /// The functions of `frames` in order, each once, with the line of its innermost frame.
-    pub functions: Vec<(FunctionId, Option<u32>)>,
+    pub functions: Vec<(Arc<Function>, Option<u32>)>,
 }
+
+/// Modules in which an address has no name, with the first reason; sorted by path.
+pub type Misses = BTreeMap<Arc<str>, String>;
+
+/// What makes two functions one: name, module, source file.
+type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 
 /// Names for the stacks of one session.
 pub struct Names<'a> {
     lookup: Box<Lookup<'a>>,
-    functions: Vec<Function>,
-    ids: FxHashMap<Function, FunctionId>,
+    functions: FxHashMap<Identity, Arc<Function>>,
     places: FxHashMap<Place, Arc<[Frame]>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
-    misses: BTreeMap<Arc<str>, String>,
+    misses: Misses,
 }
 
 impl<'a> Names<'a> {
     /// Names from this source.
     pub fn new(
-        lookup: impl FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + 'a,
+        lookup: impl FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + Send + 'a,
     ) -> Names<'a> {
         Names {
             lookup: Box::new(lookup),
-            functions: Vec::new(),
-            ids: FxHashMap::default(),
+            functions: FxHashMap::default(),
             places: FxHashMap::default(),
             stacks: FxHashMap::default(),
-            misses: BTreeMap::new(),
+            misses: Misses::new(),
         }
     }
 
-    /// The function behind an id of this instance.
-    pub fn function(&self, id: FunctionId) -> &Function {
-        &self.functions[id.0 as usize]
-    }
-
-    /// Modules whose names could not be found, with the reason; sorted by path.
-    pub fn misses(&self) -> &BTreeMap<Arc<str>, String> {
+    /// What could not be named so far.
+    pub fn misses(&self) -> &Misses {
         &self.misses
     }
 
@@ -124,8 +127,8 @@ impl<'a> Names<'a> {
             frames.extend_from_slice(&self.place(images, place));
         }
         let candidates = frames.iter().map(|frame| {
-            let function = self.function(frame.function);
-            Candidate { function: function.name.as_deref(), module: &function.module }
+            let Function { name, module, .. } = &*frame.function;
+            Candidate { function: name.as_deref(), module }
         });
         if let Some(first) = attribution::allocating_frame(candidates) {
             frames.drain(..first);
@@ -168,29 +171,24 @@ impl<'a> Names<'a> {
         named
             .into_iter()
             .map(|NamedFrame { function, file, line, inlined }| {
-                let function = Function {
-                    name: function.map(shown),
-                    module: Arc::clone(&module),
-                    file: file.map(shown),
-                };
-                Frame { function: self.intern(function), line, inlined, place }
+                let identity = (function.map(shown), Arc::clone(&module), file.map(shown));
+                Frame { function: self.intern(identity), line, inlined, place }
             })
             .collect()
     }
 
     fn nameless(&mut self, module: Arc<str>, place: Place) -> Frame {
-        let function = self.intern(Function { name: None, module, file: None });
+        let function = self.intern((None, module, None));
         Frame { function, line: None, inlined: false, place }
     }
 
-    fn intern(&mut self, function: Function) -> FunctionId {
-        if let Some(&id) = self.ids.get(&function) {
-            return id;
-        }
-        let id = FunctionId(u32::try_from(self.functions.len()).expect("fewer than 2^32 names"));
-        self.functions.push(function.clone());
-        self.ids.insert(function, id);
-        id
+    fn intern(&mut self, identity: Identity) -> Arc<Function> {
+        let id = FunctionId(self.functions.len());
+        let function = self.functions.entry(identity).or_insert_with_key(|identity| {
+            let (name, module, file) = identity.clone();
+            Arc::new(Function { name, module, file, id })
+        });
+        Arc::clone(function)
     }
 }
 
@@ -215,12 +213,12 @@ fn shown(text: Arc<str>) -> Arc<str> {
     }
 }
 
-fn each_function_once(frames: &[Frame]) -> Vec<(FunctionId, Option<u32>)> {
-    let mut seen = rustc_hash::FxHashSet::default();
+fn each_function_once(frames: &[Frame]) -> Vec<(Arc<Function>, Option<u32>)> {
+    let mut seen = FxHashSet::default();
     frames
         .iter()
-        .filter(|frame| seen.insert(frame.function))
-        .map(|frame| (frame.function, frame.line))
+        .filter(|frame| seen.insert(frame.function.id))
+        .map(|frame| (Arc::clone(&frame.function), frame.line))
         .collect()
 }
 
@@ -229,13 +227,12 @@ mod tests {
     use super::*;
     use crate::views::fixture;
 
-    fn shown_frames(names: &Names<'_>, stack: &SymbolizedStack) -> Vec<String> {
+    fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
         stack
             .frames
             .iter()
             .map(|frame| {
-                let function = names.function(frame.function);
-                let name = function.name.as_deref().unwrap_or("??");
+                let name = frame.function.name.as_deref().unwrap_or("??");
                 format!("{name}{}", if frame.inlined { " (inlined)" } else { "" })
             })
             .collect()
@@ -248,10 +245,7 @@ mod tests {
 
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[1].stack);
 
-        assert_eq!(
-            shown_frames(&names, &stack),
-            ["cache::Entry::build (inlined)", "cache_fill", "main"]
-        );
+        assert_eq!(shown_frames(&stack), ["cache::Entry::build (inlined)", "cache_fill", "main"]);
     }
 
     #[test]
@@ -261,7 +255,7 @@ mod tests {
 
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[2].stack);
 
-        assert_eq!(shown_frames(&names, &stack), ["parse", "parse", "main"]);
+        assert_eq!(shown_frames(&stack), ["parse", "parse", "main"]);
         assert_eq!(stack.functions.len(), 2);
     }
 
@@ -292,7 +286,7 @@ mod tests {
 
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
 
-        let function = names.function(stack.frames[0].function);
+        let function = &stack.frames[0].function;
         assert_eq!(function.name.as_deref(), Some("f\\x1b[2J"));
         assert_eq!(function.file.as_deref(), Some("a\\u{202e}.c"));
     }

@@ -19,7 +19,7 @@ use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
-use crate::views::frames::{Frame, FunctionId, Names, SymbolizedStack};
+use crate::views::frames::{Frame, Function, FunctionId, Names, SymbolizedStack};
 
 /// What to put first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ pub struct Charge {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct FunctionUsage {
     /// The function.
-    pub function: FunctionId,
+    pub function: Arc<Function>,
     /// The line through which most bytes were allocated.
     pub line: Option<u32>,
     /// Its heap blocks.
@@ -144,15 +144,15 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names<'_>, key: SortKey) -> Ranking
         })
         .collect();
     let mut ranking = Ranking { functions: sum_by_function(&stacks), stacks };
-    ranking.sort(names, key);
+    ranking.sort(key);
     ranking
 }
 
 impl Ranking {
     /// Puts both lists in the order of `key`.
-    pub fn sort(&mut self, names: &Names<'_>, key: SortKey) {
-        self.functions.sort_by(|a, b| compare_functions(names, key, a, b));
-        self.stacks.sort_by(|a, b| compare_stacks(names, key, a, b));
+    pub fn sort(&mut self, key: SortKey) {
+        self.functions.sort_by(|a, b| compare_functions(key, a, b));
+        self.stacks.sort_by(|a, b| compare_stacks(key, a, b));
     }
 }
 
@@ -160,9 +160,9 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
     let mut by_function: FxHashMap<FunctionId, FunctionUsage> = FxHashMap::default();
     let mut by_line: FxHashMap<(FunctionId, u32), u64> = FxHashMap::default();
     for SymbolizedUsage { stack, api, usage } in stacks {
-        for (depth, &(function, line)) in stack.functions.iter().enumerate() {
-            let entry = by_function.entry(function).or_insert(FunctionUsage {
-                function,
+        for (depth, (function, line)) in stack.functions.iter().enumerate() {
+            let entry = by_function.entry(function.id).or_insert_with(|| FunctionUsage {
+                function: Arc::clone(function),
                 line: None,
                 heap: Charge::default(),
                 mapped: Charge::default(),
@@ -176,7 +176,7 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
                 add(&mut charge.own, usage);
             }
             if let Some(line) = line {
-                let bytes = by_line.entry((function, line)).or_default();
+                let bytes = by_line.entry((function.id, *line)).or_default();
                 *bytes = bytes.saturating_add(usage.allocated_bytes);
             }
         }
@@ -190,7 +190,7 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
     }
     let mut functions: Vec<_> = by_function.into_values().collect();
     for function in &mut functions {
-        function.line = heaviest.get(&function.function).map(|&(_, line)| line);
+        function.line = heaviest.get(&function.function.id).map(|&(_, line)| line);
     }
     functions
 }
@@ -215,12 +215,7 @@ pub fn add(sum: &mut Usage, more: &Usage) {
     sum.peak_bytes = sum.peak_bytes.saturating_add(*peak_bytes);
 }
 
-fn compare_functions(
-    names: &Names<'_>,
-    key: SortKey,
-    a: &FunctionUsage,
-    b: &FunctionUsage,
-) -> Ordering {
+fn compare_functions(key: SortKey, a: &FunctionUsage, b: &FunctionUsage) -> Ordering {
     let numbers = |f: &FunctionUsage| {
         [
             key.of(&f.heap.own),
@@ -231,25 +226,14 @@ fn compare_functions(
             key.of(&f.mapped.total),
         ]
     };
-    numbers(b)
-        .cmp(&numbers(a))
-        .then_with(|| names.function(a.function).cmp(names.function(b.function)))
+    numbers(b).cmp(&numbers(a)).then_with(|| a.function.cmp(&b.function))
 }
 
-fn compare_stacks(
-    names: &Names<'_>,
-    key: SortKey,
-    a: &SymbolizedUsage,
-    b: &SymbolizedUsage,
-) -> Ordering {
+fn compare_stacks(key: SortKey, a: &SymbolizedUsage, b: &SymbolizedUsage) -> Ordering {
     let numbers = |s: &SymbolizedUsage| [key.of(&s.usage), s.usage.allocated_bytes];
     numbers(b).cmp(&numbers(a)).then_with(|| a.api.cmp(&b.api)).then_with(|| {
-        let frame = |f: &Frame| (f.line, f.place);
-        a.stack
-            .frames
-            .iter()
-            .map(|f| (names.function(f.function), frame(f)))
-            .cmp(b.stack.frames.iter().map(|f| (names.function(f.function), frame(f))))
+        let frame = |f: &Frame| (Arc::clone(&f.function), f.line, f.place);
+        a.stack.frames.iter().map(frame).cmp(b.stack.frames.iter().map(frame))
     })
 }
 
@@ -258,16 +242,9 @@ mod tests {
     use super::*;
     use crate::views::fixture;
 
-    fn function_named<'r>(
-        ranking: &'r Ranking,
-        names: &Names<'_>,
-        name: &str,
-    ) -> &'r FunctionUsage {
-        ranking
-            .functions
-            .iter()
-            .find(|f| names.function(f.function).name.as_deref() == Some(name))
-            .expect(name)
+    fn function_named<'r>(ranking: &'r Ranking, name: &str) -> &'r FunctionUsage {
+        let named = |f: &&FunctionUsage| f.function.name.as_deref() == Some(name);
+        ranking.functions.iter().find(named).expect(name)
     }
 
     #[test]
@@ -277,7 +254,7 @@ mod tests {
 
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
 
-        let parse = function_named(&ranking, &names, "parse");
+        let parse = function_named(&ranking, "parse");
         assert_eq!(parse.heap.own, snapshot.stacks[2].usage);
         assert_eq!(parse.heap.total, snapshot.stacks[2].usage);
     }
@@ -289,7 +266,7 @@ mod tests {
 
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
 
-        let main = function_named(&ranking, &names, "main");
+        let main = function_named(&ranking, "main");
         let mut heap = Usage::default();
         snapshot.stacks[..3].iter().for_each(|stack| add(&mut heap, &stack.usage));
         assert_eq!(main.heap.total, heap);
@@ -304,23 +281,21 @@ mod tests {
 
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
 
-        assert_eq!(function_named(&ranking, &names, "main").line, Some(92));
+        assert_eq!(function_named(&ranking, "main").line, Some(92));
     }
 
     #[test]
     fn order_follows_the_key() {
         let snapshot = fixture::snapshot();
         let mut names = fixture::names();
-        let first = |ranking: &Ranking, names: &Names<'_>| {
-            names.function(ranking.functions[0].function).name.clone()
-        };
+        let first = |ranking: &Ranking| ranking.functions[0].function.name.clone();
 
         let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
-        assert_eq!(first(&ranking, &names).as_deref(), Some("leak_per_request"));
-        ranking.sort(&names, SortKey::Peak);
-        assert_eq!(first(&ranking, &names).as_deref(), Some("cache::Entry::build"));
-        ranking.sort(&names, SortKey::Allocations);
-        assert_eq!(first(&ranking, &names).as_deref(), Some("parse"));
+        assert_eq!(first(&ranking).as_deref(), Some("leak_per_request"));
+        ranking.sort(SortKey::Peak);
+        assert_eq!(first(&ranking).as_deref(), Some("cache::Entry::build"));
+        ranking.sort(SortKey::Allocations);
+        assert_eq!(first(&ranking).as_deref(), Some("parse"));
     }
 
     #[test]
@@ -335,7 +310,7 @@ mod tests {
             ranking
                 .stacks
                 .iter()
-                .map(|s| names.function(s.stack.frames[0].function).name.clone())
+                .map(|s| s.stack.frames[0].function.name.clone())
                 .collect::<Vec<_>>()
         };
 

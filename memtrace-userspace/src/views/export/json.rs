@@ -14,7 +14,7 @@ use serde_json::ser::Formatter;
 use crate::pipeline::snapshot::{Place, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
 use crate::views::caveats;
-use crate::views::frames::Names;
+use crate::views::frames::Misses;
 use crate::views::printable::printable;
 use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
 
@@ -28,10 +28,10 @@ pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
     ranking: &Ranking,
-    names: &Names<'_>,
+    misses: &Misses,
     top: Option<usize>,
 ) -> io::Result<()> {
-    let report = report(snapshot, ranking, names, top.unwrap_or(usize::MAX));
+    let report = report(snapshot, ranking, misses, top.unwrap_or(usize::MAX));
     let mut serializer =
         serde_json::Serializer::with_formatter(out, OneEntryPerLine { depth: 0, empty: true });
     report.serialize(&mut serializer).map_err(io::Error::from)?;
@@ -204,7 +204,7 @@ struct NamelessModule<'r> {
 fn report<'r>(
     snapshot: &'r Snapshot,
     ranking: &'r Ranking,
-    names: &'r Names<'_>,
+    misses: &'r Misses,
     top: usize,
 ) -> Report<'r> {
     Report {
@@ -213,14 +213,13 @@ fn report<'r>(
         target: target(snapshot),
         capture: capture(snapshot),
         totals: totals(&snapshot.totals),
-        functions: ranking.functions.iter().take(top).map(|f| function(names, f)).collect(),
-        stacks: ranking.stacks.iter().take(top).map(|s| stack(names, s)).collect(),
+        functions: ranking.functions.iter().take(top).map(function).collect(),
+        stacks: ranking.stacks.iter().take(top).map(stack).collect(),
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
         spikes: [],
         leaks: [],
-        modules_without_names: names
-            .misses()
+        modules_without_names: misses
             .iter()
             .map(|(module, reason)| NamelessModule { module, reason })
             .collect(),
@@ -359,8 +358,8 @@ fn charge(charge: &ranking::Charge) -> Charge {
     Charge { own: usage(&charge.own), total: usage(&charge.total) }
 }
 
-fn function<'r>(names: &'r Names<'_>, charged: &FunctionUsage) -> Function<'r> {
-    let function = names.function(charged.function);
+fn function(charged: &FunctionUsage) -> Function<'_> {
+    let function = &charged.function;
     let Charge { own, total } = charge(&charged.heap);
     Function {
         function: function.name.as_deref(),
@@ -373,7 +372,7 @@ fn function<'r>(names: &'r Names<'_>, charged: &FunctionUsage) -> Function<'r> {
     }
 }
 
-fn stack<'r>(names: &'r Names<'_>, symbolized: &SymbolizedUsage) -> Stack<'r> {
+fn stack(symbolized: &SymbolizedUsage) -> Stack<'_> {
     Stack {
         api: symbolized.api.name(),
         end: symbolized.stack.end.name(),
@@ -383,7 +382,7 @@ fn stack<'r>(names: &'r Names<'_>, symbolized: &SymbolizedUsage) -> Stack<'r> {
             .frames
             .iter()
             .map(|frame| {
-                let function = names.function(frame.function);
+                let function = &frame.function;
                 Frame {
                     function: function.name.as_deref(),
                     module: &function.module,
@@ -508,12 +507,13 @@ impl Formatter for OneEntryPerLine {
 mod tests {
     use super::*;
     use crate::views::fixture;
+    use crate::views::frames::Names;
     use crate::views::ranking::{SortKey, rank};
 
     fn json(snapshot: &Snapshot, names: &mut Names<'_>, top: Option<usize>) -> String {
         let ranking = rank(snapshot, names, SortKey::Live);
         let mut out = Vec::new();
-        write(&mut out, snapshot, &ranking, names, top).expect("a Vec takes all");
+        write(&mut out, snapshot, &ranking, names.misses(), top).expect("a Vec takes all");
         String::from_utf8(out).expect("JSON is UTF-8")
     }
 

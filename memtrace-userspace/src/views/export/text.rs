@@ -8,7 +8,8 @@ use std::fmt::{self, Write};
 
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::caveats::{self, Weight};
-use crate::views::frames::{Frame, Function, Names, base_name};
+use crate::views::frames::{Frame, Misses};
+use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, fill, wrap};
 use crate::views::printable::printable;
 use crate::views::quantity::{bar, bytes, count, counted, share, sparkline};
@@ -43,10 +44,10 @@ pub struct Options {
 pub fn render(
     snapshot: &Snapshot,
     ranking: &mut Ranking,
-    names: &Names<'_>,
+    misses: &Misses,
     options: &Options,
 ) -> String {
-    let mut report = Report { out: String::new(), snapshot, names, options };
+    let mut report = Report { out: String::new(), snapshot, misses, options };
     report.write(ranking).expect("writing to a String cannot fail");
     report.out
 }
@@ -54,7 +55,7 @@ pub fn render(
 struct Report<'r> {
     out: String,
     snapshot: &'r Snapshot,
-    names: &'r Names<'r>,
+    misses: &'r Misses,
     options: &'r Options,
 }
 
@@ -68,7 +69,7 @@ impl Report<'_> {
             None => (&[SortKey::Peak, SortKey::Live], SortKey::Live),
         };
         for &key in tables {
-            ranking.sort(self.names, key);
+            ranking.sort(key);
             self.functions(&ranking.functions, key)?;
         }
         self.stacks(&ranking.stacks, Memory::Heap, by_stack)?;
@@ -212,7 +213,7 @@ impl Report<'_> {
                 bar(own, whole, bar_width),
                 amount(key, key.of(&function.heap.total)),
                 amount(work, work.of(&function.heap.own)),
-                function_label(self.names.function(function.function), function.line, name_width),
+                function_label(&function.function, function.line, name_width),
             )?;
         }
         Ok(())
@@ -234,8 +235,7 @@ impl Report<'_> {
         self.heading(&format!("{title} by {}", key.title()))?;
         for (index, stack) in shown.into_iter().enumerate() {
             let usage = &stack.usage;
-            writeln!(
-                self.out,
+            let head = format!(
                 "  {}. {} ({}) {}: {} live, {} at peak, {}",
                 index + 1,
                 amount(key, key.of(usage)),
@@ -244,7 +244,8 @@ impl Report<'_> {
                 bytes(usage.live_bytes),
                 bytes(usage.peak_bytes),
                 counted(usage.allocations, "call"),
-            )?;
+            );
+            writeln!(self.out, "{}", cut(&head, self.options.width))?;
             self.frames(&stack.stack.frames)?;
             if stack.stack.end != memtrace_common::unwind::End::Root {
                 let end = format!("cut off here: {}", stack.stack.end.name());
@@ -256,22 +257,17 @@ impl Report<'_> {
 
     /// Repeated frames of a recursion are one line, the middle of a deep stack is left out.
     fn frames(&mut self, frames: &[Frame]) -> fmt::Result {
-        let runs: Vec<&[Frame]> =
-            frames.chunk_by(|a, b| a.function == b.function && a.line == b.line).collect();
-        let hidden = runs.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
-        for (index, run) in runs.iter().enumerate() {
+        let labels = frame_labels(frames);
+        let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
+        for (index, label) in labels.iter().enumerate() {
             if hidden > 0 && index == INNER_FRAMES {
                 writeln!(self.out, "        … {hidden} more frames …")?;
             }
             if hidden > 0 && (INNER_FRAMES..INNER_FRAMES + hidden).contains(&index) {
                 continue;
             }
-            let mut line = frame_label(self.names.function(run[0].function), &run[0]);
-            if run.len() > 1 {
-                write!(line, " × {}", run.len())?;
-            }
             for (index, part) in
-                wrap(&line, self.options.width.saturating_sub(9)).into_iter().enumerate()
+                wrap(label, self.options.width.saturating_sub(9)).into_iter().enumerate()
             {
                 writeln!(self.out, "     {}  {part}", if index == 0 { " " } else { "  " })?;
             }
@@ -332,7 +328,7 @@ impl Report<'_> {
     }
 
     fn nameless_modules(&mut self) -> fmt::Result {
-        let misses = self.names.misses();
+        let misses = self.misses;
         if misses.is_empty() {
             return Ok(());
         }
@@ -371,50 +367,6 @@ impl Report<'_> {
     }
 }
 
-/// A value of a sort key, in its unit.
-pub fn amount(key: SortKey, value: u64) -> String {
-    match key {
-        SortKey::Live | SortKey::Peak | SortKey::Allocated => bytes(value),
-        SortKey::Allocations => count(value),
-    }
-}
-
-/// `leak_per_request  server.c:41`, `?? in plugin.so`, cut to fit; the place only if it fits too.
-pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> String {
-    let name = match &function.name {
-        Some(name) => name.to_string(),
-        None => format!("?? in {}", base_name(&function.module)),
-    };
-    match (&function.file, line) {
-        (Some(file), Some(line)) => {
-            let label = format!("{name}  {}:{line}", base_name(file));
-            if crate::views::layout::width(&label) <= cells {
-                label
-            } else {
-                cut(&name, cells).into_owned()
-            }
-        }
-        (Some(_) | None, _) => cut(&name, cells).into_owned(),
-    }
-}
-
-/// `handle  src/server.c:60`, `mmap  in libc.so.6`, with `(inlined)` where it is.
-pub fn frame_label(function: &Function, frame: &Frame) -> String {
-    let mut label = match &function.name {
-        Some(name) => name.to_string(),
-        None => "??".to_owned(),
-    };
-    if frame.inlined {
-        label.push_str(" (inlined)");
-    }
-    match (&function.file, frame.line) {
-        (Some(file), Some(line)) => label.push_str(&format!("  {file}:{line}")),
-        (Some(file), None) => label.push_str(&format!("  {file}")),
-        (None, _) => label.push_str(&format!("  in {}", base_name(&function.module))),
-    }
-    label
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -425,7 +377,7 @@ mod tests {
     fn text(snapshot: &Snapshot, options: &Options) -> String {
         let mut names = fixture::names();
         let mut ranking = rank(snapshot, &mut names, SortKey::Live);
-        render(snapshot, &mut ranking, &names, options)
+        render(snapshot, &mut ranking, names.misses(), options)
     }
 
     fn plain(width: usize) -> Options {
