@@ -3,15 +3,19 @@
 //! Every view shows these lines next to its numbers. They are derived from the counters, the
 //! stacks and the session's origin; a session that saw everything has none.
 
+use std::collections::BTreeMap;
+
 use memtrace_common::counter::Counter;
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashSet;
 
 use crate::pipeline::snapshot::Snapshot;
 use crate::record::{Origin, ProbeCost};
+use crate::views::frames::Naming;
+use crate::views::printable::printable;
 use crate::views::quantity;
 
-/// Counter for a trace file that stops before its end; its value is the number of bytes left out.
+/// Counter for a trace file that stops before its end; 1, if it does.
 pub const TRACE_TRUNCATED: &str = "trace_truncated";
 
 /// What a counter that is not zero means for the numbers.
@@ -121,6 +125,16 @@ fn before_attach(snapshot: &Snapshot) -> Option<String> {
     ))
 }
 
+/// Every counter that is not zero, of the session and of the symbolizer, sorted by its name.
+pub fn counters(snapshot: &Snapshot, naming: &Naming) -> BTreeMap<String, u64> {
+    let session = snapshot
+        .counters
+        .iter()
+        .map(|(name, value)| (printable(name.as_bytes()).into_owned(), *value));
+    let symbols = naming.counters.iter().map(|(name, value)| ((*name).to_owned(), *value));
+    session.chain(symbols).collect()
+}
+
 fn counter(snapshot: &Snapshot, name: &str) -> Option<u64> {
     snapshot.counters.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
 }
@@ -131,7 +145,9 @@ pub fn explain(name: &str) -> (Weight, &'static str) {
         return explain_kernel(*counter);
     }
     match name {
-        TRACE_TRUNCATED => (Weight::Loss, "the trace file stops early; bytes left unread"),
+        TRACE_TRUNCATED => {
+            (Weight::Loss, "the trace file stops early; what came after is not counted")
+        }
         _ if name.starts_with("lost_") => (Weight::Loss, "lost before they could be counted"),
         _ => (Weight::Notice, ""),
     }
@@ -172,7 +188,6 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
             (Weight::Notice, "stack words that were not in memory when a stack was walked")
         }
         Counter::StackWalks => (Weight::Work, "stacks walked; all others were seen before"),
-        Counter::RawStacks => (Weight::Work, "stacks that the daemon finished for the kernel"),
         Counter::VforkCalls => {
             (Weight::Notice, "calls in vfork children, which borrow their parent's memory")
         }

@@ -20,7 +20,8 @@ use crate::pipeline::snapshot::{
 use crate::record::{
     BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
 };
-use crate::views::frames::{NamedFrame, Names};
+use crate::symbols;
+use crate::views::frames::{Lookup, Names};
 use crate::views::ranking::add;
 
 const KIB: u64 = 1 << 10;
@@ -137,19 +138,39 @@ pub(crate) fn snapshot() -> Snapshot {
     }
 }
 
+/// Symbols from a function.
+pub(crate) struct FakeSymbols(
+    pub(crate) fn(&Image, FileOffset) -> Result<Arc<[symbols::Frame]>, String>,
+);
+
+impl Lookup for FakeSymbols {
+    fn frames(
+        &mut self,
+        image: &Image,
+        offset: FileOffset,
+    ) -> Result<Arc<[symbols::Frame]>, String> {
+        self.0(image, offset)
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        vec![("symbol_unverified_images", 1)]
+    }
+}
+
 /// Names for the addresses of [`snapshot`].
-pub(crate) fn names() -> Names<'static> {
-    Names::new(|image, offset| {
+pub(crate) fn names() -> Names {
+    Names::new(FakeSymbols(|image, offset| {
         let Image::File { path, .. } = image else { return Err("no file".to_owned()) };
-        let frame = |function: &str, file: Option<&str>, line, inlined| NamedFrame {
+        let frame = |function: &str, file: Option<&str>, line, inlined| symbols::Frame {
             function: Some(function.into()),
             file: file.map(Into::into),
             line,
             inlined,
+            symbol_start: None,
         };
         let server =
             |function: &str, line| frame(function, Some("src/server.c"), Some(line), false);
-        Ok(match (path.as_slice(), offset.0) {
+        let frames = match (path.as_slice(), offset.0) {
             (b"/srv/app/server", 0x1000) => vec![server("leak_per_request", 41)],
             (b"/srv/app/server", 0x1100) => vec![server("handle", 60)],
             (b"/srv/app/server", 0x1200) => vec![server("main", 90)],
@@ -170,9 +191,10 @@ pub(crate) fn names() -> Names<'static> {
             (b"/lib/x86_64-linux-gnu/libstdc++.so.6", 0x3000) => {
                 vec![frame("operator new(unsigned long)", None, None, false)]
             }
-            _ => return Err("the file has no symbols".to_owned()),
-        })
-    })
+            _ => return Err("plugin.so is stripped; install its debug symbols".to_owned()),
+        };
+        Ok(frames.into())
+    }))
 }
 
 fn stack(end: End, api: Api, frames: &[(u32, u64)], usage: Usage) -> StackUsage {

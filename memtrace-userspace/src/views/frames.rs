@@ -12,7 +12,9 @@
 //! All names are printable when they leave here. It opens no file: the symbolizer does that,
 //! behind the [`Lookup`].
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
+use std::error::Error;
 use std::sync::Arc;
 
 use memtrace_common::addr::FileOffset;
@@ -21,23 +23,60 @@ use rustc_hash::{FxHashMap, FxHashSet};
 
 use crate::pipeline::snapshot::{Place, Stack};
 use crate::record::Image;
+use crate::symbols::{self, SymbolError, Symbolizer};
 use crate::views::attribution::{self, Candidate};
 use crate::views::printable::{printable, printable_str};
 
-/// Finds the names of an address in a file; the reason, if there are none.
-pub type Lookup<'a> = dyn FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + Send + 'a;
+/// Finds the names of an address in a file. The symbolizer is one.
+pub trait Lookup: Send {
+    /// The frames at a lookup offset, innermost first; the reason, if there are none.
+    fn frames(
+        &mut self,
+        image: &Image,
+        offset: FileOffset,
+    ) -> Result<Arc<[symbols::Frame]>, String>;
 
-/// What the symbolizer says about one function at an address. Innermost inlined frame first.
+    /// What had to be given up so far, by name; zero values are absent.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+impl Lookup for Symbolizer {
+    fn frames(
+        &mut self,
+        image: &Image,
+        offset: FileOffset,
+    ) -> Result<Arc<[symbols::Frame]>, String> {
+        match self.symbolize(image, offset) {
+            Ok(Ok(frames)) => Ok(frames),
+            Ok(Err(miss)) => Err(miss.to_string()),
+            Err(error @ SymbolError::Unreadable { .. }) => Err(match error.source() {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            }),
+        }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Symbolizer::counters(self)
+    }
+}
+
+/// What could not be named, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Naming {
+    /// Modules with addresses that have no name; sorted by path.
+    pub misses: BTreeMap<Arc<str>, Miss>,
+    /// What the symbolizer had to give up, by name; zero values are absent.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// The addresses of a module that have no name.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NamedFrame {
-    /// The function, demangled.
-    pub function: Option<Arc<str>>,
-    /// Its source file.
-    pub file: Option<Arc<str>>,
-    /// The line of the call.
-    pub line: Option<u32>,
-    /// Whether the next frame holds its code.
-    pub inlined: bool,
+pub struct Miss {
+    /// How many there are.
+    pub addresses: u64,
+    /// Why the first one has none; printable.
+    pub reason: String,
 }
 
 /// A function, told apart from others by all that is known of it.
@@ -83,38 +122,33 @@ pub struct SymbolizedStack {
     pub functions: Vec<(Arc<Function>, Option<u32>)>,
 }
 
-/// Modules in which an address has no name, with the first reason; sorted by path.
-pub type Misses = BTreeMap<Arc<str>, String>;
-
 /// What makes two functions one: name, module, source file.
 type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 
 /// Names for the stacks of one session.
-pub struct Names<'a> {
-    lookup: Box<Lookup<'a>>,
+pub struct Names {
+    lookup: Box<dyn Lookup>,
     functions: FxHashMap<Identity, Arc<Function>>,
     places: FxHashMap<Place, Arc<[Frame]>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
-    misses: Misses,
+    misses: BTreeMap<Arc<str>, Miss>,
 }
 
-impl<'a> Names<'a> {
+impl Names {
     /// Names from this source.
-    pub fn new(
-        lookup: impl FnMut(&Image, FileOffset) -> Result<Vec<NamedFrame>, String> + Send + 'a,
-    ) -> Names<'a> {
+    pub fn new(lookup: impl Lookup + 'static) -> Names {
         Names {
             lookup: Box::new(lookup),
             functions: FxHashMap::default(),
             places: FxHashMap::default(),
             stacks: FxHashMap::default(),
-            misses: Misses::new(),
+            misses: BTreeMap::new(),
         }
     }
 
     /// What could not be named so far.
-    pub fn misses(&self) -> &Misses {
-        &self.misses
+    pub fn naming(&self) -> Naming {
+        Naming { misses: self.misses.clone(), counters: self.lookup.counters() }
     }
 
     /// The stack with names. `images` is the table of the snapshot that the stack comes from.
@@ -160,19 +194,21 @@ impl<'a> Names<'a> {
 
     fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Arc<[Frame]> {
         let module = module_name(image);
-        let named = match (self.lookup)(image, offset) {
-            Ok(named) if !named.is_empty() => named,
-            Ok(_) => return Arc::new([self.nameless(module, place)]),
+        let named = match self.lookup.frames(image, offset) {
+            Ok(named) => named,
             Err(reason) => {
-                self.misses.entry(Arc::clone(&module)).or_insert(reason);
+                let reason = printable_str(&reason).into_owned();
+                let miss = Miss { addresses: 0, reason };
+                self.misses.entry(Arc::clone(&module)).or_insert(miss).addresses += 1;
                 return Arc::new([self.nameless(module, place)]);
             }
         };
         named
-            .into_iter()
-            .map(|NamedFrame { function, file, line, inlined }| {
-                let identity = (function.map(shown), Arc::clone(&module), file.map(shown));
-                Frame { function: self.intern(identity), line, inlined, place }
+            .iter()
+            .map(|symbols::Frame { function, file, line, inlined, symbol_start: _ }| {
+                let identity =
+                    (function.as_ref().map(shown), Arc::clone(&module), file.as_ref().map(shown));
+                Frame { function: self.intern(identity), line: *line, inlined: *inlined, place }
             })
             .collect()
     }
@@ -206,10 +242,10 @@ pub fn base_name(path: &str) -> &str {
     path.rsplit('/').next().unwrap_or(path)
 }
 
-fn shown(text: Arc<str>) -> Arc<str> {
-    match printable_str(&text) {
-        std::borrow::Cow::Borrowed(_) => text,
-        std::borrow::Cow::Owned(escaped) => escaped.into(),
+fn shown(text: &Arc<str>) -> Arc<str> {
+    match printable_str(text) {
+        Cow::Borrowed(_) => Arc::clone(text),
+        Cow::Owned(escaped) => escaped.into(),
     }
 }
 
@@ -225,7 +261,7 @@ fn each_function_once(frames: &[Frame]) -> Vec<(Arc<Function>, Option<u32>)> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::views::fixture;
+    use crate::views::fixture::{self, FakeSymbols};
 
     fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
         stack
@@ -260,29 +296,27 @@ mod tests {
     }
 
     #[test]
-    fn reason_for_missing_names_is_kept() {
+    fn first_reason_for_missing_names_is_kept() {
         let snapshot = fixture::snapshot();
-        let mut names = Names::new(|_, _| Err("no such file".to_owned()));
+        let mut names = Names::new(FakeSymbols(|_, offset| Err(format!("nothing at {offset:#x}"))));
 
         names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
+        names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
 
-        assert_eq!(
-            names.misses().iter().map(|(m, r)| (&**m, r.as_str())).collect::<Vec<_>>(),
-            [("/srv/app/server", "no such file")]
-        );
+        let miss = Miss { addresses: 3, reason: "nothing at 0x1000".to_owned() };
+        assert_eq!(names.naming().misses, BTreeMap::from([("/srv/app/server".into(), miss)]));
     }
 
     #[test]
     fn hostile_names_are_printable() {
         let snapshot = fixture::snapshot();
-        let mut names = Names::new(|_, _| {
-            Ok(vec![NamedFrame {
+        let mut names = Names::new(FakeSymbols(|_, _| {
+            Ok(Arc::new([symbols::Frame {
                 function: Some("f\x1b[2J".into()),
                 file: Some("a\u{202e}.c".into()),
-                line: Some(1),
-                inlined: false,
-            }])
-        });
+                ..symbols::Frame::default()
+            }]))
+        }));
 
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
 

@@ -19,7 +19,7 @@ use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
-use crate::views::frames::{Frame, Function, FunctionId, Names, SymbolizedStack};
+use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 
 /// What to put first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -130,10 +130,12 @@ pub struct Ranking {
     pub functions: Vec<FunctionUsage>,
     /// The stacks, heap and mappings in one order.
     pub stacks: Vec<SymbolizedUsage>,
+    /// What has no name.
+    pub naming: Naming,
 }
 
 /// Finds the names of all stacks, sums up by function, and sorts.
-pub fn rank(snapshot: &Snapshot, names: &mut Names<'_>, key: SortKey) -> Ranking {
+pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
     let stacks: Vec<SymbolizedUsage> = snapshot
         .stacks
         .iter()
@@ -143,7 +145,8 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names<'_>, key: SortKey) -> Ranking
             usage: *usage,
         })
         .collect();
-    let mut ranking = Ranking { functions: sum_by_function(&stacks), stacks };
+    let functions = sum_by_function(&stacks);
+    let mut ranking = Ranking { functions, stacks, naming: names.naming() };
     ranking.sort(key);
     ranking
 }
@@ -305,7 +308,7 @@ mod tests {
             stack.usage = Usage { live_bytes: 1, ..Usage::default() };
         }
         let mut names = fixture::names();
-        let order = |snapshot: &Snapshot, names: &mut Names<'_>| {
+        let order = |snapshot: &Snapshot, names: &mut Names| {
             let ranking = rank(snapshot, names, SortKey::Live);
             ranking
                 .stacks

@@ -14,7 +14,6 @@ use serde_json::ser::Formatter;
 use crate::pipeline::snapshot::{Place, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
 use crate::views::caveats;
-use crate::views::frames::Misses;
 use crate::views::printable::printable;
 use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
 
@@ -28,10 +27,9 @@ pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
     ranking: &Ranking,
-    misses: &Misses,
     top: Option<usize>,
 ) -> io::Result<()> {
-    let report = report(snapshot, ranking, misses, top.unwrap_or(usize::MAX));
+    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX));
     let mut serializer =
         serde_json::Serializer::with_formatter(out, OneEntryPerLine { depth: 0, empty: true });
     report.serialize(&mut serializer).map_err(io::Error::from)?;
@@ -198,15 +196,11 @@ struct TimelineStep {
 #[derive(Serialize)]
 struct NamelessModule<'r> {
     module: &'r str,
+    addresses: u64,
     reason: &'r str,
 }
 
-fn report<'r>(
-    snapshot: &'r Snapshot,
-    ranking: &'r Ranking,
-    misses: &'r Misses,
-    top: usize,
-) -> Report<'r> {
+fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> Report<'r> {
     Report {
         format: "memtrace-report",
         version: VERSION,
@@ -219,14 +213,19 @@ fn report<'r>(
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
         spikes: [],
         leaks: [],
-        modules_without_names: misses
+        modules_without_names: ranking
+            .naming
+            .misses
             .iter()
-            .map(|(module, reason)| NamelessModule { module, reason })
+            .map(|(module, miss)| NamelessModule {
+                module,
+                addresses: miss.addresses,
+                reason: &miss.reason,
+            })
             .collect(),
-        counters: snapshot
-            .counters
-            .iter()
-            .map(|(name, value)| (printable(name.as_bytes()).into_owned(), (*value).into()))
+        counters: caveats::counters(snapshot, &ranking.naming)
+            .into_iter()
+            .map(|(name, value)| (name, value.into()))
             .collect(),
         caveats: caveats::caveats(snapshot),
     }
@@ -510,10 +509,10 @@ mod tests {
     use crate::views::frames::Names;
     use crate::views::ranking::{SortKey, rank};
 
-    fn json(snapshot: &Snapshot, names: &mut Names<'_>, top: Option<usize>) -> String {
+    fn json(snapshot: &Snapshot, names: &mut Names, top: Option<usize>) -> String {
         let ranking = rank(snapshot, names, SortKey::Live);
         let mut out = Vec::new();
-        write(&mut out, snapshot, &ranking, names.misses(), top).expect("a Vec takes all");
+        write(&mut out, snapshot, &ranking, top).expect("a Vec takes all");
         String::from_utf8(out).expect("JSON is UTF-8")
     }
 

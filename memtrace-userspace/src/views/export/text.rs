@@ -8,7 +8,7 @@ use std::fmt::{self, Write};
 
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::caveats::{self, Weight};
-use crate::views::frames::{Frame, Misses};
+use crate::views::frames::{Frame, Miss, Naming};
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, fill, wrap};
 use crate::views::printable::printable;
@@ -41,13 +41,8 @@ pub struct Options {
 }
 
 /// The report as text. Leaves the ranking in the order of the last table.
-pub fn render(
-    snapshot: &Snapshot,
-    ranking: &mut Ranking,
-    misses: &Misses,
-    options: &Options,
-) -> String {
-    let mut report = Report { out: String::new(), snapshot, misses, options };
+pub fn render(snapshot: &Snapshot, ranking: &mut Ranking, options: &Options) -> String {
+    let mut report = Report { out: String::new(), snapshot, options };
     report.write(ranking).expect("writing to a String cannot fail");
     report.out
 }
@@ -55,7 +50,6 @@ pub fn render(
 struct Report<'r> {
     out: String,
     snapshot: &'r Snapshot,
-    misses: &'r Misses,
     options: &'r Options,
 }
 
@@ -76,8 +70,8 @@ impl Report<'_> {
         self.stacks(&ranking.stacks, Memory::Mapped, by_stack)?;
         self.processes()?;
         self.threads()?;
-        self.nameless_modules()?;
-        self.counters()
+        self.nameless_modules(&ranking.naming)?;
+        self.counters(&ranking.naming)
     }
 
     fn heading(&mut self, text: &str) -> fmt::Result {
@@ -327,29 +321,28 @@ impl Report<'_> {
         }
     }
 
-    fn nameless_modules(&mut self) -> fmt::Result {
-        let misses = self.misses;
-        if misses.is_empty() {
+    fn nameless_modules(&mut self, naming: &Naming) -> fmt::Result {
+        if naming.misses.is_empty() {
             return Ok(());
         }
         self.heading("Without names")?;
-        for (module, reason) in misses {
-            for line in wrap(&format!("{module}: {reason}"), self.options.width.saturating_sub(2)) {
+        for (module, Miss { addresses, reason }) in &naming.misses {
+            let text = format!("{} in {module}: {reason}", counted(*addresses, "place"));
+            for line in wrap(&text, self.options.width.saturating_sub(2)) {
                 writeln!(self.out, "  {line}")?;
             }
         }
         Ok(())
     }
 
-    fn counters(&mut self) -> fmt::Result {
-        let counters = &self.snapshot.counters;
+    fn counters(&mut self, naming: &Naming) -> fmt::Result {
+        let counters = caveats::counters(self.snapshot, naming);
         if counters.is_empty() {
             return Ok(());
         }
         self.heading("Counters")?;
-        let names: Vec<_> = counters.iter().map(|(name, _)| printable(name.as_bytes())).collect();
-        let name_width = names.iter().map(|name| name.len()).max().unwrap_or(0).min(32);
-        for (name, (_, value)) in names.iter().zip(counters) {
+        let name_width = counters.keys().map(|name| name.len()).max().unwrap_or(0).min(32);
+        for (name, value) in &counters {
             let (weight, meaning) = caveats::explain(name);
             let start = format!("  {} {:>7}  ", fill(name, name_width), count(*value));
             let meaning_width = self.options.width.saturating_sub(start.len()).max(20);
@@ -377,7 +370,7 @@ mod tests {
     fn text(snapshot: &Snapshot, options: &Options) -> String {
         let mut names = fixture::names();
         let mut ranking = rank(snapshot, &mut names, SortKey::Live);
-        render(snapshot, &mut ranking, names.misses(), options)
+        render(snapshot, &mut ranking, options)
     }
 
     fn plain(width: usize) -> Options {
