@@ -129,6 +129,8 @@ pub enum End {
     NotAscending = 6,
     /// No scratch memory in the kernel, so no walk.
     NoScratch = 7,
+    /// The frames were lost on the way to the daemon, or found no room there.
+    Missing = 8,
 }
 
 impl End {
@@ -142,6 +144,7 @@ impl End {
         End::UnreadableStack,
         End::NotAscending,
         End::NoScratch,
+        End::Missing,
     ];
 
     /// The reason with this number on the wire.
@@ -160,6 +163,7 @@ impl End {
             End::UnreadableStack => "unreadable_stack",
             End::NotAscending => "not_ascending",
             End::NoScratch => "no_scratch",
+            End::Missing => "missing",
         }
     }
 }

@@ -8,6 +8,7 @@
 
 pub mod cfi;
 pub mod live;
+pub mod modules;
 pub mod pipeline;
 pub mod record;
 pub mod symbols;
