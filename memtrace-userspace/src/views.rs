@@ -14,6 +14,7 @@
 
 pub mod attribution;
 pub mod caveats;
+pub mod counters;
 pub mod export;
 #[cfg(test)]
 mod fixture;

@@ -3,31 +3,14 @@
 //! Every view shows these lines next to its numbers. They are derived from the counters, the
 //! stacks and the session's origin; a session that saw everything has none.
 
-use std::collections::BTreeMap;
-
-use memtrace_common::counter::Counter;
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashSet;
 
 use crate::pipeline::snapshot::Snapshot;
 use crate::record::{Origin, ProbeCost};
-use crate::views::frames::Naming;
+use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
 use crate::views::printable::printable;
 use crate::views::quantity;
-
-/// Counter for a trace file that stops before its end; 1, if it does.
-pub const TRACE_TRUNCATED: &str = "trace_truncated";
-
-/// What a counter that is not zero means for the numbers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Weight {
-    /// Something is missing from them.
-    Loss,
-    /// Something happened that deserves a look; the numbers are right.
-    Notice,
-    /// How the tool did its work.
-    Work,
-}
 
 /// How many events never reached the pipeline.
 pub fn lost_events(snapshot: &Snapshot) -> u64 {
@@ -80,6 +63,17 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
             quantity::count(lost)
         ));
     }
+    for (name, value) in &snapshot.counters {
+        let (weight, meaning) = counters::explain(name);
+        let told_already = name.starts_with("lost_") || name == TRACE_TRUNCATED;
+        if weight == Weight::Loss && !told_already {
+            lines.push(format!(
+                "{} {}: {meaning}",
+                quantity::count(*value),
+                printable(name.as_bytes())
+            ));
+        }
+    }
     let quality = stack_quality(snapshot);
     if quality.truncated_stacks > 0 {
         lines.push(format!(
@@ -125,73 +119,8 @@ fn before_attach(snapshot: &Snapshot) -> Option<String> {
     ))
 }
 
-/// Every counter that is not zero, of the session and of the symbolizer, sorted by its name.
-pub fn counters(snapshot: &Snapshot, naming: &Naming) -> BTreeMap<String, u64> {
-    let session = snapshot
-        .counters
-        .iter()
-        .map(|(name, value)| (printable(name.as_bytes()).into_owned(), *value));
-    let symbols = naming.counters.iter().map(|(name, value)| ((*name).to_owned(), *value));
-    session.chain(symbols).collect()
-}
-
 fn counter(snapshot: &Snapshot, name: &str) -> Option<u64> {
     snapshot.counters.iter().find(|(n, _)| n == name).map(|(_, value)| *value)
-}
-
-/// What a counter means, in half a line; an empty text for one that this version does not know.
-pub fn explain(name: &str) -> (Weight, &'static str) {
-    if let Some(counter) = Counter::ALL.iter().find(|counter| counter.name() == name) {
-        return explain_kernel(*counter);
-    }
-    match name {
-        TRACE_TRUNCATED => {
-            (Weight::Loss, "the trace file stops early; what came after is not counted")
-        }
-        _ if name.starts_with("lost_") => (Weight::Loss, "lost before they could be counted"),
-        _ => (Weight::Notice, ""),
-    }
-}
-
-fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
-    match counter {
-        Counter::LostAllocs => {
-            (Weight::Loss, "allocations not recorded, the ring was full; try a larger --ring-size")
-        }
-        Counter::LostFrees => {
-            (Weight::Loss, "releases not recorded, the ring was full; live bytes are too high")
-        }
-        Counter::LostMappings => (Weight::Loss, "mapping events not recorded, the ring was full"),
-        Counter::LostStacks => {
-            (Weight::Loss, "stacks not recorded, the ring was full; sent again when seen again")
-        }
-        Counter::LostLifecycle => {
-            (Weight::Loss, "process and thread events not recorded, the ring was full")
-        }
-        Counter::NoThreadSlot => {
-            (Weight::Loss, "calls not recorded, too many threads were alive at once")
-        }
-        Counter::NoScratch => {
-            (Weight::Loss, "allocations without a stack, no scratch memory was free to walk it")
-        }
-        Counter::RingWaits => {
-            (Weight::Work, "times the target waited for room in the ring; nothing was lost by it")
-        }
-        Counter::AbandonedCalls => {
-            (Weight::Notice, "allocator calls left by longjmp or an exception")
-        }
-        Counter::OrphanReturns => {
-            (Weight::Notice, "allocator calls that began before the attach; not counted")
-        }
-        Counter::FailedCalls => (Weight::Notice, "allocator calls that returned no memory"),
-        Counter::UnreadableStack => {
-            (Weight::Notice, "stack words that were not in memory when a stack was walked")
-        }
-        Counter::StackWalks => (Weight::Work, "stacks walked; all others were seen before"),
-        Counter::VforkCalls => {
-            (Weight::Notice, "calls in vfork children, which borrow their parent's memory")
-        }
-    }
 }
 
 #[cfg(test)]
@@ -240,23 +169,18 @@ mod tests {
     fn every_caveat_is_named() {
         let mut snapshot = fixture::snapshot();
         snapshot.counters.push((TRACE_TRUNCATED.to_owned(), 1));
+        snapshot.counters.push(("calls_without_thread_slot".to_owned(), 3));
 
         assert_eq!(
             caveats(&snapshot),
             [
                 "the trace file stops early: what came after is not in these numbers",
                 "5 events were lost: the numbers are incomplete",
+                "3 calls_without_thread_slot: calls not recorded, too many threads were alive",
                 "1 of 5 stacks do not reach their thread's root (3 allocations)",
                 "before attach: 7.0 MiB heap, 3.0 MiB anonymous, 21.0 MiB resident; not counted here",
                 "1 of 2 probes are single-stepped: their functions run slower than usual",
             ]
         );
-    }
-
-    #[test]
-    fn every_kernel_counter_is_explained() {
-        for counter in Counter::ALL {
-            assert!(!explain(counter.name()).1.is_empty(), "{}", counter.name());
-        }
     }
 }

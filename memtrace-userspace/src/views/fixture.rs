@@ -14,6 +14,7 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
+use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{
     Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
 };
@@ -22,7 +23,6 @@ use crate::record::{
 };
 use crate::symbols;
 use crate::views::frames::{Lookup, Names};
-use crate::views::ranking::add;
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -48,6 +48,8 @@ pub(crate) fn snapshot() -> Snapshot {
                 freed_bytes: 62 * MIB,
                 live_blocks: 8,
                 live_bytes: 2 * MIB,
+                inherited_blocks: 0,
+                inherited_bytes: 0,
                 peak_bytes: 48 * MIB,
             },
         ),
@@ -67,7 +69,7 @@ pub(crate) fn snapshot() -> Snapshot {
         stack(End::UnreadableStack, Api::Realloc, &[(3, 0x4000)], leaked(3, 100)),
     ];
     let mut heap = Usage::default();
-    stacks.iter().filter(|s| s.api != Api::Mmap).for_each(|s| add(&mut heap, &s.usage));
+    stacks.iter().filter(|s| s.api != Api::Mmap).for_each(|s| add_usage(&mut heap, &s.usage));
     let mapped = stacks[3].usage;
     Snapshot {
         session: Some(Arc::new(Session {
@@ -214,6 +216,8 @@ fn leaked(blocks: u64, size: u64) -> Usage {
         freed_bytes: 0,
         live_blocks: blocks,
         live_bytes: blocks * size,
+        inherited_blocks: 0,
+        inherited_bytes: 0,
         peak_bytes: blocks * size / 2,
     }
 }

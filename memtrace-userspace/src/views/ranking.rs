@@ -19,6 +19,7 @@ use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
+use crate::pipeline::{add_usage, is_heap};
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 
 /// What to put first.
@@ -72,21 +73,7 @@ pub enum Memory {
 impl Memory {
     /// The kind that `api` hands out or takes back.
     pub fn of(api: Api) -> Memory {
-        match api {
-            Api::Malloc
-            | Api::Calloc
-            | Api::Realloc
-            | Api::Reallocarray
-            | Api::PosixMemalign
-            | Api::AlignedAlloc
-            | Api::Memalign
-            | Api::Valloc
-            | Api::Pvalloc
-            | Api::New
-            | Api::Free
-            | Api::Delete => Memory::Heap,
-            Api::Mmap | Api::Munmap | Api::Mremap | Api::Brk => Memory::Mapped,
-        }
+        if is_heap(api) { Memory::Heap } else { Memory::Mapped }
     }
 }
 
@@ -174,9 +161,9 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
                 Memory::Heap => &mut entry.heap,
                 Memory::Mapped => &mut entry.mapped,
             };
-            add(&mut charge.total, usage);
+            add_usage(&mut charge.total, usage);
             if depth == 0 {
-                add(&mut charge.own, usage);
+                add_usage(&mut charge.own, usage);
             }
             if let Some(line) = line {
                 let bytes = by_line.entry((function.id, *line)).or_default();
@@ -196,26 +183,6 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
         function.line = heaviest.get(&function.function.id).map(|&(_, line)| line);
     }
     functions
-}
-
-/// Adds `more` to `sum`; saturates, because the numbers may come from a hostile file.
-pub fn add(sum: &mut Usage, more: &Usage) {
-    let Usage {
-        allocations,
-        allocated_bytes,
-        frees,
-        freed_bytes,
-        live_blocks,
-        live_bytes,
-        peak_bytes,
-    } = more;
-    sum.allocations = sum.allocations.saturating_add(*allocations);
-    sum.allocated_bytes = sum.allocated_bytes.saturating_add(*allocated_bytes);
-    sum.frees = sum.frees.saturating_add(*frees);
-    sum.freed_bytes = sum.freed_bytes.saturating_add(*freed_bytes);
-    sum.live_blocks = sum.live_blocks.saturating_add(*live_blocks);
-    sum.live_bytes = sum.live_bytes.saturating_add(*live_bytes);
-    sum.peak_bytes = sum.peak_bytes.saturating_add(*peak_bytes);
 }
 
 fn compare_functions(key: SortKey, a: &FunctionUsage, b: &FunctionUsage) -> Ordering {
@@ -271,7 +238,7 @@ mod tests {
 
         let main = function_named(&ranking, "main");
         let mut heap = Usage::default();
-        snapshot.stacks[..3].iter().for_each(|stack| add(&mut heap, &stack.usage));
+        snapshot.stacks[..3].iter().for_each(|stack| add_usage(&mut heap, &stack.usage));
         assert_eq!(main.heap.total, heap);
         assert_eq!(main.mapped.own, snapshot.totals.mapped);
         assert_eq!(main.heap.own, Usage::default());

@@ -13,9 +13,9 @@ use serde_json::ser::Formatter;
 
 use crate::pipeline::snapshot::{Place, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
-use crate::views::caveats;
 use crate::views::printable::printable;
 use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
+use crate::views::{caveats, counters};
 
 /// The report's `version`.
 pub const VERSION: u32 = 1;
@@ -116,6 +116,8 @@ struct Totals {
     freed_bytes: u64,
     live_blocks: u64,
     live_bytes: u64,
+    inherited_blocks: u64,
+    inherited_bytes: u64,
     peak_live_bytes: u64,
     peak_at_ns: u64,
     mapped_bytes: u64,
@@ -131,6 +133,8 @@ struct Usage {
     freed_bytes: u64,
     live_blocks: u64,
     live_bytes: u64,
+    inherited_blocks: u64,
+    inherited_bytes: u64,
     peak_bytes: u64,
 }
 
@@ -223,7 +227,7 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> Repor
                 reason: &miss.reason,
             })
             .collect(),
-        counters: caveats::counters(snapshot, &ranking.naming)
+        counters: counters::counters(snapshot, &ranking.naming)
             .into_iter()
             .map(|(name, value)| (name, value.into()))
             .collect(),
@@ -332,6 +336,8 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         freed_bytes: heap.freed_bytes,
         live_blocks: heap.live_blocks,
         live_bytes: heap.live_bytes,
+        inherited_blocks: heap.inherited_blocks,
+        inherited_bytes: heap.inherited_bytes,
         peak_live_bytes: *peak_live_bytes,
         peak_at_ns: peak_at.0,
         mapped_bytes: mapped.live_bytes,
@@ -348,9 +354,21 @@ fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
         freed_bytes,
         live_blocks,
         live_bytes,
+        inherited_blocks,
+        inherited_bytes,
         peak_bytes,
     } = *usage;
-    Usage { allocations, allocated_bytes, frees, freed_bytes, live_blocks, live_bytes, peak_bytes }
+    Usage {
+        allocations,
+        allocated_bytes,
+        frees,
+        freed_bytes,
+        live_blocks,
+        live_bytes,
+        inherited_blocks,
+        inherited_bytes,
+        peak_bytes,
+    }
 }
 
 fn charge(charge: &ranking::Charge) -> Charge {

@@ -7,7 +7,7 @@
 use std::fmt::{self, Write};
 
 use crate::pipeline::snapshot::{Snapshot, Usage};
-use crate::views::caveats::{self, Weight};
+use crate::views::counters::{self, Weight, explain_end};
 use crate::views::frames::{Frame, Miss, Naming};
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, fill, wrap};
@@ -15,7 +15,7 @@ use crate::views::printable::printable;
 use crate::views::quantity::{bar, bytes, count, counted, share, sparkline};
 use crate::views::ranking::{FunctionUsage, Memory, Ranking, SortKey, SymbolizedUsage};
 use crate::views::style::Style;
-use crate::views::{quantity, summary};
+use crate::views::{caveats, quantity, summary};
 
 /// How many functions are shown unless told otherwise.
 const DEFAULT_FUNCTIONS: usize = 20;
@@ -126,6 +126,8 @@ impl Report<'_> {
             freed_bytes,
             live_blocks,
             live_bytes,
+            inherited_blocks,
+            inherited_bytes,
             peak_bytes: _, // `peak_live_bytes` is the same
         } = totals.heap;
         self.heading("Totals")?;
@@ -149,6 +151,14 @@ impl Report<'_> {
             ),
         )?;
         self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))?;
+        if inherited_blocks > 0 {
+            let text = format!(
+                "{} in {}, copies that children hold since their fork",
+                bytes(inherited_bytes),
+                counted(inherited_blocks, "block")
+            );
+            self.field("inherited", &text)?;
+        }
         self.field(
             "mapped",
             &format!(
@@ -242,7 +252,7 @@ impl Report<'_> {
             writeln!(self.out, "{}", cut(&head, self.options.width))?;
             self.frames(&stack.stack.frames)?;
             if stack.stack.end != memtrace_common::unwind::End::Root {
-                let end = format!("cut off here: {}", stack.stack.end.name());
+                let end = format!("cut off here: {}", explain_end(stack.stack.end));
                 writeln!(self.out, "        {}", self.options.style.warning(&end))?;
             }
         }
@@ -336,14 +346,14 @@ impl Report<'_> {
     }
 
     fn counters(&mut self, naming: &Naming) -> fmt::Result {
-        let counters = caveats::counters(self.snapshot, naming);
+        let counters = counters::counters(self.snapshot, naming);
         if counters.is_empty() {
             return Ok(());
         }
         self.heading("Counters")?;
         let name_width = counters.keys().map(|name| name.len()).max().unwrap_or(0).min(32);
         for (name, value) in &counters {
-            let (weight, meaning) = caveats::explain(name);
+            let (weight, meaning) = counters::explain(name);
             let start = format!("  {} {:>7}  ", fill(name, name_width), count(*value));
             let meaning_width = self.options.width.saturating_sub(start.len()).max(20);
             for (index, line) in wrap(meaning, meaning_width).into_iter().enumerate() {

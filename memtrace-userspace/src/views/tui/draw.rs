@@ -17,6 +17,7 @@ use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, TableState};
 
 use super::app::{App, View};
 use crate::pipeline::snapshot::Snapshot;
+use crate::views::counters::explain_end;
 use crate::views::frames::FunctionId;
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::quantity::{bytes, clock, count, counted, share};
@@ -245,7 +246,7 @@ fn draw_stacks(
             lines.push(Line::raw(format!("    {label}")));
         }
         if stack.stack.end != memtrace_common::unwind::End::Root {
-            let end = format!("    cut off here: {}", stack.stack.end.name());
+            let end = format!("    cut off here: {}", explain_end(stack.stack.end));
             lines.push(Line::styled(end, palette.warning()));
         }
     }
