@@ -11,6 +11,7 @@ pub mod live;
 pub mod modules;
 pub mod pipeline;
 pub mod record;
+pub mod session;
 pub mod symbols;
 pub mod trace;
 pub mod views;
