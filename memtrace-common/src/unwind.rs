@@ -103,10 +103,13 @@ pub mod cfa {
 ///
 /// `uc_mcontext` starts at byte 40 (`arch/x86/include/uapi/asm/sigcontext.h`): r8 to r15, rdi,
 /// rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
-mod ucontext {
-    pub(super) const RBP: u64 = 40 + 10 * 8;
-    pub(super) const RSP: u64 = 40 + 15 * 8;
-    pub(super) const RIP: u64 = 40 + 16 * 8;
+pub mod ucontext {
+    /// `rbp`.
+    pub const RBP: u64 = 40 + 10 * 8;
+    /// `rsp`.
+    pub const RSP: u64 = 40 + 15 * 8;
+    /// `rip`.
+    pub const RIP: u64 = 40 + 16 * 8;
 }
 
 /// Why a walk ended. [`End::Root`] is the only complete one.
@@ -274,3 +277,6 @@ fn step_signal(context: u64, mut read_stack: impl FnMut(u64) -> Option<u64>) -> 
     }
     Step::Caller { regs: Regs { pc, sp, fp, pc_kind: PcKind::Exact }, pc_slot, fp_slot }
 }
+
+#[cfg(test)]
+mod tests;

@@ -3,7 +3,8 @@
 //! Only the outermost allocator call of a thread counts: `calloc` may call `malloc`, jemalloc's
 //! `operator new` does. The thread's slot knows the stack pointer at which that call was entered.
 //! A call that is entered further down is inside it, if the call is still on the stack; else the
-//! call was left by `longjmp` or an exception, and is forgotten.
+//! call was left by `longjmp` or an exception, and is forgotten. A call that is entered at the same
+//! stack pointer was jumped to (musl's `memalign` ends in `jmp aligned_alloc`).
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::{BPF_NOEXIST, pt_regs};
@@ -27,11 +28,15 @@ pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: a map value; a thread is in one program at a time.
     let slot = unsafe { &mut *slot };
     if is_nested(slot, regs.rsp) {
+        if regs.rsp == slot.entry_sp {
+            slot.tail_calls += 1;
+        }
         return None;
     }
     let api = attach_api(ctx);
     let (size, ptr) = arguments(api, regs);
-    slot.api = api;
+    slot.api = api as u16;
+    slot.tail_calls = 0;
     slot.entry_sp = regs.rsp;
     slot.size = size;
     slot.ptr = ptr;
@@ -66,7 +71,11 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
         // SAFETY: the helper checks the address.
         slot.trampoline = unsafe { bpf_probe_read_user(entry_sp as *const u64) }.unwrap_or(0);
     }
-    let api = slot.api;
+    if slot.tail_calls > 0 {
+        slot.tail_calls -= 1;
+        return None;
+    }
+    let api = slot.api as u32;
     slot.api = 0;
     let ptr = if api == Api::PosixMemalign as u32 {
         // SAFETY: the helper checks the address.
@@ -129,7 +138,7 @@ pub fn current_slot() -> Option<*mut Slot> {
     };
     // SAFETY: a map value, written before the key is visible.
     let process = unsafe { *process };
-    let slot = Slot { process, api: 0, entry_sp: 0, size: 0, ptr: 0, trampoline: 0 };
+    let slot = Slot { process, api: 0, tail_calls: 0, entry_sp: 0, size: 0, ptr: 0, trampoline: 0 };
     let inserted = SLOTS.insert(tid, slot, BPF_NOEXIST as u64);
     let slot = SLOTS.get_ptr_mut(tid);
     if inserted.is_err() && slot.is_none() {
@@ -144,7 +153,7 @@ fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     if slot.api == 0 {
         return false;
     }
-    if sp < slot.entry_sp {
+    if sp <= slot.entry_sp {
         // The trampoline stands in the return address's place as long as the call is on the stack.
         // SAFETY: the helper checks the address.
         let word = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);

@@ -116,7 +116,9 @@ pub struct Slot {
     /// Index of its process in [`PROCESSES`].
     pub process: u32,
     /// An `Api`: the outermost allocator call that has not returned; 0 if there is none.
-    pub api: u32,
+    pub api: u16,
+    /// How many probed functions that call has jumped to: all return at once.
+    pub tail_calls: u16,
     /// Stack pointer (AVMA) at the entry of that call, where its return address is.
     pub entry_sp: u64,
     /// Bytes that the call asks for.
