@@ -210,6 +210,11 @@ impl Pipeline {
         }
     }
 
+    /// Time of the last record.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
     /// The state now. It costs a copy of what it shows.
     pub fn snapshot(&mut self) -> Arc<Snapshot> {
         Arc::new(self.publish())

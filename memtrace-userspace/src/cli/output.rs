@@ -45,8 +45,10 @@ impl Output {
             Output::InPlace(mut out) => out.flush().context("cannot write the output"),
             Output::Replace { file, path } => {
                 let complete = || format!("cannot write {}", path.display());
-                let file =
-                    file.into_inner().map_err(io::IntoInnerError::into_error).with_context(complete)?;
+                let file = file
+                    .into_inner()
+                    .map_err(io::IntoInnerError::into_error)
+                    .with_context(complete)?;
                 file.persist(&path).map_err(|error| error.error).with_context(complete)?;
                 Ok(())
             }
@@ -217,6 +219,9 @@ mod tests {
     fn directory_that_does_not_exist_is_an_error() {
         let error = write(Path::new("/nonexistent/r.json"), Path::new("/")).expect_err("no dir");
 
-        assert!(format!("{error:#}").starts_with("cannot write /nonexistent/r.json: "), "{error:#}");
+        assert!(
+            format!("{error:#}").starts_with("cannot write /nonexistent/r.json: "),
+            "{error:#}"
+        );
     }
 }

@@ -43,7 +43,10 @@ pub(crate) fn replay(
     let file = File::open(path).with_context(what)?;
     let metadata = file.metadata().with_context(what)?;
     if metadata.is_dir() {
-        bail!("{} is a directory; name a trace that `memtrace record -o FILE` wrote", path.display());
+        bail!(
+            "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
+            path.display()
+        );
     }
     let progress = match pace {
         Pace::AtEnd => progress_bar(metadata.len()),
