@@ -31,9 +31,8 @@ impl Output {
     /// `input` is what the result is made of; it is not overwritten.
     pub(crate) fn open(path: Option<&Path>, input: &Path) -> Result<Output> {
         match path {
-            Some(path) if path != Path::new("-") => {
-                open_file(path, input).with_context(|| format!("cannot write {}", path.display()))
-            }
+            Some(path) if path != Path::new("-") => open_file(path, input)
+                .with_context(|| format!("cannot write {}; choose another -o", path.display())),
             Some(_) | None => Ok(Output::Stdout(BufWriter::new(io::stdout()))),
         }
     }
@@ -89,7 +88,7 @@ fn open_file(path: &Path, input: &Path) -> Result<Output> {
         return Ok(Output::InPlace(BufWriter::new(file)));
     }
     if input.metadata().is_ok_and(|input| same_file(&input, &existing)) {
-        bail!("it is the trace that is read; name another file with -o");
+        bail!("it is the trace that is read");
     }
     // Behind a symbolic link, the file is replaced and the link stays.
     replace(path.canonicalize()?, Some(existing))
@@ -211,7 +210,7 @@ mod tests {
 
         let error = write(&path, &path).expect_err("the input");
 
-        assert!(format!("{error:#}").contains("name another file"), "{error:#}");
+        assert!(format!("{error:#}").contains("the trace that is read"), "{error:#}");
         assert_eq!(fs::read(&path).expect("the trace"), b"trace");
     }
 
@@ -220,7 +219,7 @@ mod tests {
         let error = write(Path::new("/nonexistent/r.json"), Path::new("/")).expect_err("no dir");
 
         assert!(
-            format!("{error:#}").starts_with("cannot write /nonexistent/r.json: "),
+            format!("{error:#}").starts_with("cannot write /nonexistent/r.json; choose"),
             "{error:#}"
         );
     }

@@ -22,7 +22,7 @@ use crate::record::{
     BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
-use crate::views::frames::{Lookup, Names};
+use crate::views::frames::{Found, Lookup, Names};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -141,16 +141,10 @@ pub(crate) fn snapshot() -> Snapshot {
 }
 
 /// Symbols from a function.
-pub(crate) struct FakeSymbols(
-    pub(crate) fn(&Image, FileOffset) -> Result<Arc<[symbols::Frame]>, String>,
-);
+pub(crate) struct FakeSymbols(pub(crate) fn(&Image, FileOffset) -> Found);
 
 impl Lookup for FakeSymbols {
-    fn frames(
-        &mut self,
-        image: &Image,
-        offset: FileOffset,
-    ) -> Result<Arc<[symbols::Frame]>, String> {
+    fn frames(&mut self, image: &Image, offset: FileOffset) -> Found {
         self.0(image, offset)
     }
 

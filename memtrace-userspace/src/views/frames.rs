@@ -27,25 +27,20 @@ use crate::symbols::{self, SymbolError, Symbolizer};
 use crate::views::attribution::{self, Candidate};
 use crate::views::printable::{printable, printable_str};
 
+/// The frames at an address, innermost first; the reason, if there are none.
+pub type Found = Result<Arc<[symbols::Frame]>, String>;
+
 /// Finds the names of an address in a file. The symbolizer is one.
 pub trait Lookup: Send {
-    /// The frames at a lookup offset, innermost first; the reason, if there are none.
-    fn frames(
-        &mut self,
-        image: &Image,
-        offset: FileOffset,
-    ) -> Result<Arc<[symbols::Frame]>, String>;
+    /// Looks at a lookup offset in a file.
+    fn frames(&mut self, image: &Image, offset: FileOffset) -> Found;
 
     /// What had to be given up so far, by name; zero values are absent.
     fn counters(&self) -> Vec<(&'static str, u64)>;
 }
 
 impl Lookup for Symbolizer {
-    fn frames(
-        &mut self,
-        image: &Image,
-        offset: FileOffset,
-    ) -> Result<Arc<[symbols::Frame]>, String> {
+    fn frames(&mut self, image: &Image, offset: FileOffset) -> Found {
         match self.symbolize(image, offset) {
             Ok(Ok(frames)) => Ok(frames),
             Ok(Err(miss)) => Err(miss.to_string()),

@@ -1,7 +1,7 @@
 //! The live view where there is no terminal: a block of lines for each snapshot.
 //!
 //! ```text
-//!   00:00:12  live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  allocated 124.0 MiB in 1.2M calls
+//!   00:00:12  live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  1.2M calls
 //!     ! 5 events were lost: the numbers are incomplete
 //!         live       peak  allocated      calls  function
 //!     12.0 MiB    6.0 MiB   12.0 MiB     12,288  leak_per_request  server.c:41
@@ -11,8 +11,7 @@ use std::io::{self, Write};
 
 use crate::pipeline::snapshot::Snapshot;
 use crate::views::label::function_label;
-use crate::views::layout::cut;
-use crate::views::quantity::{bytes, clock, count};
+use crate::views::quantity::{bytes, clock, count, counted};
 use crate::views::ranking::{Ranking, SortKey};
 use crate::views::{caveats, summary};
 
@@ -27,17 +26,16 @@ pub fn write_block(
 ) -> io::Result<()> {
     let totals = &snapshot.totals;
     let head = format!(
-        "{}  live {}  peak {}  mapped {}  allocated {} in {} calls",
+        "{}  live {}  peak {}  mapped {}  {}",
         clock(summary::since_start(snapshot.now)),
         bytes(totals.heap.live_bytes),
         bytes(totals.peak_live_bytes),
         bytes(totals.mapped.live_bytes),
-        bytes(totals.heap.allocated_bytes),
-        count(totals.heap.allocations),
+        counted(totals.heap.allocations, "call"),
     );
-    writeln!(out, "{}", cut(&head, width))?;
+    writeln!(out, "{head}")?;
     for caveat in caveats::caveats(snapshot) {
-        writeln!(out, "  ! {}", cut(&caveat, width.saturating_sub(4)))?;
+        writeln!(out, "  ! {caveat}")?;
     }
     let shown: Vec<_> =
         ranking.functions.iter().filter(|f| key.of(&f.heap.own) > 0).take(top).collect();

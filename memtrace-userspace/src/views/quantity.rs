@@ -84,16 +84,27 @@ pub fn bar(part: u64, whole: u64, width: usize) -> String {
     format!("{}{partial}{}", "█".repeat(eighths / 8), " ".repeat(blanks))
 }
 
-/// The values as a line of `width` cells, each as high as the highest value it stands for.
+/// The values as a line of at most `width` cells.
 pub fn sparkline(values: &[u64], width: usize) -> String {
     const LEVELS: [char; 8] = ['▁', '▂', '▃', '▄', '▅', '▆', '▇', '█'];
-    let highest = u128::from(values.iter().copied().max().unwrap_or(0).max(1));
-    let cells = width.min(values.len());
+    let cells = highest_of_each(values, width);
+    let highest = u128::from(cells.iter().copied().max().unwrap_or(0).max(1));
+    cells
+        .into_iter()
+        .map(|value| {
+            let level = u128::from(value) * 7 / highest;
+            LEVELS[usize::try_from(level).expect("at most 7")]
+        })
+        .collect()
+}
+
+/// The values in at most `cells` equal parts, and of each part the highest value.
+pub fn highest_of_each(values: &[u64], cells: usize) -> Vec<u64> {
+    let cells = cells.min(values.len());
     (0..cells)
         .map(|cell| {
-            let covered = &values[cell * values.len() / cells..(cell + 1) * values.len() / cells];
-            let value = u128::from(covered.iter().copied().max().unwrap_or(0));
-            LEVELS[usize::try_from(value * 7 / highest).expect("at most 7")]
+            let part = &values[cell * values.len() / cells..(cell + 1) * values.len() / cells];
+            part.iter().copied().max().unwrap_or(0)
         })
         .collect()
 }

@@ -10,7 +10,7 @@ use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::counters::{self, Weight, explain_end};
 use crate::views::frames::{Frame, Miss, Naming};
 use crate::views::label::{amount, frame_labels, function_label};
-use crate::views::layout::{cut, fill, wrap};
+use crate::views::layout::{cut, wrap};
 use crate::views::printable::printable;
 use crate::views::quantity::{bar, bytes, count, counted, share, sparkline};
 use crate::views::ranking::{FunctionUsage, Memory, Ranking, SortKey, SymbolizedUsage};
@@ -351,17 +351,16 @@ impl Report<'_> {
             return Ok(());
         }
         self.heading("Counters")?;
-        let name_width = counters.keys().map(|name| name.len()).max().unwrap_or(0).min(32);
         for (name, value) in &counters {
             let (weight, meaning) = counters::explain(name);
-            let start = format!("  {} {:>7}  ", fill(name, name_width), count(*value));
-            let meaning_width = self.options.width.saturating_sub(start.len()).max(20);
-            for (index, line) in wrap(meaning, meaning_width).into_iter().enumerate() {
-                let lead = if index == 0 { start.clone() } else { " ".repeat(start.len()) };
-                let line = format!("{lead}{line}");
-                let line = line.trim_end();
+            let text = if meaning.is_empty() { name.clone() } else { format!("{name}: {meaning}") };
+            let lines = wrap(&text, self.options.width.saturating_sub(14));
+            for (index, line) in lines.into_iter().enumerate() {
+                let value = if index == 0 { count(*value) } else { String::new() };
+                let indent = if index == 0 { "" } else { "  " };
+                let line = format!("  {value:>8}  {indent}{line}");
                 match weight {
-                    Weight::Loss => writeln!(self.out, "{}", self.options.style.warning(line))?,
+                    Weight::Loss => writeln!(self.out, "{}", self.options.style.warning(&line))?,
                     Weight::Notice | Weight::Work => writeln!(self.out, "{line}")?,
                 }
             }

@@ -20,7 +20,8 @@ use crate::pipeline::snapshot::Snapshot;
 use crate::views::counters::explain_end;
 use crate::views::frames::FunctionId;
 use crate::views::label::{amount, frame_labels, function_label};
-use crate::views::quantity::{bytes, clock, count, counted, share};
+use crate::views::layout::width;
+use crate::views::quantity::{bytes, clock, count, counted, highest_of_each, share};
 use crate::views::ranking::{Memory, SortKey};
 use crate::views::{caveats, summary};
 
@@ -123,36 +124,41 @@ fn draw_title(frame: &mut Frame<'_>, area: Rect, app: &App, snapshot: &Snapshot,
 
 fn draw_totals(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot) {
     let totals = &snapshot.totals;
-    let per_second = snapshot.timeline.len().checked_sub(2).and_then(|before| {
-        let (from, to) = (snapshot.timeline.get(before)?, snapshot.timeline.last()?);
-        let ns = to.time.0.checked_sub(from.time.0).filter(|&ns| ns > 0)?;
-        u64::try_from(u128::from(to.allocations) * 1_000_000_000 / u128::from(ns)).ok()
-    });
-    let mut text = format!(
-        "live {}  peak {}  mapped {}  allocated {} in {}",
-        bytes(totals.heap.live_bytes),
-        bytes(totals.peak_live_bytes),
-        bytes(totals.mapped.live_bytes),
-        bytes(totals.heap.allocated_bytes),
-        counted(totals.heap.allocations, "call"),
-    );
-    if let Some(rate) = per_second {
-        text.push_str(&format!(" ({}/s)", count(rate)));
-    }
     let resident =
         snapshot.processes.iter().filter_map(|p| p.resident_bytes).reduce(u64::saturating_add);
-    if let Some(resident) = resident {
-        text.push_str(&format!("  resident {}", bytes(resident)));
+    let mut parts = vec![
+        format!("live {}", bytes(totals.heap.live_bytes)),
+        format!("peak {}", bytes(totals.peak_live_bytes)),
+        format!("mapped {}", bytes(totals.mapped.live_bytes)),
+    ];
+    parts.extend(resident.map(|resident| format!("resident {}", bytes(resident))));
+    parts.push(counted(totals.heap.allocations, "call"));
+    parts.extend(calls_per_second(snapshot).map(|rate| format!("{}/s", count(rate))));
+    // Whole parts only: half a number is a wrong number.
+    let mut text = String::new();
+    for part in parts {
+        let gap = if text.is_empty() { "" } else { "  " };
+        if width(&text) + width(gap) + width(&part) > usize::from(area.width) {
+            break;
+        }
+        text.push_str(gap);
+        text.push_str(&part);
     }
     frame.render_widget(Line::raw(text), area);
 }
 
-/// The newest part of the timeline, at the right edge.
+/// Allocations per second in the last whole step of the timeline.
+fn calls_per_second(snapshot: &Snapshot) -> Option<u64> {
+    let [.., before, last, _unfinished] = snapshot.timeline.as_slice() else { return None };
+    let ns = last.time.0.checked_sub(before.time.0).filter(|&ns| ns > 0)?;
+    u64::try_from(u128::from(last.allocations) * 1_000_000_000 / u128::from(ns)).ok()
+}
+
+/// The whole session; each column is as high as the highest moment that it stands for.
 fn draw_curve(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot, palette: Palette) {
-    let points = &snapshot.timeline;
-    let start = points.len().saturating_sub(usize::from(area.width));
-    let live: Vec<u64> = points[start..].iter().map(|point| point.live_bytes).collect();
-    frame.render_widget(Sparkline::default().data(live).style(palette.accent()), area);
+    let live: Vec<u64> = snapshot.timeline.iter().map(|point| point.peak_live_bytes).collect();
+    let columns = highest_of_each(&live, usize::from(area.width));
+    frame.render_widget(Sparkline::default().data(columns).style(palette.accent()), area);
 }
 
 fn draw_functions(
@@ -277,8 +283,8 @@ mod tests {
     use crate::views::ranking::rank;
     use crate::views::tui::Ranked;
 
-    fn screen(app: &App, width: u16, height: u16) -> String {
-        let mut terminal = Terminal::new(TestBackend::new(width, height)).expect("in memory");
+    fn screen(app: &App, columns: u16, lines: u16) -> String {
+        let mut terminal = Terminal::new(TestBackend::new(columns, lines)).expect("in memory");
         terminal.draw(|frame| draw(frame, app, Palette::Monochrome)).expect("in memory");
         terminal.backend().to_string()
     }
