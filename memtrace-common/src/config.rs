@@ -131,12 +131,20 @@ pub struct KernelOffsets {
     pub return_instance_address: u32,
     /// `return_instance.next`.
     pub return_instance_next: u32,
+    /// `mm_struct.uprobes_state`.
+    pub mm_uprobes_state: u32,
+    /// `uprobes_state.xol_area`.
+    pub uprobes_xol_area: u32,
+    /// `xol_area.vaddr`.
+    pub xol_area_address: u32,
+    /// Always 0.
+    pub unused: u32,
 }
 
 const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 16);
-    assert!(size_of::<Settings>() == 48);
+    assert!(size_of::<Settings>() == 64);
     assert!(REMEMBERED_STACKS.is_power_of_two() && SENT_STACKS.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);

@@ -66,11 +66,6 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     if entry_sp < slot.entry_sp {
         return None;
     }
-    if slot.trampoline == 0 {
-        // The word that was just popped.
-        // SAFETY: the helper checks the address.
-        slot.trampoline = unsafe { bpf_probe_read_user(entry_sp as *const u64) }.unwrap_or(0);
-    }
     if slot.tail_calls > 0 {
         slot.tail_calls -= 1;
         return None;
@@ -155,9 +150,12 @@ fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     }
     if sp <= slot.entry_sp {
         // The trampoline stands in the return address's place as long as the call is on the stack.
+        if slot.trampoline == 0 {
+            slot.trampoline = unwind::trampoline();
+        }
         // SAFETY: the helper checks the address.
         let word = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);
-        if slot.trampoline == 0 || word == slot.trampoline {
+        if word == slot.trampoline {
             return true;
         }
     }

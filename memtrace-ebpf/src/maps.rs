@@ -31,6 +31,10 @@ pub static SETTINGS: Settings = Settings {
         return_instance_stack: 0,
         return_instance_address: 0,
         return_instance_next: 0,
+        mm_uprobes_state: 0,
+        uprobes_xol_area: 0,
+        xol_area_address: 0,
+        unused: 0,
     },
 };
 

@@ -547,6 +547,20 @@ fn hijacked_address(slot: u64) -> u64 {
     0
 }
 
+/// Where the current process's return probes return to; 0 if it has none yet.
+///
+/// It is the start of the area in which the kernel steps over probed instructions
+/// (`uprobe_get_trampoline_vaddr` in kernel/events/uprobes.c).
+#[inline(always)]
+pub fn trampoline() -> u64 {
+    // SAFETY: a helper without preconditions.
+    let task = unsafe { generated::bpf_get_current_task() };
+    let mm = kernel_word(task, setting!(offsets.task_mm));
+    let state = setting!(offsets.mm_uprobes_state) + setting!(offsets.uprobes_xol_area);
+    let area = kernel_word(mm, state);
+    kernel_word(area, setting!(offsets.xol_area_address))
+}
+
 /// The word of kernel memory at `structure + offset`; 0 if it cannot be read.
 #[inline(always)]
 pub fn kernel_word(structure: u64, offset: u32) -> u64 {

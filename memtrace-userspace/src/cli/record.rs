@@ -4,15 +4,13 @@ use std::ffi::OsString;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
-use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, RecordOptions, Target};
+use memtrace_userspace::session::{self, SessionSummary, Target};
 use memtrace_userspace::views::printable::printable_str;
 use memtrace_userspace::views::{caveats, quantity, summary};
 
@@ -26,8 +24,6 @@ Examples:
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
 
-/// How often the line that shows progress changes.
-const PROGRESS: Duration = Duration::from_millis(500);
 /// How many names are tried for a trace whose name is not given.
 const NAMES: u32 = 1000;
 
@@ -51,8 +47,7 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pids, output, trace: TraceArguments { duration, ring_size }, command } =
-        arguments;
+    let Arguments { pids, output, trace, command } = arguments;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
     let output = match output {
         Some(output) => output,
@@ -61,23 +56,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let mut last: Option<Arc<Snapshot>> = None;
-    let options = RecordOptions {
-        target,
-        output: Some(output.clone()),
-        duration,
-        ring_bytes: ring_size,
-        snapshot_interval: PROGRESS,
-    };
-    let ended = session::run(options, |snapshot| {
+    let ended = session::run(trace.session(target, Some(output.clone())), |snapshot| {
         progress.set_message(progress_line(snapshot));
         progress.tick();
-        last = Some(Arc::clone(snapshot));
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
-    ended?;
-    tell(&summary_line(last.as_deref(), &output));
+    let SessionSummary { snapshot, trace_bytes: _, exit_status } = ended?;
+    tell(&summary_line(&snapshot, &output));
+    if let Some(status) = exit_status.filter(|status| !status.success()) {
+        tell(&format!("the command ended with {status}"));
+    }
     Ok(Outcome::Fine)
 }
 
@@ -94,14 +83,13 @@ fn progress_line(snapshot: &Snapshot) -> String {
 }
 
 /// What was written, and the caveat that matters most.
-pub(crate) fn summary_line(snapshot: Option<&Snapshot>, output: &Path) -> String {
+pub(crate) fn summary_line(snapshot: &Snapshot, output: &Path) -> String {
     let path = output.display().to_string();
     let path = printable_str(&path);
     let size = match output.metadata() {
         Ok(metadata) if metadata.is_file() => format!(" ({})", quantity::bytes(metadata.len())),
         Ok(_) | Err(_) => String::new(),
     };
-    let Some(snapshot) = snapshot else { return format!("wrote {path}{size}") };
     format!(
         "wrote {path}{size}: {} of {}, {} events, {} lost; live {}, peak {}",
         quantity::duration(summary::since_start(snapshot.now)),
@@ -141,6 +129,8 @@ fn free_name(target: &Target) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use clap::Parser;
 
     use super::super::{Cli, Command};
@@ -181,8 +171,10 @@ mod tests {
         let arguments =
             parse(&["-p", "1", "--ring-size", "8M", "--duration", "500ms"]).expect("valid");
 
-        assert_eq!(arguments.trace.ring_size, 8 << 20);
-        assert_eq!(arguments.trace.duration, Some(Duration::from_millis(500)));
+        let session = arguments.trace.session(Target::Attach(arguments.pids), None);
+        assert_eq!(session.ring_bytes, 8 << 20);
+        assert_eq!(session.duration, Some(Duration::from_millis(500)));
+        assert!(parse(&["-p", "1", "--ring-size", "2G"]).is_err());
     }
 
     #[test]

@@ -10,7 +10,7 @@ use anyhow::Result;
 use clap::Args;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, RecordOptions};
+use memtrace_userspace::session::{self, RecordOptions, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
@@ -64,10 +64,36 @@ impl SymbolArguments {
 pub(crate) struct TraceArguments {
     /// Stop after this time, such as 10s or 5m
     #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration)]
-    pub(crate) duration: Option<Duration>,
-    /// Memory for events on their way from the kernel
-    #[arg(long, value_name = "SIZE", default_value = "64MiB", value_parser = quantity::size)]
-    pub(crate) ring_size: u64,
+    duration: Option<Duration>,
+    /// Memory for events on their way from the kernel, 1M to 1G [default: 32M]
+    #[arg(long, value_name = "SIZE", value_parser = ring_size)]
+    ring_size: Option<u64>,
+    /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    back_pressure: Option<Duration>,
+}
+
+impl TraceArguments {
+    /// A session that traces `target` into `output`.
+    pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
+        let TraceArguments { duration, ring_size, back_pressure } = self;
+        let usual = RecordOptions::new(target);
+        RecordOptions {
+            output,
+            duration,
+            ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
+            back_pressure: back_pressure.unwrap_or(usual.back_pressure),
+            ..usual
+        }
+    }
+}
+
+/// A size that the kernel can give a ring.
+fn ring_size(text: &str) -> Result<u64, String> {
+    match quantity::size(text).map_err(|error| error.to_string())? {
+        bytes @ 0x10_0000..=0x4000_0000 => Ok(bytes),
+        _ => Err("must be 1M to 1G".to_owned()),
+    }
 }
 
 /// A process id, as `-p` takes it.
@@ -94,28 +120,21 @@ pub(crate) enum Source {
 pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Result<()> {
     let last = match source {
         Source::Live(options) => {
-            let mut last = None;
-            session::run(options, |snapshot| {
-                last = Some(Arc::clone(snapshot));
-                offer(snapshots, snapshot)
-            })?;
-            last
+            session::run(options, |snapshot| offer(snapshots, snapshot))?.snapshot
         }
         Source::File(path, pace @ Pace::WallTime(_)) => {
-            Some(replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?)
+            replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            Some(replay(&path, pace, deliver)?)
+            replay(&path, pace, deliver)?
         }
     };
-    if let Some(last) = last {
-        // Without a receiver nobody wants it any more.
-        let _ = snapshots.send(last);
-    }
+    // Without a receiver nobody wants it any more.
+    let _ = snapshots.send(last);
     Ok(())
 }
 

@@ -47,7 +47,7 @@ const BLOCK_FUNCTIONS: usize = 10;
 #[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "file"]))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(conflicts_with_all = ["duration", "ring_size", "output"])]
+    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "output"])]
     file: Option<PathBuf>,
     /// The process to attach to; may be given again
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
@@ -88,11 +88,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             },
         ),
         None => Source::Live(RecordOptions {
-            target: Target::Attach(pids),
-            output: output.clone(),
-            duration: trace.duration,
-            ring_bytes: trace.ring_size,
             snapshot_interval: interval.unwrap_or(INTERVAL),
+            ..trace.session(Target::Attach(pids), output.clone())
         }),
     };
     let names = symbols.names();
@@ -112,8 +109,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         let ended = source.join().expect("the source does not panic");
         shown.and_then(|last| ended.map(|()| last))
     })?;
-    if let Some(output) = output {
-        tell(&summary_line(last.as_deref(), &output));
+    if let (Some(output), Some(last)) = (output, last) {
+        tell(&summary_line(&last, &output));
     }
     Ok(Outcome::Fine)
 }

@@ -7,6 +7,8 @@
 //!   | header: magic, lengths | types: 12 bytes each, members behind | strings |
 //! ```
 
+use std::ops::Range;
+
 use memtrace_common::config::KernelOffsets;
 use thiserror::Error;
 
@@ -34,6 +36,10 @@ const HEADER_BYTES: usize = 24;
 const TYPE_BYTES: usize = 12;
 const MEMBER_BYTES: usize = 12;
 const KIND_STRUCT: u32 = 4;
+const KIND_UNION: u32 = 5;
+
+/// How deep structures without a name are followed into each other.
+const MAX_NESTING: u32 = 4;
 
 /// Finds the offsets that the kernel programs need.
 pub fn kernel_offsets(btf: &[u8]) -> Result<KernelOffsets, KernelTypesError> {
@@ -49,6 +55,9 @@ pub fn kernel_offsets(btf: &[u8]) -> Result<KernelOffsets, KernelTypesError> {
         ("return_instance", "stack", &mut offsets.return_instance_stack, false),
         ("return_instance", "orig_ret_vaddr", &mut offsets.return_instance_address, false),
         ("return_instance", "next", &mut offsets.return_instance_next, false),
+        ("mm_struct", "uprobes_state", &mut offsets.mm_uprobes_state, false),
+        ("uprobes_state", "xol_area", &mut offsets.uprobes_xol_area, false),
+        ("xol_area", "vaddr", &mut offsets.xol_area_address, false),
     ];
     let btf = Btf::parse(btf)?;
     btf.for_each_member(|structure, member, offset_bytes| {
@@ -63,6 +72,14 @@ pub fn kernel_offsets(btf: &[u8]) -> Result<KernelOffsets, KernelTypesError> {
         Some((structure, member, ..)) => Err(KernelTypesError::NoMember { structure, member }),
         None => Ok(offsets),
     }
+}
+
+/// The fixed part of a type, and where what follows it is in the section.
+struct TypeHeader {
+    name: u32,
+    kind: u32,
+    has_bit_fields: bool,
+    tail: Range<usize>,
 }
 
 struct Btf<'a> {
@@ -93,10 +110,50 @@ impl<'a> Btf<'a> {
     }
 
     /// Calls `visit` with (structure, member, offset in bytes) for every member of every `struct`.
+    ///
+    /// The members of a structure without a name inside another are members of the outer one.
     fn for_each_member(
         &self,
         mut visit: impl FnMut(&[u8], &[u8], u32),
     ) -> Result<(), KernelTypesError> {
+        let types = self.index()?;
+        for header in types.iter().filter(|header| header.kind == KIND_STRUCT && header.name != 0) {
+            let structure = self.string(header.name);
+            self.visit_members(&types, header, 0, 0, &mut |member, offset_bits| {
+                visit(structure, member, offset_bits / 8);
+            });
+        }
+        Ok(())
+    }
+
+    fn visit_members(
+        &self,
+        types: &[TypeHeader],
+        header: &TypeHeader,
+        base_bits: u32,
+        depth: u32,
+        visit: &mut impl FnMut(&[u8], u32),
+    ) {
+        let tail = self.types.get(header.tail.clone()).unwrap_or_default();
+        for member in tail.chunks_exact(MEMBER_BYTES) {
+            let [name, type_id, offset] = [0, 4, 8].map(|at| u32_at(member, at).unwrap_or(0));
+            let offset = if header.has_bit_fields { offset & 0x00ff_ffff } else { offset };
+            let offset_bits = base_bits.wrapping_add(offset);
+            if name != 0 {
+                visit(self.string(name), offset_bits);
+            } else if depth < MAX_NESTING
+                // Ids count from 1; 0 is `void`.
+                && let Some(inner) = types.get((type_id as usize).wrapping_sub(1))
+                && (inner.kind == KIND_STRUCT || inner.kind == KIND_UNION)
+            {
+                self.visit_members(types, inner, offset_bits, depth + 1, visit);
+            }
+        }
+    }
+
+    /// The headers of all types, in the order of their ids.
+    fn index(&self) -> Result<Vec<TypeHeader>, KernelTypesError> {
+        let mut headers = Vec::new();
         let mut at = 0;
         while at < self.types.len() {
             let malformed = KernelTypesError::Malformed { at: self.types_at + at };
@@ -105,25 +162,16 @@ impl<'a> Btf<'a> {
                 return Err(malformed);
             };
             let (kind, length) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
-            let has_bit_fields = info >> 31 == 1;
             at += TYPE_BYTES;
             let Some(tail_bytes) = tail_bytes(kind, length) else { return Err(malformed) };
-            let Some(tail) = self.types.get(at..at + tail_bytes) else { return Err(malformed) };
-            at += tail_bytes;
-            if kind != KIND_STRUCT {
-                continue;
+            let tail = at..at + tail_bytes;
+            if self.types.get(tail.clone()).is_none() {
+                return Err(malformed);
             }
-            let structure = self.string(name);
-            for member in tail.chunks_exact(MEMBER_BYTES) {
-                let (Some(member_name), Some(offset)) = (u32_at(member, 0), u32_at(member, 8))
-                else {
-                    return Err(malformed);
-                };
-                let offset_bits = if has_bit_fields { offset & 0x00ff_ffff } else { offset };
-                visit(structure, self.string(member_name), offset_bits / 8);
-            }
+            at = tail.end;
+            headers.push(TypeHeader { name, kind, has_bit_fields: info >> 31 == 1, tail });
         }
-        Ok(())
+        Ok(headers)
     }
 
     /// The string at `offset`, without its zero; empty if there is none.
@@ -195,6 +243,24 @@ mod tests {
             members,
             [(name.clone(), b"state".to_vec(), 0), (name, b"return_instances".to_vec(), 8)]
         );
+    }
+
+    #[test]
+    fn members_of_a_nameless_structure_belong_to_the_outer_one() {
+        // Type 2 is `struct mm_struct { struct { … type 2 itself … } }`: bounded, not endless.
+        let bytes = btf("mm_struct", &[("", 64), ("uprobes_state", 128)]);
+        let nameless = bytes.len() - "\0mm_struct\0\0uprobes_state\0".len() - 24;
+        let mut nested = bytes.clone();
+        nested[nameless..nameless + 8].copy_from_slice(&[0, 0, 0, 0, 2, 0, 0, 0]);
+
+        let mut offsets = Vec::new();
+        let result = Btf::parse(&nested).and_then(|btf| {
+            btf.for_each_member(|_, member, offset| offsets.push((member.to_vec(), offset)))
+        });
+
+        assert_eq!(result, Ok(()));
+        let found: Vec<u32> = offsets.iter().map(|(_, offset)| *offset).collect();
+        assert_eq!(found, [48, 40, 32, 24, 16]);
     }
 
     #[test]

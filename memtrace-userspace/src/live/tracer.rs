@@ -27,7 +27,7 @@ use super::images::{Images, Key};
 use super::loader::{Capacity, Kernel, LoadError, Program};
 use super::process::{self, ProcessError};
 use super::tables::{Placed, Tables};
-use crate::record::{EndReason, MapKind, Pid, Record, Tid, Time, WireStackId};
+use crate::record::{EndReason, MapKind, Pid, Record, Session, Tid, Time, WireStackId};
 
 /// Bytes of a page.
 const PAGE_BYTES: u64 = 4096;
@@ -36,7 +36,7 @@ const PAGE_BYTES: u64 = 4096;
 const SAMPLE_NS: u64 = 1_000_000_000;
 
 /// Links that are closed by one thread when the session ends.
-const LINKS_PER_CLOSER: usize = 4;
+const LINKS_PER_CLOSER: usize = 1;
 
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
@@ -185,9 +185,14 @@ impl Tracer {
         Ok(())
     }
 
-    /// Stops expecting a process that could not run its program.
-    pub fn forget(&mut self, pid: Pid) {
-        self.expected.remove(&pid);
+    /// Writes the first record.
+    pub fn begin_session(&mut self, session: Session) {
+        self.out.insert(0, Record::Session(session));
+    }
+
+    /// Whether anything is traced now.
+    pub fn has_processes(&self) -> bool {
+        !self.processes.is_empty()
     }
 
     /// Whether nothing is left to trace.

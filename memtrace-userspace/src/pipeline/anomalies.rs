@@ -46,12 +46,14 @@ anomalies! {
     threads_without_start,
     /// Events of threads whose process is not known, left out.
     events_of_unknown_threads,
-    /// Threads that share an entry because there are too many.
+    /// Threads that share an entry or are left out because there are too many.
     threads_beyond_limit,
     /// Threads whose end was not seen before their id was used again.
     missed_thread_exits,
-    /// Processes that share an entry or are left out because there are too many.
+    /// Processes that share an entry because there are too many.
     processes_beyond_limit,
+    /// Records of processes that are left out because too many run.
+    records_of_unknown_processes,
     /// Processes whose end was not seen before their id was used again.
     missed_process_exits,
     /// Forks of processes that were not known: what the child inherited is unknown.

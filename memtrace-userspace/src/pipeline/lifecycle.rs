@@ -25,10 +25,12 @@ impl Pipeline {
     fn unknown_actor(&mut self, tid: Tid) -> Option<Actor> {
         let actor = match self.processes.find(Pid(tid.0)) {
             Some(process) => self.start_thread(process, tid, &[]),
-            None => self.only_process().and_then(|process| {
-                self.anomalies.threads_without_start += 1;
-                self.start_thread(process, tid, &[])
-            }),
+            None => {
+                let only = self.only_process();
+                let actor = only.and_then(|process| self.start_thread(process, tid, &[]));
+                self.anomalies.threads_without_start += u64::from(actor.is_some());
+                actor
+            }
         };
         if actor.is_none() {
             self.anomalies.events_of_unknown_threads += 1;
@@ -52,15 +54,15 @@ impl Pipeline {
         if let Some(id) = self.processes.find(pid) {
             return Some(id);
         }
-        let id = self.processes.start(pid, self.now);
-        let listed = id.is_some_and(|id| {
-            let entry = self.processes.running(id).entry;
-            !self.processes.stands_for_many(entry)
-        });
-        if !listed {
+        let Some(id) = self.processes.start(pid, self.now) else {
+            self.anomalies.records_of_unknown_processes += 1;
+            return None;
+        };
+        let entry = self.processes.running(id).entry;
+        if self.processes.stands_for_many(entry) {
             self.anomalies.processes_beyond_limit += 1;
         }
-        id
+        Some(id)
     }
 
     pub(super) fn process(&mut self, process: &Process) {
@@ -151,7 +153,9 @@ impl Pipeline {
             }
             None => {}
         }
-        self.start_thread(process, tid, name);
+        if self.start_thread(process, tid, name).is_none() {
+            self.anomalies.threads_beyond_limit += 1;
+        }
     }
 
     fn start_thread(&mut self, process: RunningId, tid: Tid, name: &[u8]) -> Option<Actor> {

@@ -64,12 +64,40 @@ fn cpp(name: &str) -> Option<String> {
     if !name.starts_with("_Z") && !name.starts_with("_GLOBAL_") {
         return None;
     }
+    itanium(name).or_else(|| itanium(&without_unresolved_std(name)?))
+}
+
+fn itanium(name: &str) -> Option<String> {
     let parse = cpp_demangle::ParseOptions::default().recursion_limit(PARSE_RECURSION);
     let symbol = cpp_demangle::BorrowedSymbol::new_with_options(name.as_bytes(), &parse).ok()?;
-    let print = cpp_demangle::DemangleOptions::new().recursion_limit(PRINT_RECURSION);
+    // `Ring<T, 4>`, not `Ring<T, (unsigned int)4>`.
+    let print = cpp_demangle::DemangleOptions::new()
+        .hide_expression_literal_types()
+        .recursion_limit(PRINT_RECURSION);
     let mut out = Bounded::default();
     symbol.structured_demangle(&mut out, &print).ok()?;
     Some(out.text)
+}
+
+/// Rewrites the form of `std::trait<…>::value` that cpp_demangle does not know.
+///
+/// In the signature of a template, GCC up to ABI 16 mangles `std::is_array<T>::value` as
+/// `srSt8is_arrayIT_E5value`, an unresolved name whose type is no substitution. The grammar has no
+/// such form, but `std::make_shared`, `std::swap` and what `std::vector` grows with have it in
+/// their return types. `L_ZNSt8is_arrayIT_E5valueEE`, a reference to the member, is known, prints
+/// the same and numbers substitutions the same.
+fn without_unresolved_std(name: &str) -> Option<String> {
+    let mut pieces = name.split("srSt");
+    let mut rewritten = pieces.next()?.to_owned();
+    for piece in pieces {
+        let (member, at) = ["E5value", "E7__value"]
+            .into_iter()
+            .filter_map(|member| Some((member, piece.find(member)?)))
+            .min_by_key(|(_, at)| *at)?;
+        let (qualified, rest) = piece.split_at(at + member.len());
+        write!(rewritten, "L_ZNSt{qualified}EE{rest}").ok()?;
+    }
+    Some(rewritten)
 }
 
 /// A string that refuses to grow beyond [`MAX_NAME_BYTES`].
@@ -106,6 +134,22 @@ mod tests {
             "void std::vector<int, std::allocator<int> >::_M_realloc_insert<int const&>\
              (__gnu_cxx::__normal_iterator<int*, std::vector<int, std::allocator<int> > >, int const&)"
         );
+    }
+
+    #[test]
+    fn cpp_name_with_a_trait_of_std_is_demangled() {
+        let name = b"_ZSt11make_sharedI1VJS0_EESt10shared_ptrINSt9enable_ifIXntsrSt8is_arrayIT_E5valueES4_E4typeEEDpOT0_";
+
+        assert_eq!(
+            demangle(name),
+            "std::shared_ptr<std::enable_if<!std::is_array<V>::value, V>::type> \
+             std::make_shared<V, V>(V&&)"
+        );
+    }
+
+    #[test]
+    fn cpp_literal_is_printed_without_its_type() {
+        assert_eq!(demangle(b"_ZN4RingIiLj4EE4pushEv"), "Ring<int, 4>::push()");
     }
 
     #[test]

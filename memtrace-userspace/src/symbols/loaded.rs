@@ -170,7 +170,7 @@ fn open(
     let alternate = find_alternate(options, counters, debug_path, debug_bytes);
     let (store, meter) = (Store::default(), Meter::new());
     let files = Files { path, image, debug, alternate, mini, store, meter };
-    let cell = Cell::try_new(files, |files| index(files))?;
+    let cell = Cell::try_new(files, index)?;
     counters.symbols_left_out += cell.with_dependent(|_, index| index.table.left_out());
     Ok(Loaded { cell, memo: Memo::default() })
 }

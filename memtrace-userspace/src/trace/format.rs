@@ -35,6 +35,9 @@ pub(super) const MAX_ROW_BYTES: usize = MAX_PAYLOAD_BYTES - (64 << 10);
 pub(super) const MAX_BLOCK_RECORDS: u32 = 1 << 16;
 
 /// Row bytes after which the writer ends a block.
+///
+/// A record takes 80 bytes in the columns at most, so a block stays far below
+/// [`MAX_PAYLOAD_BYTES`] unless one row alone is larger than this.
 pub(super) const BLOCK_ROW_BYTES: usize = 1 << 20;
 
 /// Bit of [`BlockHeader::flags`]: the block can be decoded without those before it.

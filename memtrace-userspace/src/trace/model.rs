@@ -78,15 +78,6 @@ pub(super) struct Block {
     class: u32,
 }
 
-/// Where an alloc may be.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Guess {
-    /// The most likely address.
-    pub(super) ptr: u64,
-    /// The address to measure from if it is another one.
-    pub(super) base: u64,
-}
-
 #[derive(Clone, Copy, Debug, Default)]
 struct FreeList {
     blocks: [u64; FREE_LIST_BLOCKS],
@@ -98,8 +89,8 @@ struct FreeList {
 pub(super) struct Model {
     pub(super) threads: Vec<Thread>,
     pub(super) stacks: Vec<Stack>,
-    /// The last [`RECENT`] allocs, by number.
-    recent: Box<[Block]>,
+    /// The last [`RECENT`] allocs: the one with number n at n modulo [`RECENT`].
+    recent: Vec<Block>,
     /// Number of allocs seen: the next one's number.
     pub(super) allocs: u64,
     free_lists: Box<[FreeList]>,
@@ -116,7 +107,7 @@ impl Model {
         let mut model = Model {
             threads: Vec::new(),
             stacks: Vec::new(),
-            recent: vec![Block { ptr: 0, class: 0 }; RECENT].into(),
+            recent: Vec::new(),
             allocs: 0,
             free_lists: vec![FreeList::default(); FREE_LISTS].into(),
             freed: 0,
@@ -132,7 +123,7 @@ impl Model {
         let Model { threads, stacks, recent, allocs, free_lists, freed, mapped, frames } = self;
         threads.clear();
         stacks.clear();
-        recent.fill(Block { ptr: 0, class: 0 });
+        recent.clear();
         *allocs = 0;
         free_lists.fill(FreeList::default());
         *freed = 0;
@@ -179,25 +170,29 @@ impl Model {
 
     /// Where the thread's next alloc of `size` bytes may be. To be followed by [`Self::saw_alloc`].
     #[inline]
-    pub(super) fn guess_alloc(&mut self, thread: ThreadIndex, size: u64) -> Guess {
+    pub(super) fn guess_alloc(&mut self, thread: ThreadIndex, size: u64) -> u64 {
         let Thread { end, retired, .. } = self.threads[thread as usize];
         if let Some(retired) = retired {
-            return Guess { ptr: retired.ptr, base: end };
+            return retired.ptr;
         }
         let list = self.free_list(thread, class(size));
         let top = list.blocks[usize::from(list.top)];
         if top == 0 {
-            return Guess { ptr: end, base: end };
+            return end;
         }
         list.blocks[usize::from(list.top)] = 0;
         list.top = list.top.wrapping_sub(1) % FREE_LIST_BLOCKS as u8;
-        Guess { ptr: top, base: end }
+        top
     }
 
     #[inline]
     pub(super) fn saw_alloc(&mut self, thread: ThreadIndex, ptr: u64, size: u64) {
         let class = class(size);
-        self.recent[self.allocs as usize % RECENT] = Block { ptr, class };
+        let block = Block { ptr, class };
+        match self.recent.get_mut(self.allocs as usize % RECENT) {
+            Some(oldest) => *oldest = block,
+            None => self.recent.push(block),
+        }
         self.allocs += 1;
         let last = &mut self.threads[thread as usize];
         last.end = ptr.wrapping_add(chunk(size));

@@ -16,8 +16,8 @@ use super::format::{
 
 /// Reads a trace, block by block.
 ///
-/// Memory is bounded by the format's limits, whatever the file says: one block of
-/// 16 MiB, compressed and not, and the tables of the model.
+/// Memory is bounded by the format's limits, whatever the file says: a block of 16 MiB in the
+/// file, decompressed and by columns, one record of it, and the tables of the model.
 pub struct Reader<R: Read> {
     input: R,
     decoder: Decoder,
@@ -40,7 +40,15 @@ enum State {
     Reading,
     Complete,
     Truncated(Truncation),
-    Damaged { offset: u64, damage: Damage },
+    Damaged {
+        offset: u64,
+        damage: Damage,
+    },
+    /// Bytes are missing in the middle, so what follows means nothing.
+    Failed {
+        offset: u64,
+        kind: io::ErrorKind,
+    },
 }
 
 /// What comes next in the file.
@@ -83,7 +91,7 @@ impl<R: Read> Reader<R> {
 
     /// The next record; `None` at the end, or where the file was cut ([`Self::truncation`]).
     ///
-    /// Damage ends the trace: every further call returns it again.
+    /// An error ends the trace: every further call returns it again.
     #[expect(clippy::should_implement_trait, reason = "an iterator cannot fail and go on")]
     #[inline]
     pub fn next(&mut self) -> Result<Option<Record>, TraceError> {
@@ -93,6 +101,9 @@ impl<R: Read> Reader<R> {
                 State::Complete | State::Truncated(_) => return Ok(None),
                 State::Damaged { offset, damage } => {
                     return Err(TraceError::Damaged { offset, damage });
+                }
+                State::Failed { offset, kind } => {
+                    return Err(TraceError::Io { offset, source: kind.into() });
                 }
             }
             self.next_block()?;
@@ -111,7 +122,7 @@ impl<R: Read> Reader<R> {
     pub fn truncation(&self) -> Option<Truncation> {
         match self.state {
             State::Truncated(truncation) => Some(truncation),
-            State::Reading | State::Complete | State::Damaged { .. } => None,
+            State::Reading | State::Complete | State::Damaged { .. } | State::Failed { .. } => None,
         }
     }
 
@@ -135,7 +146,10 @@ impl<R: Read> Reader<R> {
                 Ok(())
             }
             Err(Failure::Damage(damage)) => Err(self.damaged(self.block_offset, damage)),
-            Err(Failure::Io(source)) => Err(TraceError::Io { offset: self.offset, source }),
+            Err(Failure::Io(source)) => {
+                self.state = State::Failed { offset: self.offset, kind: source.kind() };
+                Err(TraceError::Io { offset: self.offset, source })
+            }
         }
     }
 

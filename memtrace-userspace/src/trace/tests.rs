@@ -1,6 +1,7 @@
 //! Whole files: what goes in comes out, and what is broken is named.
 
 mod files;
+mod golden;
 mod records;
 
 use crate::record::Record;

@@ -74,11 +74,14 @@ impl<W: Write> Writer<W> {
         if bytes > MAX_ROW_BYTES {
             return Err(WriteError::RecordTooLarge { bytes, limit: MAX_ROW_BYTES });
         }
-        if bytes + self.encoder.row_bytes() > BLOCK_ROW_BYTES && bytes > 0 {
+        if bytes > 0 && self.encoder.row_bytes() + bytes > BLOCK_ROW_BYTES {
             self.flush_block()?;
         }
         self.encoder.push(record);
-        if self.encoder.records() >= MAX_BLOCK_RECORDS as usize {
+        // A row that fills a block alone leaves no room for columns, so that block ends with it.
+        if self.encoder.records() >= MAX_BLOCK_RECORDS as usize
+            || self.encoder.row_bytes() >= BLOCK_ROW_BYTES
+        {
             self.flush_block()?;
         }
         Ok(())

@@ -150,9 +150,9 @@ impl Decoder {
 
         let guess = self.model.guess_alloc(thread, size);
         let ptr = if operation & ADDRESS == 0 {
-            undelta_address(guess.base, self.columns[column::ADDRESSES].varint()?)
+            undelta_address(guess, self.columns[column::ADDRESSES].varint()?)
         } else {
-            guess.ptr
+            guess
         };
         self.model.saw_alloc(thread, ptr, size);
         Ok(Record::Alloc { time, tid, api, ptr: Avma(ptr), size, stack })

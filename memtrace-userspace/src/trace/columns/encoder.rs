@@ -264,10 +264,10 @@ impl Encoder {
         }
 
         let guess = self.model.guess_alloc(thread, size);
-        if guess.ptr == ptr.0 {
+        if guess == ptr.0 {
             operation |= ADDRESS;
         } else {
-            put_varint(&mut self.columns[column::ADDRESSES], address_delta(guess.base, ptr.0));
+            put_varint(&mut self.columns[column::ADDRESSES], address_delta(guess, ptr.0));
         }
         if let Some((forgotten, number)) = self.model.about_to_forget()
             && self.recent.get(&forgotten) == Some(&number)

@@ -1,7 +1,7 @@
 //! Cut, damaged, foreign and hostile files.
 
 use std::cell::Cell;
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::rc::Rc;
 
 use memtrace_common::addr::Avma;
@@ -338,6 +338,40 @@ fn full_disk_ends_the_trace_at_the_last_whole_block() {
 
     assert!(matches!(full, Err(WriteError::Io { what: "a block", offset, .. }) if offset == whole));
     assert!(matches!(after, Err(WriteError::AlreadyFailed { offset }) if offset == whole));
+}
+
+/// Gives `good` bytes, then an error, then whatever is behind.
+struct BadSector<'a> {
+    good: &'a [u8],
+    failed: bool,
+}
+
+impl Read for BadSector<'_> {
+    fn read(&mut self, out: &mut [u8]) -> io::Result<usize> {
+        if self.good.is_empty() && !self.failed {
+            self.failed = true;
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.good.read(out)
+    }
+}
+
+#[test]
+fn unreadable_byte_is_an_error_and_no_truncation() {
+    let bytes = trace_of(&sample(), 3);
+    let start = block_starts(&bytes)[1];
+    let mut reader = Reader::new(BadSector { good: &bytes[..start + 9], failed: false }).unwrap();
+    for _ in 0..3 {
+        reader.next().unwrap().unwrap();
+    }
+
+    for _ in 0..2 {
+        let error = reader.next().unwrap_err();
+
+        let TraceError::Io { offset, source } = error else { panic!("{error}") };
+        assert_eq!((offset, source.kind()), (start as u64, io::ErrorKind::TimedOut));
+    }
+    assert_eq!(reader.truncation(), None);
 }
 
 #[test]
