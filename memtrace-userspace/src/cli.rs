@@ -6,6 +6,7 @@
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
 mod doctor;
+mod log;
 mod output;
 mod quantity;
 mod record;
@@ -19,8 +20,8 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+use memtrace_userspace::live::guardian;
 use memtrace_userspace::views::printable::printable_str;
-use tracing_subscriber::EnvFilter;
 
 const EXAMPLES: &str = "\
 Examples:
@@ -48,6 +49,9 @@ enum Command {
     Top(top::Arguments),
     Report(report::Arguments),
     Doctor(doctor::Arguments),
+    /// What memtrace starts beside itself; not for people
+    #[command(name = guardian::ARGUMENT, hide = true)]
+    Guardian,
 }
 
 /// How a command that could run ended.
@@ -62,12 +66,16 @@ enum Outcome {
 /// Runs the command that the arguments name.
 pub(crate) fn main() -> ExitCode {
     let Cli { verbose, command } = Cli::parse();
-    start_log(verbose);
+    log::start(verbose);
     let outcome = match command {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
+        Command::Guardian => {
+            guardian::run(io::stdin().lock());
+            Ok(Outcome::Fine)
+        }
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
@@ -78,21 +86,6 @@ pub(crate) fn main() -> ExitCode {
             ExitCode::from(2)
         }
     }
-}
-
-fn start_log(verbose: u8) {
-    let level = match verbose {
-        0 => "warn",
-        1 => "info",
-        2.. => "debug",
-    };
-    let filter = EnvFilter::try_from_env("MEMTRACE_LOG").unwrap_or_else(|_| EnvFilter::new(level));
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
-        .with_writer(io::stderr)
-        .with_ansi(terminal::colour(&io::stderr()))
-        .with_target(false)
-        .init();
 }
 
 /// Writes a line for the user to stderr.
@@ -138,7 +131,9 @@ mod tests {
         let mut command = Cli::command();
         assert!(command.render_long_help().to_string().starts_with("Examples:\n"));
 
-        for subcommand in command.get_subcommands_mut().filter(|c| c.get_name() != "help") {
+        let shown =
+            |command: &&mut clap::Command| !command.is_hide_set() && command.get_name() != "help";
+        for subcommand in command.get_subcommands_mut().filter(shown) {
             let help = subcommand.render_long_help().to_string();
             assert!(help.starts_with("Examples:\n"), "{help}");
         }

@@ -266,7 +266,6 @@ fn top_without_a_terminal_prints_blocks() {
         [
             "00:00:05  live 600 B  peak 600 B  mapped 0 B  6 calls",
             "00:00:10  live 900 B  peak 1000 B  mapped 0 B  10 calls",
-            "00:00:10  live 900 B  peak 1000 B  mapped 0 B  10 calls",
         ]
     );
 }

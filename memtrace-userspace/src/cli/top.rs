@@ -25,7 +25,7 @@ use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 use super::record::summary_line;
 use super::replay::Pace;
 use super::source::{self, Sort, Source, SymbolArguments, TraceArguments, pid};
-use super::{Outcome, quantity, tell, terminal};
+use super::{Outcome, log, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -99,6 +99,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         let source = scope.spawn(move || source::run(source, &sender));
         let shown = if screen {
             let (sender, ranked) = sync_channel(1);
+            let _quiet = log::hold();
             scope.spawn(move || rank_newest(&snapshots, names, key, &sender));
             tui::run(&ranked, App::new(key), terminal::palette(), at_end)
                 .context("cannot draw on the terminal; try --plain")
@@ -140,8 +141,9 @@ fn show_blocks(
     let mut out = io::stdout().lock();
     let mut last: Option<Arc<Snapshot>> = None;
     for snapshot in snapshots {
-        // The last snapshot of a session may be one that was shown already.
-        if last.as_ref().is_some_and(|last| Arc::ptr_eq(last, &snapshot)) {
+        // The end of a session may be what was shown already.
+        let moment = |snapshot: &Snapshot| (snapshot.now, snapshot.events);
+        if last.as_ref().is_some_and(|last| moment(last) == moment(&snapshot)) {
             continue;
         }
         let ranking = rank(&snapshot, &mut names, key);

@@ -36,8 +36,10 @@ pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> 
         match (frame.function, nameless) {
             (None, None) => nameless = Some((index, frame.module)),
             (None, Some((_, module))) if module == frame.module => {}
-            (Some(name), None) if is_wrapper(name) => {}
-            (Some(name), Some((_, module))) if module == frame.module && is_wrapper(name) => {
+            (Some(name), None) if is_wrapper(name, frame.module) => {}
+            (Some(name), Some((_, module)))
+                if module == frame.module && is_wrapper(name, module) =>
+            {
                 nameless = None;
             }
             (Some(_), None) => return Some(index),
@@ -48,10 +50,14 @@ pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> 
 }
 
 /// Whether a function only passes a request on to the allocator, or is the allocator.
-pub fn is_wrapper(function: &str) -> bool {
-    let name = without_suffixes(function);
+///
+/// `module` is the path of its file: some of the C library's names are too common to mean the
+/// allocator anywhere else.
+pub fn is_wrapper(function: &str, module: &str) -> bool {
+    let name = without_decoration(function);
     is_plt_stub(function)
         || ALLOCATOR.binary_search(&name).is_ok()
+        || (is_c_library(module) && C_LIBRARY_INSIDE.binary_search(&name).is_ok())
         || ALLOCATOR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || is_operator_new_or_delete(name)
         || is_cpp_allocator(name)
@@ -62,14 +68,9 @@ pub fn is_wrapper(function: &str) -> bool {
 const ALLOCATOR: &[&str] = &[
     "__brk",
     "__calloc",
-    "__curbrk",
-    "__default_morecore",
-    "__expand_heap",
     "__free",
-    "__glibc_morecore",
     "__libc_calloc",
     "__libc_free",
-    "__libc_mallinfo",
     "__libc_malloc",
     "__libc_malloc_impl",
     "__libc_memalign",
@@ -78,7 +79,6 @@ const ALLOCATOR: &[&str] = &[
     "__libc_reallocarray",
     "__libc_valloc",
     "__malloc",
-    "__malloc_alloc_meta",
     "__mmap",
     "__mmap64",
     "__mremap",
@@ -92,15 +92,11 @@ const ALLOCATOR: &[&str] = &[
     "_int_realloc",
     "_mid_memalign",
     "aligned_alloc",
-    "alloc_group",
-    "alloc_slot",
     "brk",
     "calloc",
     "cfree",
     "free",
-    "heap_trim",
     "malloc",
-    "malloc_consolidate",
     "memalign",
     "mmap",
     "mmap64",
@@ -112,12 +108,43 @@ const ALLOCATOR: &[&str] = &[
     "reallocarray",
     "sbrk",
     "syscall",
-    "sysmalloc",
-    "sysmalloc_mmap",
-    "systrim",
-    "tcache_init",
     "valloc",
 ];
+
+/// Functions inside the C library's allocator, glibc's and musl's.
+const C_LIBRARY_INSIDE: &[&str] = &[
+    "__default_morecore",
+    "__expand_heap",
+    "__glibc_morecore",
+    "__malloc_alloc_meta",
+    "_int_new_arena",
+    "alloc_group",
+    "alloc_new_heap",
+    "alloc_slot",
+    "arena_get2",
+    "arena_get_retry",
+    "grow_heap",
+    "heap_trim",
+    "malloc_consolidate",
+    "malloc_hook_ini",
+    "mremap_chunk",
+    "munmap_chunk",
+    "new_heap",
+    "ptmalloc_init",
+    "shrink_heap",
+    "sysmalloc",
+    "sysmalloc_mmap",
+    "sysmalloc_mmap_fallback",
+    "systrim",
+    "tcache_init",
+    "tcache_key_initialize",
+];
+
+/// Whether a file is the C library or its loader, by its name.
+fn is_c_library(module: &str) -> bool {
+    let file = module.rsplit('/').next().unwrap_or(module);
+    ["libc.", "libc-", "ld-linux", "ld-musl", "ld-2."].iter().any(|start| file.starts_with(start))
+}
 
 /// What the functions of jemalloc, mimalloc and tcmalloc start with.
 const ALLOCATOR_PREFIXES: &[&str] = &["_mi_", "je_", "mi_", "tc_", "tcmalloc::"];
@@ -204,9 +231,10 @@ fn is_rust_entry(last: &str) -> bool {
         .is_some_and(|rest| matches!(rest, "alloc" | "alloc_zeroed" | "realloc" | "dealloc"))
 }
 
-/// The name without what linkers and compilers append: versions, clones, Rust's hash.
-fn without_suffixes(name: &str) -> &str {
+/// The name without what is put around it: glibc's `__GI_`, versions, clones, Rust's hash.
+fn without_decoration(name: &str) -> &str {
     const CLONES: &[&str] = &[".part.", ".cold", ".constprop.", ".isra.", ".llvm.", ".lto_priv."];
+    let name = name.strip_prefix("__GI_").unwrap_or(name);
     let mut name = name.split('@').next().unwrap_or(name);
     if let Some(end) = CLONES.iter().filter_map(|clone| name.find(clone)).min() {
         name = &name[..end];
@@ -331,6 +359,7 @@ mod tests {
     #[test]
     fn allocator_table_is_sorted_for_the_search() {
         assert!(ALLOCATOR.is_sorted());
+        assert!(C_LIBRARY_INSIDE.is_sorted());
     }
 
     #[test]
@@ -342,6 +371,10 @@ mod tests {
             "malloc@@GLIBC_2.2.5",
             "calloc.part.0",
             "_int_realloc",
+            "__GI___libc_malloc",
+            "__GI___sbrk",
+            "sysmalloc",
+            "alloc_new_heap.part.0",
             "je_arena_malloc_hard",
             "mi_heap_malloc",
             "tc_newarray",
@@ -367,7 +400,7 @@ mod tests {
             "alloc::alloc::exchange_malloc::h0123456789abcdef",
         ];
         for name in wrappers {
-            assert!(is_wrapper(name), "{name}");
+            assert!(is_wrapper(name, "/lib/libc.so.6"), "{name}");
         }
     }
 
@@ -376,6 +409,8 @@ mod tests {
         let code = [
             "main",
             "xmalloc",
+            "new_heap",
+            "alloc_slot",
             "mallocator",
             "my_malloc",
             "jemalloc_stats",
@@ -396,7 +431,7 @@ mod tests {
             "void fill<std::allocator<int> >(int)",
         ];
         for name in code {
-            assert!(!is_wrapper(name), "{name}");
+            assert!(!is_wrapper(name, "/srv/app"), "{name}");
         }
     }
 }
