@@ -69,6 +69,7 @@ pub struct Row {
     /// How to compute the CFA: one of the [`cfa`] constants.
     pub cfa_kind: u8,
     /// Where the caller's `rbp` is, in words from the CFA; [`RBP_SAME`] if it was not saved.
+    /// [`cfa::DEREF_RBP`] counts from `rbp` itself.
     pub rbp_offset_by_8: i8,
 }
 
@@ -92,11 +93,19 @@ pub mod cfa {
     /// The return address is undefined: the root of the thread.
     pub const ROOT: u8 = 5;
     /// `CFA = *(rbp + cfa_offset)`: a function that realigned its stack (GCC's DRAP).
+    ///
+    /// The distance between `rbp` and the CFA is known at run time only, so the caller's `rbp` is
+    /// at `rbp + 8 * rbp_offset_by_8`; it is always saved.
     pub const DEREF_RBP: u8 = 6;
     /// `CFA = *(rsp + cfa_offset)`, as in hand-written assembly that saved the stack pointer.
     pub const DEREF_RSP: u8 = 7;
     /// The rule does not fit into a row.
     pub const UNSUPPORTED: u8 = 8;
+    /// This bit marks a frame of 32 KiB or more:
+    /// `CFA = rsp + (cfa_kind & 0x7f) << 16 + (cfa_offset as u16)`, up to 8 MiB.
+    ///
+    /// Buffers on the stack are that large: Debian 12's redis-server has frames of 512 KiB and 1 MiB.
+    pub const RSP_LARGE: u8 = 0x80;
 }
 
 /// Where in `ucontext_t` the kernel stores a register for a signal handler.
@@ -212,6 +221,10 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
         cfa::SIGNAL => return step_signal(regs.sp.wrapping_add(offset), read_stack),
         cfa::ROOT => return Step::End(End::Root),
         cfa::NONE => return step_frame_pointer(regs, read_stack),
+        kind if kind & cfa::RSP_LARGE != 0 => {
+            let high = u64::from(kind & !cfa::RSP_LARGE) << 16;
+            regs.sp.wrapping_add(high | u64::from(row.cfa_offset as u16))
+        }
         _ => return Step::End(End::UnsupportedRule),
     };
     if cfa <= regs.sp {
@@ -224,10 +237,11 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
     if pc == 0 {
         return Step::End(End::Root);
     }
-    let (fp, fp_slot) = if row.rbp_offset_by_8 == RBP_SAME {
+    let counts_from = if row.cfa_kind == cfa::DEREF_RBP { regs.fp } else { cfa };
+    let (fp, fp_slot) = if row.cfa_kind != cfa::DEREF_RBP && row.rbp_offset_by_8 == RBP_SAME {
         (regs.fp, 0)
     } else {
-        let slot = cfa.wrapping_add((row.rbp_offset_by_8 as i64 * 8) as u64);
+        let slot = counts_from.wrapping_add((row.rbp_offset_by_8 as i64 * 8) as u64);
         match read_stack(slot) {
             Some(fp) => (fp, slot),
             None => return Step::End(End::UnreadableStack),

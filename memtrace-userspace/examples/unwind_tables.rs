@@ -10,6 +10,9 @@ use std::time::Instant;
 use anyhow::Context as _;
 use memtrace_userspace::cfi::{self, Unsupported};
 
+/// The quickest of so many runs counts: on a busy machine most are interrupted.
+const RUNS: usize = 25;
+
 fn main() -> anyhow::Result<()> {
     println!("      ms     rows  table KiB  file");
     for path in std::env::args().skip(1) {
@@ -25,7 +28,7 @@ fn survey(path: &str) -> anyhow::Result<()> {
     let elf = object::File::parse(data.as_slice()).context("parse")?;
     let mut best = f64::INFINITY;
     let mut table = None;
-    for _ in 0..5 {
+    for _ in 0..RUNS {
         let start = Instant::now();
         let compiled = cfi::compile(&elf)?;
         best = best.min(start.elapsed().as_secs_f64() * 1e3);

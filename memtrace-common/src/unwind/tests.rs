@@ -91,6 +91,26 @@ fn deref_rsp_row_reads_the_cfa_from_the_stack() {
 }
 
 #[test]
+fn deref_rbp_row_reads_the_cfa_and_the_frame_pointer_near_rbp() {
+    let words = [1, STACK + 56, 0xbeef, 3, 4, 5, 0x4011];
+
+    let step = step(row(cfa::DEREF_RBP, -8, 0), regs(0x5000, STACK, STACK + 16), stack(&words));
+
+    assert_eq!(step, caller(0x4011, STACK + 56, 0xbeef, STACK + 48, STACK + 16));
+}
+
+#[test]
+fn large_row_adds_the_bits_of_its_kind() {
+    let stack_of_one_word = |address| (address == STACK + 0x2_8000 - 8).then_some(0x4011);
+    let offset = 0x8000_u16 as i16;
+
+    let step =
+        step(row(cfa::RSP_LARGE | 2, offset, RBP_SAME), regs(0x5000, STACK, 77), stack_of_one_word);
+
+    assert_eq!(step, caller(0x4011, STACK + 0x2_8000, 77, STACK + 0x2_8000 - 8, 0));
+}
+
+#[test]
 fn deref_row_without_its_word_is_unreadable() {
     let read_nothing = |_| None;
 
@@ -182,7 +202,7 @@ fn no_row_and_null_above_the_frame_pointer_is_the_root() {
 
 #[test]
 fn unsupported_or_unknown_kind_is_an_unsupported_rule() {
-    for kind in [cfa::UNSUPPORTED, cfa::UNSUPPORTED + 1, u8::MAX] {
+    for kind in [cfa::UNSUPPORTED, cfa::UNSUPPORTED + 1, cfa::RSP_LARGE - 1] {
         let step = step(row(kind, 8, RBP_SAME), regs(0x5000, STACK, 77), stack(&[0x4011]));
 
         assert_eq!(step, Step::End(End::UnsupportedRule), "kind {kind}");

@@ -4,7 +4,7 @@
 //! say does. What does not fit becomes a row of kind `UNSUPPORTED` that ends the walk by name,
 //! and the reason is counted in [`Unsupported`]: a wrong frame would be worse than none.
 
-use gimli::{Encoding, Format, Operation, UnwindExpression, UnwindSection, X86_64};
+use gimli::{Encoding, Format, Operation, Register, UnwindExpression, UnwindSection, X86_64};
 use memtrace_common::unwind::{RBP_SAME, Row, cfa, ucontext};
 
 use super::entries::Bytes;
@@ -69,27 +69,56 @@ pub(super) fn encode<'data, S: UnwindSection<Bytes<'data>>>(
     if state.sp != Rule::Unset {
         return Err(Unsupported::StackPointer);
     }
-    let (kind, offset) = match state.cfa {
-        Cfa::Register { register: X86_64::RSP, offset } => (cfa::RSP, offset),
-        Cfa::Register { register: X86_64::RBP, offset } => (cfa::RBP, offset),
-        Cfa::Register { .. } => return Err(Unsupported::CfaRegister),
-        Cfa::Expression(expression) => {
-            parse_cfa(section, expression).ok_or(Unsupported::CfaExpression)?
+    match state.cfa {
+        Cfa::Register { register: X86_64::RSP, offset } => {
+            let (kind, offset) = encode_distance(offset)?;
+            Ok(row(kind, offset, encode_fp(state.fp)?))
         }
-    };
-    let offset = i16::try_from(offset).map_err(|_| Unsupported::CfaOffset)?;
-    let rbp_offset_by_8 = match state.fp {
-        Rule::Unset | Rule::Undefined | Rule::SameValue => RBP_SAME,
-        Rule::Offset(offset) if offset % 8 == 0 => match i8::try_from(offset / 8) {
-            // A saved `rbp` at the CFA itself would read as "not saved".
-            Ok(RBP_SAME) | Err(_) => return Err(Unsupported::FramePointer),
-            Ok(words) => words,
+        Cfa::Register { register: X86_64::RBP, offset } => {
+            Ok(row(cfa::RBP, narrow(offset)?, encode_fp(state.fp)?))
+        }
+        Cfa::Register { .. } => Err(Unsupported::CfaRegister),
+        Cfa::Expression(expression) => match parse_cfa(section, expression) {
+            Some((cfa::DEREF_RBP, offset)) => {
+                let fp = register_offset(section, state.fp, X86_64::RBP);
+                let words = fp.and_then(words).ok_or(Unsupported::FramePointer)?;
+                Ok(row(cfa::DEREF_RBP, narrow(offset)?, words))
+            }
+            Some((kind, offset)) => Ok(row(kind, narrow(offset)?, encode_fp(state.fp)?)),
+            None => Err(Unsupported::CfaExpression),
         },
-        Rule::Offset(_) | Rule::Expression(_) | Rule::Elsewhere => {
-            return Err(Unsupported::FramePointer);
+    }
+}
+
+/// The kind and the offset of `CFA = rsp + distance`.
+fn encode_distance(distance: i64) -> Result<(u8, i16), Unsupported> {
+    if let Ok(offset) = i16::try_from(distance) {
+        return Ok((cfa::RSP, offset));
+    }
+    let high = u8::try_from(distance >> 16).ok().filter(|high| high & cfa::RSP_LARGE == 0);
+    let high = high.ok_or(Unsupported::CfaOffset)?;
+    Ok((cfa::RSP_LARGE | high, distance as u16 as i16))
+}
+
+fn narrow(offset: i64) -> Result<i16, Unsupported> {
+    i16::try_from(offset).map_err(|_| Unsupported::CfaOffset)
+}
+
+/// Where `rbp` is saved, in words from the CFA.
+fn encode_fp(rule: Rule) -> Result<i8, Unsupported> {
+    match rule {
+        Rule::Unset | Rule::Undefined | Rule::SameValue => Ok(RBP_SAME),
+        // A saved `rbp` at the CFA itself would read as "not saved".
+        Rule::Offset(offset) => {
+            words(offset).filter(|words| *words != RBP_SAME).ok_or(Unsupported::FramePointer)
         }
-    };
-    Ok(row(kind, offset, rbp_offset_by_8))
+        Rule::Expression(_) | Rule::Elsewhere => Err(Unsupported::FramePointer),
+    }
+}
+
+/// Bytes in words, if they are whole and few.
+fn words(bytes: i64) -> Option<i8> {
+    if bytes % 8 == 0 { i8::try_from(bytes / 8).ok() } else { None }
 }
 
 fn row(cfa_kind: u8, cfa_offset: i16, rbp_offset_by_8: i8) -> Row {
@@ -144,17 +173,6 @@ fn encode_signal<'data, S: UnwindSection<Bytes<'data>>>(
     section: &S,
     state: &State,
 ) -> Result<Row, Unsupported> {
-    let from_rsp = |rule| match rule {
-        Rule::Expression(expression) => match operations(section, expression)?.as_slice() {
-            [Operation::RegisterOffset { register: X86_64::RSP, offset, .. }] => Some(*offset),
-            _ => None,
-        },
-        Rule::Unset
-        | Rule::Undefined
-        | Rule::SameValue
-        | Rule::Offset(_)
-        | Rule::Elsewhere => None,
-    };
     let sp = match state.cfa {
         Cfa::Expression(expression) => match parse_cfa(section, expression) {
             Some((cfa::DEREF_RSP, offset)) => Some(offset),
@@ -163,6 +181,7 @@ fn encode_signal<'data, S: UnwindSection<Bytes<'data>>>(
         Cfa::Register { .. } => None,
     };
     let context = |at: Option<i64>, register: u64| at?.checked_sub_unsigned(register);
+    let from_rsp = |rule| register_offset(section, rule, X86_64::RSP);
     let context_of_pc = context(from_rsp(state.return_address), ucontext::RIP);
     let context_of_fp = context(from_rsp(state.fp), ucontext::RBP);
     let context_of_sp = context(sp, ucontext::RSP);
@@ -171,6 +190,21 @@ fn encode_signal<'data, S: UnwindSection<Bytes<'data>>>(
     }
     let offset = context_of_pc.and_then(|offset| i16::try_from(offset).ok());
     offset.map(|offset| row(cfa::SIGNAL, offset, RBP_SAME)).ok_or(Unsupported::SignalFrame)
+}
+
+/// The offset in a rule "at the address `base + offset`" that is given as an expression.
+fn register_offset<'data, S: UnwindSection<Bytes<'data>>>(
+    section: &S,
+    rule: Rule,
+    base: Register,
+) -> Option<i64> {
+    let Rule::Expression(expression) = rule else {
+        return None;
+    };
+    match operations(section, expression)?.as_slice() {
+        [Operation::RegisterOffset { register, offset, .. }] if *register == base => Some(*offset),
+        _ => None,
+    }
 }
 
 /// The longest expression that is looked at: the CFA of a PLT has 9 operations.

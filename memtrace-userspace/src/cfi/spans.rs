@@ -109,7 +109,8 @@ pub(super) fn flatten(functions: &Functions, text_bytes: u32) -> Vec<Row> {
         }
         covered = span.end;
     }
-    if covered < text_bytes || rows.is_empty() {
+    // Nothing covers the rest of the last bucket.
+    if covered < text_bytes.next_multiple_of(1 << BUCKET_SHIFT) {
         push(&mut rows, Row { pc: covered, ..GAP });
     }
     rows.shrink_to_fit();

@@ -22,10 +22,7 @@ use super::kernel_types::{KernelTypesError, kernel_offsets};
 use crate::record::Pid;
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
-static OBJECT: &[u8] = aya::include_bytes_aligned!(concat!(
-    env!("CARGO_MANIFEST_DIR"),
-    "/../memtrace-ebpf/prebuilt/memtrace-ebpf.o"
-));
+static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
 
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
 

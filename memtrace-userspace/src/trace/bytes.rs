@@ -89,6 +89,12 @@ impl Input {
         if self.at == self.bytes.len() { Ok(()) } else { Err(Damage::LeftOver { what: self.what }) }
     }
 
+    /// How many of `count` items of at least `size_bytes` can be there: no more than are asked for,
+    /// and no more than the bytes that are left can hold.
+    pub(super) fn room_for(&self, count: u32, size_bytes: usize) -> usize {
+        (count as usize).min((self.bytes.len() - self.at) / size_bytes)
+    }
+
     #[inline]
     pub(super) fn byte(&mut self) -> Result<u8, Damage> {
         let byte = *self.bytes.get(self.at).ok_or(Damage::ColumnEnds { what: self.what })?;

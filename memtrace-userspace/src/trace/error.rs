@@ -129,4 +129,7 @@ pub enum WriteError {
     /// A record larger than any that Linux lets a program cause. Nothing of it was written.
     #[error("a record of {bytes} bytes exceeds the trace's limit of {limit}; leave it out")]
     RecordTooLarge { bytes: usize, limit: usize },
+    /// A stack deeper than any walk goes. Nothing of it was written.
+    #[error("a stack of {frames} frames exceeds the trace's limit of {limit}; cut it")]
+    StackTooDeep { frames: usize, limit: usize },
 }

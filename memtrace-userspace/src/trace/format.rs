@@ -31,6 +31,11 @@ pub(super) const MAX_PAYLOAD_BYTES: usize = 16 << 20;
 /// The most bytes of one row; the rest of a payload is room for columns.
 pub(super) const MAX_ROW_BYTES: usize = MAX_PAYLOAD_BYTES - (64 << 10);
 
+/// The most frames of a stack: far more than the kernel's walk records.
+///
+/// A frame can be one byte here and is eight in memory, sixteen while it is decoded.
+pub(super) const MAX_STACK_FRAMES: usize = 1 << 16;
+
 /// The most records of a block.
 pub(super) const MAX_BLOCK_RECORDS: u32 = 1 << 16;
 

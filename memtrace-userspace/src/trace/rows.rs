@@ -17,6 +17,7 @@ use crate::record::{
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};
 use super::error::Damage;
+use super::format::MAX_STACK_FRAMES;
 use super::model::{MAX_SHARED_FRAMES, Model};
 
 /// First byte of a row.
@@ -283,8 +284,12 @@ fn count(rows: &mut Input) -> Result<u32, Damage> {
 }
 
 fn list(rows: &mut Input) -> Result<Vec<Vec<u8>>, Damage> {
-    // Grows with what is there, whatever the count says.
-    (0..count(rows)?).map(|_| rows.bytes()).collect()
+    let count = count(rows)?;
+    let mut list = Vec::with_capacity(rows.room_for(count, 4));
+    for _ in 0..count {
+        list.push(rows.bytes()?);
+    }
+    Ok(list)
 }
 
 /// Reads a row without a time. `stack_id` gives the id that belongs to a `Stack`.
@@ -325,11 +330,14 @@ pub(super) fn decode_untimed(
             let id = stack_id(model)?;
             decode_stack(rows, model, id)?
         }
-        tag::COUNTERS => Record::Counters(
-            (0..count(rows)?)
-                .map(|_| Ok((rows.text()?, rows.varint()?)))
-                .collect::<Result<_, Damage>>()?,
-        ),
+        tag::COUNTERS => {
+            let count = count(rows)?;
+            let mut counters = Vec::with_capacity(rows.room_for(count, 5));
+            for _ in 0..count {
+                counters.push((rows.text()?, rows.varint()?));
+            }
+            Record::Counters(counters)
+        }
         other => return Err(unknown("the tag of a row without a time", other)),
     })
 }
@@ -352,7 +360,12 @@ fn decode_stack(rows: &mut Input, model: &mut Model, id: WireStackId) -> Result<
     }
     let mut last = model.frames.first().copied().unwrap_or(0);
     let own = count(rows)?;
-    let mut frames = Vec::new();
+    let frames = u64::from(own) + shared;
+    if frames > MAX_STACK_FRAMES as u64 {
+        let limit = MAX_STACK_FRAMES as u64;
+        return Err(Damage::TooLarge { what: "the depth of a stack", found: frames, limit });
+    }
+    let mut frames = Vec::with_capacity(frames as usize);
     for _ in 0..own {
         last = undelta(last, rows.varint()?);
         frames.push(last);

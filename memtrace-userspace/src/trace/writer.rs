@@ -12,7 +12,7 @@ use super::columns::{Encoder, Summary};
 use super::error::WriteError;
 use super::format::{
     BLOCK, BLOCK_ROW_BYTES, BlockHeader, END, EndMark, FLAG_INDEPENDENT, FileHeader, MAGIC,
-    MAX_BLOCK_RECORDS, MAX_ROW_BYTES, VERSION, header_crc,
+    MAX_BLOCK_RECORDS, MAX_ROW_BYTES, MAX_STACK_FRAMES, VERSION, header_crc,
 };
 use super::rows;
 
@@ -73,6 +73,12 @@ impl<W: Write> Writer<W> {
         let bytes = rows::bytes_bound(record);
         if bytes > MAX_ROW_BYTES {
             return Err(WriteError::RecordTooLarge { bytes, limit: MAX_ROW_BYTES });
+        }
+        if let Record::Stack { frames, .. } = record
+            && frames.len() > MAX_STACK_FRAMES
+        {
+            let frames = frames.len();
+            return Err(WriteError::StackTooDeep { frames, limit: MAX_STACK_FRAMES });
         }
         if bytes > 0 && self.encoder.row_bytes() + bytes > BLOCK_ROW_BYTES {
             self.flush_block()?;

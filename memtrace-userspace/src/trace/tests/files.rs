@@ -289,14 +289,15 @@ fn payloads_of_noise_are_damage() {
 
 #[test]
 fn row_that_promises_a_billion_items_is_damage() {
-    let trace = |tag: u8| {
-        let row = [tag, 0xff, 0xff, 0xff, 0xff];
-        let mut payload = vec![1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, row.len() as u8, 0];
-        payload.extend_from_slice(&row);
-        with_payload(&payload, 1)
-    };
+    // A column of one operation, no time; `Counters`, and `Stack` with index 0 in its column.
+    let counters = [1, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0, 5, 0, 13, 0xff, 0xff, 0xff, 0xff];
+    let stack = [1, 0, 0, 1, 0, 0, 0, 0, 0, 0, 0, 8, 0, 0, 8, 1, 0, 0, 0xff, 0xff, 0xff, 0xff];
 
-    assert_eq!(damage(&trace(13)), Damage::ColumnEnds { what: "the rows" });
+    assert_eq!(damage(&with_payload(&counters, 1)), Damage::ColumnEnds { what: "the rows" });
+    assert!(matches!(
+        damage(&with_payload(&stack, 1)),
+        Damage::TooLarge { what: "the depth of a stack", .. }
+    ));
 }
 
 /// Takes `room` bytes and no more.

@@ -13,6 +13,7 @@ use crate::record::{
     BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
     Record, Session, Tid, Time, WireStackId,
 };
+use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
@@ -339,6 +340,23 @@ fn longest_command_line_of_linux_round_trips() {
 
     assert!(found == records);
     assert_eq!(end.unwrap(), None);
+}
+
+#[test]
+fn stack_beyond_the_limit_is_refused_and_leaves_the_trace_whole() {
+    let stack = |frames| Record::Stack {
+        id: WireStackId(1),
+        pid: Pid(1),
+        end: End::Root,
+        frames: vec![Avma(1); frames],
+    };
+    let mut writer = Writer::new(Vec::new()).unwrap();
+    writer.write(&stack(MAX_STACK_FRAMES)).unwrap();
+
+    let refused = writer.write(&stack(MAX_STACK_FRAMES + 1));
+
+    assert!(matches!(refused, Err(WriteError::StackTooDeep { .. })));
+    assert_eq!(read(&writer.finish().unwrap()).0, [stack(MAX_STACK_FRAMES)]);
 }
 
 #[test]

@@ -1,0 +1,281 @@
+//! The test programs: what they are made of, and how they are built.
+//!
+//! Every program is built into `target/test-programs/<frame pointers>/<name>`, once for all
+//! tests, and again when its source, the shared header or the command has changed.
+
+use std::fs::{self, File};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+
+use anyhow::{Context, Result, bail};
+
+use crate::table::Table;
+
+/// Whether code keeps the frame pointer in `rbp`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FramePointers {
+    /// `-fno-omit-frame-pointer`.
+    Kept,
+    /// `-fomit-frame-pointer`.
+    Omitted,
+}
+
+impl FramePointers {
+    fn directory(self) -> &'static str {
+        match self {
+            FramePointers::Kept => "kept",
+            FramePointers::Omitted => "omitted",
+        }
+    }
+
+    fn gcc_flag(self) -> &'static str {
+        match self {
+            FramePointers::Kept => "-fno-omit-frame-pointer",
+            FramePointers::Omitted => "-fomit-frame-pointer",
+        }
+    }
+
+    fn rustc_flag(self) -> &'static str {
+        match self {
+            FramePointers::Kept => "-Cforce-frame-pointers=yes",
+            FramePointers::Omitted => "-Cforce-frame-pointers=no",
+        }
+    }
+}
+
+/// How a source becomes a program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Toolchain {
+    /// C with the system's C library.
+    C,
+    /// C, as a shared library.
+    SharedC,
+    /// C, statically linked with the system's C library.
+    StaticC,
+    /// C, statically linked with musl.
+    StaticMusl,
+    /// C with musl as a shared library.
+    Musl,
+    /// C with jemalloc in place of the C library's allocator.
+    Jemalloc,
+    /// C++.
+    Cxx,
+    /// Rust.
+    Rust,
+    /// Go without C.
+    Go,
+    /// Go that calls C.
+    Cgo,
+}
+
+/// A test program.
+#[derive(Clone, Copy, Debug)]
+pub struct Program {
+    /// Name of the executable.
+    pub name: &'static str,
+    /// File name of its source in `programs/`.
+    pub source: &'static str,
+    /// What builds it.
+    pub toolchain: Toolchain,
+    /// Files that it loads or executes, to be built beside it.
+    pub companions: &'static [Program],
+}
+
+const fn program(name: &'static str, source: &'static str, toolchain: Toolchain) -> Program {
+    Program { name, source, toolchain, companions: &[] }
+}
+
+/// Leaks, frees, nested callers.
+pub const LEAK: Program = program("leak", "leak.c", Toolchain::C);
+/// [`LEAK`] with the C library in the executable.
+pub const LEAK_STATIC: Program = program("leak_static", "leak.c", Toolchain::StaticC);
+/// [`LEAK`] with jemalloc.
+pub const LEAK_JEMALLOC: Program = program("leak_jemalloc", "leak.c", Toolchain::Jemalloc);
+/// [`LEAK`] with musl as a shared library.
+pub const LEAK_MUSL: Program = program("leak_musl", "leak.c", Toolchain::Musl);
+/// [`LEAK`] with musl in the executable.
+pub const LEAK_MUSL_STATIC: Program = program("leak_musl_static", "leak.c", Toolchain::StaticMusl);
+/// Allocated by one thread, freed by another.
+pub const CROSS_THREAD: Program = program("cross_thread", "cross_thread.c", Toolchain::C);
+/// `realloc` in all its ways.
+pub const REALLOC_CHAIN: Program = program("realloc_chain", "realloc_chain.c", Toolchain::C);
+/// `calloc`, overflow included.
+pub const CALLOC_BLOCKS: Program = program("calloc_blocks", "calloc_blocks.c", Toolchain::C);
+/// The aligned allocators and `reallocarray`.
+pub const ALIGNED: Program = program("aligned", "aligned.c", Toolchain::C);
+/// 200 frames of one function.
+pub const RECURSION: Program = program("recursion", "recursion.c", Toolchain::C);
+/// Allocation in signal handlers.
+pub const SIGNAL_HANDLER: Program = program("signal_handler", "signal_handler.c", Toolchain::C);
+/// `longjmp` past functions that have allocated.
+pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
+/// An allocator in the executable, left by `longjmp`.
+pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", Toolchain::C);
+/// A fork after which all sides allocate.
+pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C);
+/// A thousand short threads.
+pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
+/// `mmap`, `munmap`, `mremap`, `brk`.
+pub const MAPPINGS: Program = program("mappings", "mappings.c", Toolchain::C);
+/// Mappings beyond 4 GiB.
+pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolchain::C);
+/// Memory from before the attach.
+pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
+/// Allocates slowly until it is told to stop.
+pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
+/// [`STEADY`] with the C library in the executable.
+pub const STEADY_STATIC: Program = program("steady_static", "steady.c", Toolchain::StaticC);
+/// Constructors, vectors, arrays, smart pointers.
+pub const CXX_OBJECTS: Program = program("cxx_objects", "cxx_objects.cc", Toolchain::Cxx);
+/// Exceptions past functions that have allocated, and out of `operator new`.
+pub const CXX_EXCEPTION: Program = program("cxx_exception", "cxx_exception.cc", Toolchain::Cxx);
+/// Rust with std's allocator.
+pub const RUST_PROGRAM: Program = program("rust_program", "rust_program.rs", Toolchain::Rust);
+/// Go without C.
+pub const GO_PROGRAM: Program = program("go_program", "go_program.go", Toolchain::Go);
+/// Go that calls C.
+pub const CGO_PROGRAM: Program = program("cgo_program", "cgo_program.go", Toolchain::Cgo);
+/// Allocates, executes itself, then another program.
+pub const EXEC_AGAIN: Program = Program {
+    companions: &[program("exec_another", "exec_another.c", Toolchain::C)],
+    ..program("exec_again", "exec_again.c", Toolchain::C)
+};
+/// Loads libraries that allocate.
+pub const DLOPEN_PLUGINS: Program = Program {
+    companions: &[
+        program("libplugin_first.so", "plugin_first.c", Toolchain::SharedC),
+        program("libplugin_second.so", "plugin_second.c", Toolchain::SharedC),
+    ],
+    ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
+};
+
+impl Program {
+    /// Path of its source.
+    pub fn source_path(&self) -> PathBuf {
+        sources().join(self.source)
+    }
+
+    /// The table in its source.
+    pub fn table(&self) -> Result<Table> {
+        let path = self.source_path();
+        let source =
+            fs::read_to_string(&path).with_context(|| format!("read {}", path.display()))?;
+        Table::parse(&source).with_context(|| path.display().to_string())
+    }
+
+    /// Builds it and what it needs, unless that is done already, and returns its path.
+    pub fn build(&self, frame_pointers: FramePointers) -> Result<PathBuf> {
+        let directory =
+            crate::target_directory()?.join("test-programs").join(frame_pointers.directory());
+        fs::create_dir_all(&directory)
+            .with_context(|| format!("create {}", directory.display()))?;
+        let lock_path = directory.join(".lock");
+        let lock =
+            File::create(&lock_path).with_context(|| format!("create {}", lock_path.display()))?;
+        lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
+        for companion in self.companions {
+            companion.build_in(&directory, frame_pointers)?;
+        }
+        self.build_in(&directory, frame_pointers)
+    }
+
+    fn build_in(&self, directory: &Path, frame_pointers: FramePointers) -> Result<PathBuf> {
+        let executable = directory.join(self.name);
+        let fresh = directory.join(format!("{}.new", self.name));
+        let mut command = self.command(&fresh, frame_pointers);
+        let recipe = format!("{command:?}");
+        let recipe_path = directory.join(format!("{}.command", self.name));
+        if self.is_up_to_date(&executable, &recipe_path, &recipe) {
+            return Ok(executable);
+        }
+        let compiler = command.get_program().to_string_lossy().into_owned();
+        let output = command.output().with_context(|| {
+            format!(
+                "run `{compiler}`, which builds {}: `cargo xtask setup` installs it",
+                self.source
+            )
+        })?;
+        if !output.status.success() {
+            bail!(
+                "{recipe} failed ({}):\n{}",
+                output.status,
+                String::from_utf8_lossy(&output.stderr)
+            );
+        }
+        // A name of its own until it is whole, and a new inode: an old one may still be running.
+        fs::rename(&fresh, &executable).with_context(|| format!("rename {}", fresh.display()))?;
+        fs::write(&recipe_path, recipe)
+            .with_context(|| format!("write {}", recipe_path.display()))?;
+        Ok(executable)
+    }
+
+    fn is_up_to_date(&self, executable: &Path, recipe_path: &Path, recipe: &str) -> bool {
+        let modified = |path: &Path| fs::metadata(path).and_then(|metadata| metadata.modified());
+        let Ok(built) = modified(executable) else {
+            return false;
+        };
+        let newer = |path: PathBuf| modified(&path).map_or(true, |time| time > built);
+        let stale = newer(self.source_path()) || newer(sources().join("memtrace_test.h"));
+        !stale && fs::read_to_string(recipe_path).is_ok_and(|last| last == recipe)
+    }
+
+    fn command(&self, output: &Path, frame_pointers: FramePointers) -> Command {
+        let mut command = Command::new(match self.toolchain {
+            Toolchain::C | Toolchain::SharedC | Toolchain::StaticC | Toolchain::Jemalloc => "gcc",
+            Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
+            Toolchain::Cxx => "g++",
+            Toolchain::Rust => "rustc",
+            Toolchain::Go | Toolchain::Cgo => "go",
+        });
+        match self.toolchain {
+            Toolchain::C
+            | Toolchain::SharedC
+            | Toolchain::StaticC
+            | Toolchain::StaticMusl
+            | Toolchain::Musl
+            | Toolchain::Jemalloc => {
+                command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
+                command.arg(frame_pointers.gcc_flag());
+            }
+            Toolchain::Cxx => {
+                command.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
+                command.arg(frame_pointers.gcc_flag());
+            }
+            Toolchain::Rust => {
+                command.args(["--edition=2024", "-O", "-g", frame_pointers.rustc_flag()]);
+            }
+            Toolchain::Go | Toolchain::Cgo => {
+                command.arg("build").env("GO111MODULE", "off").env("GOFLAGS", "");
+                command.env("CGO_ENABLED", if self.toolchain == Toolchain::Go { "0" } else { "1" });
+            }
+        }
+        match self.toolchain {
+            Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
+            Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::C
+            | Toolchain::Musl
+            | Toolchain::Jemalloc
+            | Toolchain::Cxx
+            | Toolchain::Rust
+            | Toolchain::Go
+            | Toolchain::Cgo => &mut command,
+        };
+        command.arg("-o").arg(output).arg(self.source_path());
+        match self.toolchain {
+            Toolchain::C | Toolchain::StaticC => command.args(["-pthread", "-ldl"]),
+            Toolchain::Jemalloc => command.args(["-pthread", "-ljemalloc"]),
+            Toolchain::SharedC
+            | Toolchain::StaticMusl
+            | Toolchain::Musl
+            | Toolchain::Cxx
+            | Toolchain::Rust
+            | Toolchain::Go
+            | Toolchain::Cgo => &mut command,
+        };
+        command
+    }
+}
+
+fn sources() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
+}
