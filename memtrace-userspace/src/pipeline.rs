@@ -50,6 +50,8 @@ use std::sync::Arc;
 use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
+pub(crate) use self::account::add_usage;
+pub(crate) use self::heap::is_heap;
 pub use self::limits::Limits;
 
 use self::account::Peak;
@@ -206,6 +208,11 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+    }
+
+    /// Time of the last record.
+    pub fn now(&self) -> Time {
+        self.now
     }
 
     /// The state now. It costs a copy of what it shows.

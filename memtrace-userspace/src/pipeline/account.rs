@@ -183,7 +183,7 @@ impl Account {
 }
 
 /// Adds the numbers of `more` to `sum`.
-pub(super) fn add_usage(sum: &mut Usage, more: &Usage) {
+pub(crate) fn add_usage(sum: &mut Usage, more: &Usage) {
     let Usage {
         allocations,
         allocated_bytes,

@@ -157,7 +157,7 @@ impl Pipeline {
 
 /// Whether heap blocks come from this API.
 #[inline(always)]
-pub(super) fn is_heap(api: Api) -> bool {
+pub(crate) fn is_heap(api: Api) -> bool {
     match api {
         Api::Malloc
         | Api::Calloc
