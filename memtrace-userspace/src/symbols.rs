@@ -141,6 +141,7 @@ struct Counters {
     alternate_files_missing: u64,
     debug_info_failures: u64,
     debug_info_rebuilds: u64,
+    parser_panics: u64,
     symbols_left_out: u64,
 }
 
@@ -238,6 +239,7 @@ impl Symbolizer {
             alternate_files_missing,
             debug_info_failures,
             debug_info_rebuilds,
+            parser_panics,
             symbols_left_out,
         } = self.counters;
         let named = [
@@ -248,6 +250,7 @@ impl Symbolizer {
             ("symbol_debug_info_rebuilds", debug_info_rebuilds),
             ("symbol_memory_resets", memory_resets),
             ("symbol_objects_evicted", objects_evicted),
+            ("symbol_parser_panics", parser_panics),
             ("symbol_symbols_left_out", symbols_left_out),
             ("symbol_unverified_images", unverified_images),
         ];

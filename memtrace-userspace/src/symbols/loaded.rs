@@ -314,6 +314,7 @@ fn find_frames<'a>(
             frames.push(memo.frame(raw));
         });
         counters.debug_info_failures += u64::from(result.is_err());
+        counters.parser_panics += u64::from(result == Err(DwarfError::ParserBug));
         counters.debug_info_rebuilds += units.take_rebuilds();
     }
     complete(memo, &mut frames, physical_is_mangled, symbol);
@@ -375,6 +376,7 @@ impl<'a> DwarfState<'a> {
                 Err(error) => {
                     tracing::debug!(path = %files.path.display(), %error, "no debug information");
                     counters.debug_info_failures += 1;
+                    counters.parser_panics += u64::from(error == DwarfError::ParserBug);
                     DwarfState::Unusable
                 }
             };
