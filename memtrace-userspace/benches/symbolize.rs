@@ -68,5 +68,5 @@ fn read(path: &Path) -> Result<(Image, Vec<FileOffset>)> {
 fn resident_megabytes() -> Result<u64> {
     let statm = std::fs::read_to_string("/proc/self/statm")?;
     let pages: u64 = statm.split_whitespace().nth(1).context("statm is short")?.parse()?;
-    Ok(pages * 4096 >> 20)
+    Ok((pages * 4096) >> 20)
 }

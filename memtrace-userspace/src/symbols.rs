@@ -18,7 +18,8 @@
 //! handed out as it stands in the file, and the views make it printable.
 //!
 //! It does not read perf maps, and it does not look inside the vDSO: the code that was traced may
-//! be that of another kernel, so the frame is called `[vdso]`.
+//! be that of another kernel, so the frame is called `[vdso]`. Stubs of the PLT get no name: they
+//! jump to the function and are gone from the stack when it runs.
 
 use std::collections::HashMap;
 use std::fmt::Write;

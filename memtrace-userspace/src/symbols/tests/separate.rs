@@ -6,7 +6,6 @@ use std::process::Command;
 use std::sync::Arc;
 
 use memtrace_common::addr::{FileOffset, Svma};
-use object::Object;
 use tempfile::TempDir;
 
 use super::super::{Frame, Limits, Miss, Options, Symbolizer};
