@@ -18,7 +18,8 @@
 //! handed out as it stands in the file, and the views make it printable.
 //!
 //! It does not read perf maps, and it does not look inside the vDSO: the code that was traced may
-//! be that of another kernel, so the frame is called `[vdso]`.
+//! be that of another kernel, so the frame is called `[vdso]`. Stubs of the PLT get no name: they
+//! jump to the function and are gone from the stack when it runs.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -141,6 +142,7 @@ struct Counters {
     alternate_files_missing: u64,
     debug_info_failures: u64,
     debug_info_rebuilds: u64,
+    parser_panics: u64,
     symbols_left_out: u64,
 }
 
@@ -238,6 +240,7 @@ impl Symbolizer {
             alternate_files_missing,
             debug_info_failures,
             debug_info_rebuilds,
+            parser_panics,
             symbols_left_out,
         } = self.counters;
         let named = [
@@ -248,6 +251,7 @@ impl Symbolizer {
             ("symbol_debug_info_rebuilds", debug_info_rebuilds),
             ("symbol_memory_resets", memory_resets),
             ("symbol_objects_evicted", objects_evicted),
+            ("symbol_parser_panics", parser_panics),
             ("symbol_symbols_left_out", symbols_left_out),
             ("symbol_unverified_images", unverified_images),
         ];

@@ -129,6 +129,10 @@ impl<'a> Units<'a> {
         if self.failures > MAX_FAILURES {
             return Err(DwarfError::TooMuchWork);
         }
+        // addr2line looks for ranges that begin before the next address.
+        if svma.0 == u64::MAX {
+            return Ok(());
+        }
         let mut result = self.try_frames(svma, around, &mut each);
         if result == Err(DwarfError::TooMuchWork) && self.served > 0 {
             result = self.rebuild().and_then(|()| self.try_frames(svma, around, &mut each));

@@ -227,4 +227,12 @@ mod tests {
 
         assert_eq!(miss, Miss::NoSuchFile { path: Path::new(&path).into() });
     }
+
+    #[test]
+    fn refusal_is_an_error_and_not_an_absence() {
+        let is_absence = |errno| is_absence(&io::Error::from_raw_os_error(errno));
+
+        assert!([libc::ENOENT, libc::ENOTDIR, libc::ELOOP].into_iter().all(is_absence));
+        assert!(![libc::EACCES, libc::EIO, libc::EMFILE].into_iter().any(is_absence));
+    }
 }

@@ -6,19 +6,26 @@
 //! So every read goes through [`Metered`], which refuses when
 //!
 //! ```text
-//!   steps taken > STEPS          memory grows by at most about 80 bytes per step
-//!   stack used  > STACK_BYTES    measured from the address of a local variable
+//!   steps taken > STEPS + file size / BYTES_PER_EXTRA_STEP     memory grows by 5 bytes per step
+//!                                                              in honest files, 80 in others
+//!   stack used  > STACK_BYTES      measured from the address of a local variable
 //! ```
 //!
 //! The limits are for one [`Meter`]; whoever owns it decides when to start anew.
+//!
+//! Measured on 41 MB of DWARF from rustc: 0.6 million steps until the first answer, 11 million
+//! when every unit has been asked for, 0.5 million for the dearest lookup.
 
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
 use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
 
-/// Read operations per context. The largest unit seen in practice takes about a tenth of it.
-pub(super) const STEPS: u64 = 64 << 20;
+/// Read operations per context, enough for all of 60 MB of DWARF or for one unit as large.
+const STEPS: u64 = 16 << 20;
+
+/// Setting up a context takes a step for every 64 bytes of the file, before any unit is read.
+const BYTES_PER_EXTRA_STEP: u64 = 8;
 
 /// How much stack a parse may use; inlining 200 deep needs about 200 KiB in a debug build.
 const STACK_BYTES: usize = 640 << 10;
@@ -32,13 +39,16 @@ const BYTES_PER_STEP: usize = 16;
 #[derive(Debug)]
 pub(super) struct Meter {
     steps: AtomicU64,
+    limit: u64,
     /// Reads below this stack address are refused.
     stack_floor: AtomicUsize,
 }
 
 impl Meter {
-    pub(super) fn new() -> Meter {
-        Meter { steps: AtomicU64::new(0), stack_floor: AtomicUsize::new(0) }
+    /// A meter for a file of this size.
+    pub(super) fn for_file(size_bytes: usize) -> Meter {
+        let limit = STEPS + size_bytes as u64 / BYTES_PER_EXTRA_STEP;
+        Meter { steps: AtomicU64::new(0), limit, stack_floor: AtomicUsize::new(0) }
     }
 
     /// Measures the stack from the caller's frame on.
@@ -58,7 +68,7 @@ impl Meter {
 
     /// Whether a read was refused for want of steps.
     pub(super) fn is_exhausted(&self) -> bool {
-        self.steps() > STEPS
+        self.steps() > self.limit
     }
 
     #[inline]
@@ -66,7 +76,7 @@ impl Meter {
         // Not `fetch_add`: one thread uses a meter at a time, and a locked instruction is dear.
         let total = self.steps.load(Ordering::Relaxed).saturating_add(steps);
         self.steps.store(total, Ordering::Relaxed);
-        total <= STEPS && stack_address() >= self.stack_floor.load(Ordering::Relaxed)
+        total <= self.limit && stack_address() >= self.stack_floor.load(Ordering::Relaxed)
     }
 }
 
@@ -205,7 +215,7 @@ mod tests {
 
     #[test]
     fn reading_past_the_steps_is_refused() {
-        let meter = Meter::new();
+        let meter = Meter::for_file(0);
         let mut reader = Metered::new(&[1, 2, 3], &meter);
         assert_eq!(reader.read_u8(), Ok(1));
 
@@ -217,7 +227,7 @@ mod tests {
 
     #[test]
     fn refill_allows_reading_again() {
-        let meter = Meter::new();
+        let meter = Meter::for_file(0);
         meter.charge(STEPS + 1);
 
         meter.refill();
@@ -233,7 +243,7 @@ mod tests {
             deepest + u32::from(std::hint::black_box(ballast)[0])
         }
         let bytes = vec![0; 1 << 20];
-        let meter = Meter::new();
+        let meter = Meter::for_file(0);
 
         meter.start_stack_here();
         let depth = nest(Metered::new(&bytes, &meter), 0);
@@ -244,7 +254,7 @@ mod tests {
 
     #[test]
     fn offsets_are_relative_to_the_base() {
-        let meter = Meter::new();
+        let meter = Meter::for_file(0);
         let base = Metered::new(&[1, 2, 3], &meter);
         let mut reader = base;
 
@@ -257,7 +267,7 @@ mod tests {
 
     #[test]
     fn split_beyond_the_end_is_refused() {
-        let meter = Meter::new();
+        let meter = Meter::for_file(0);
 
         assert!(Metered::new(&[1], &meter).split(2).is_err());
     }

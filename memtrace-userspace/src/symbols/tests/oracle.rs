@@ -1,5 +1,6 @@
 //! Agreement with `addr2line` and `nm` of binutils.
 
+use std::collections::HashMap;
 use std::io::Write;
 use std::path::Path;
 use std::process::{Command, Stdio};
@@ -35,6 +36,7 @@ fn addr2line(program: &Path, addresses: &[Svma]) -> Vec<Vec<Printed>> {
     let mut found: Vec<Vec<Printed>> = Vec::new();
     let text = String::from_utf8(output.stdout).unwrap();
     let mut lines = text.lines();
+    let mut names: HashMap<&str, String> = HashMap::new();
     while let Some(line) = lines.next() {
         if line.starts_with("0x") {
             found.push(Vec::new());
@@ -46,7 +48,8 @@ fn addr2line(program: &Path, addresses: &[Svma]) -> Vec<Vec<Printed>> {
         // Without debug information, binutils gives the name of the object file for the source.
         let line_number = line_number.parse().ok();
         let file = if line_number.is_none() { "??" } else { file };
-        let printed = (demangle(line.as_bytes()), file.to_owned(), line_number);
+        let name = names.entry(line).or_insert_with(|| demangle(line.as_bytes()));
+        let printed = (name.clone(), file.to_owned(), line_number);
         found.last_mut().unwrap().push(printed);
     }
     assert_eq!(found.len(), addresses.len());
