@@ -53,10 +53,9 @@ enum Entry {
     Duplicate,
 }
 
-/// What was charged to a call path through an API.
+/// A call path and an API.
 #[derive(Debug)]
 struct Site {
-    account: Account,
     stack: StackId,
     api: Api,
     /// Itself, or the site whose numbers include these.
@@ -78,6 +77,8 @@ pub(super) struct Stacks {
     ids: HashMap<Arc<Stack>, StackId, Seed>,
     wire_ids: WireIds,
     sites: Vec<Site>,
+    /// What was charged to each site.
+    accounts: Vec<Account>,
     site_ids: HashMap<(StackId, Api), SiteId, Seed>,
     frames: usize,
     limit: usize,
@@ -95,6 +96,7 @@ impl Stacks {
             ids: HashMap::with_hasher(seed),
             wire_ids: WireIds::new(limits.stack_ids, seed),
             sites: Vec::new(),
+            accounts: Vec::new(),
             site_ids: HashMap::with_hasher(seed),
             frames: 0,
             limit: limits.stacks.clamp(2, u32::MAX as usize / Api::ALL.len()),
@@ -153,7 +155,8 @@ impl Stacks {
         // Fits: there are at most u32::MAX / APIs stacks.
         let id = SiteId(self.sites.len() as u32);
         let shown_as = shown_as.unwrap_or(id);
-        self.sites.push(Site { account: Account::default(), stack, api, shown_as });
+        self.sites.push(Site { stack, api, shown_as });
+        self.accounts.push(Account::default());
         self.site_ids.insert((stack, api), id);
         id
     }
@@ -161,7 +164,7 @@ impl Stacks {
     /// The account of a site.
     #[inline(always)]
     pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {
-        &mut self.sites[site.0 as usize].account
+        &mut self.accounts[site.0 as usize]
     }
 
     /// Learns what `wire` stands for, from now on and since it was first named.
@@ -236,8 +239,8 @@ impl Stacks {
     /// What was charged to each call path and API. `epoch_of` gives the peak that counts.
     pub(super) fn usage(&self, epoch_of: impl Fn(Api) -> Epoch) -> Vec<StackUsage> {
         let mut sums = vec![Usage::default(); self.sites.len()];
-        for site in &self.sites {
-            let usage = site.account.usage(epoch_of(site.api));
+        for (site, account) in self.sites.iter().zip(&self.accounts) {
+            let usage = account.usage(epoch_of(site.api));
             add_usage(&mut sums[site.shown_as.0 as usize], &usage);
         }
         let shown = self.sites.iter().zip(sums).filter(|(_, usage)| *usage != Usage::default());
