@@ -125,10 +125,15 @@ fn churn(live: u64, stacks: u64, count: u64) {
     let started = Instant::now();
     let snapshot = black_box(pipeline.snapshot());
     let took = started.elapsed().as_secs_f64() * 1e3;
+    let started = Instant::now();
+    let (time, child) = (Time((live + count) * 1000), Pid(PID.0 + 1000));
+    pipeline.apply(&Record::Fork { time, parent: PID, child });
+    pipeline.apply(&Record::Exit { time, pid: child });
+    let fork = started.elapsed().as_secs_f64() * 1e3;
 
     println!(
         "{live} live blocks, {} stacks: {filling:.1} M allocations/s, then {rate:.1} M events/s; \
-         {bytes:.1} bytes per block; snapshot {took:.2} ms",
+         {bytes:.1} bytes per block; snapshot {took:.2} ms; fork and exit {fork:.2} ms",
         snapshot.stacks.len(),
     );
 }
@@ -146,9 +151,7 @@ fn measure<const N: usize>(
         records.clear();
         records.extend((first..count.min(first + PIECE)).flat_map(&mut events));
         let started = Instant::now();
-        for record in &records {
-            pipeline.apply(record);
-        }
+        pipeline.apply_all(&records);
         rates.push(records.len() as f64 / started.elapsed().as_secs_f64() / 1e6);
     }
     rates.sort_by(f64::total_cmp);

@@ -167,6 +167,12 @@ impl Account {
         }
     }
 
+    /// Bytes that running processes hold.
+    #[inline(always)]
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.held_bytes
+    }
+
     /// What views see of it, the last peak having been number `epoch`.
     pub(super) fn usage(&self, epoch: Epoch) -> Usage {
         let &Account {
