@@ -45,6 +45,7 @@ mod timeline;
 mod wire_ids;
 
 use std::collections::BTreeMap;
+use std::hint::black_box;
 use std::sync::Arc;
 
 use memtrace_common::addr::Avma;
@@ -59,11 +60,14 @@ use self::anomalies::Anomalies;
 use self::hash::Seed;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
-use self::stacks::Stacks;
+use self::stacks::{SiteId, Stacks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::modules::{Backing, Images};
-use crate::record::{EndReason, Pid, Probe, Record, Session, Time, WireStackId};
+use crate::record::{EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+
+/// So many events' worth of memory accesses are under way at a time.
+const RECORDS_LOADED_TOGETHER: usize = 16;
 
 /// The state of a session, built up record by record.
 pub struct Pipeline {
@@ -213,6 +217,45 @@ impl Pipeline {
     /// Time of the last record.
     pub fn now(&self) -> Time {
         self.now
+    }
+
+    /// Takes in records, in order: faster than one by one when much is known.
+    ///
+    /// Blocks, stacks and accounts are scattered over memory. What a few events need is loaded
+    /// together first, so that they wait for the memory once.
+    pub fn apply_all(&mut self, records: &[Record]) {
+        for records in records.chunks(RECORDS_LOADED_TOGETHER) {
+            self.load(records);
+            for record in records {
+                self.apply(record);
+            }
+        }
+    }
+
+    /// Reads what the records will change.
+    fn load(&self, records: &[Record]) {
+        let mut sites = [SiteId::default(); 2 * RECORDS_LOADED_TOGETHER];
+        for (record, sites) in records.iter().zip(sites.as_chunks_mut().0) {
+            *sites = match record {
+                &Record::Alloc { tid, ptr, stack, .. } => {
+                    [self.likely_site(tid, ptr), self.stacks.likely_site(stack)]
+                }
+                &Record::Free { tid, ptr, .. } | &Record::Retire { tid, ptr, .. } => {
+                    [self.likely_site(tid, ptr), SiteId::default()]
+                }
+                _ => [SiteId::default(); 2],
+            };
+        }
+        let accounts = sites.map(|site| self.stacks.held_bytes(site));
+        black_box(accounts);
+    }
+
+    #[inline(always)]
+    fn likely_site(&self, tid: Tid, ptr: Avma) -> SiteId {
+        let actor = self.threads.peek(tid);
+        let site =
+            actor.and_then(|actor| self.processes.running(actor.process).heap.likely_site(ptr));
+        site.unwrap_or_default()
     }
 
     /// The state now. It costs a copy of what it shows.

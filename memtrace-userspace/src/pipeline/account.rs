@@ -105,8 +105,9 @@ impl Claim {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Epoch(u64);
 
-/// What one stack, thread or process took, gave back and holds.
-#[derive(Clone, Copy, Debug, Default)]
+/// What one stack, thread or process took, gave back and holds: one line of the cache.
+#[derive(Debug, Default)]
+#[repr(align(64))]
 pub(super) struct Account {
     allocations: u64,
     allocated_bytes: u64,
@@ -117,8 +118,17 @@ pub(super) struct Account {
     /// Bytes held at the peak, if `written` is its epoch; otherwise nothing changed since.
     peak_bytes: u64,
     written: Epoch,
-    inherited_blocks: u64,
-    inherited_bytes: u64,
+    /// Apart, because few programs fork and go on.
+    inherited: Option<Box<Inherited>>,
+}
+
+const _: () = assert!(size_of::<Account>() == 64);
+
+/// The copies in an account.
+#[derive(Clone, Copy, Debug, Default)]
+struct Inherited {
+    blocks: u64,
+    bytes: u64,
 }
 
 impl Account {
@@ -144,15 +154,23 @@ impl Account {
                 self.freed_bytes = self.freed_bytes.wrapping_sub(bytes);
             }
             Change::Inherit => {
-                self.inherited_blocks = self.inherited_blocks.wrapping_add(blocks);
-                self.inherited_bytes = self.inherited_bytes.wrapping_add(bytes);
+                let inherited = self.inherited.get_or_insert_default();
+                inherited.blocks = inherited.blocks.wrapping_add(blocks);
+                inherited.bytes = inherited.bytes.wrapping_add(bytes);
             }
             Change::Disinherit => {
-                self.inherited_blocks = self.inherited_blocks.wrapping_sub(blocks);
-                self.inherited_bytes = self.inherited_bytes.wrapping_sub(bytes);
+                let inherited = self.inherited.get_or_insert_default();
+                inherited.blocks = inherited.blocks.wrapping_sub(blocks);
+                inherited.bytes = inherited.bytes.wrapping_sub(bytes);
             }
             Change::Abandon => {}
         }
+    }
+
+    /// Bytes that running processes hold.
+    #[inline(always)]
+    pub(super) fn held_bytes(&self) -> u64 {
+        self.held_bytes
     }
 
     /// What views see of it, the last peak having been number `epoch`.
@@ -165,18 +183,18 @@ impl Account {
             held_bytes,
             peak_bytes,
             written,
-            inherited_blocks,
-            inherited_bytes,
+            ref inherited,
         } = self;
+        let Inherited { blocks, bytes } = inherited.as_deref().copied().unwrap_or_default();
         Usage {
             allocations,
             allocated_bytes,
             frees,
             freed_bytes,
-            live_blocks: allocations.wrapping_sub(frees).wrapping_add(inherited_blocks),
-            live_bytes: allocated_bytes.wrapping_sub(freed_bytes).wrapping_add(inherited_bytes),
-            inherited_blocks,
-            inherited_bytes,
+            live_blocks: allocations.wrapping_sub(frees).wrapping_add(blocks),
+            live_bytes: allocated_bytes.wrapping_sub(freed_bytes).wrapping_add(bytes),
+            inherited_blocks: blocks,
+            inherited_bytes: bytes,
             peak_bytes: if written == epoch { peak_bytes } else { held_bytes },
         }
     }

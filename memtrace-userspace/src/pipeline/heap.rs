@@ -5,14 +5,16 @@
 //!   realloc that fails     Retire old ─→ Restore old     as if nothing had happened
 //!   realloc to 0 bytes     Retire old ─→                 a free
 //! ```
+//!
+//! `free(NULL)` and `realloc(NULL, …)` release nothing, which is no contradiction.
 
 use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::Change;
+use super::account::{Change, Claim};
 use super::live_set::Block;
-use super::processes::EntryId;
+use super::processes::{EntryId, RunningId};
 use super::threads::{Actor, Retired};
 use crate::record::{Tid, WireStackId};
 
@@ -40,25 +42,13 @@ impl Pipeline {
         let state = self.threads.get_mut(thread);
         state.retired = None;
         state.newest = None;
-        if self.live_blocks >= self.limits.live_blocks
-            && !self.processes.running(process).heap.contains(ptr)
-        {
-            self.anomalies.allocations_beyond_limit += 1;
-            let bytes = &mut self.anomalies.allocated_bytes_beyond_limit;
-            *bytes = bytes.wrapping_add(size_bytes);
+        if self.is_beyond_limit(process, ptr, size_bytes) {
             return;
         }
-        state.newest = Some(ptr);
+        self.threads.get_mut(thread).newest = Some(ptr);
         let site = self.stacks.site(stack, api);
-        let block = Block { size_bytes, site, thread, claim: super::account::Claim::Own };
-        let running = self.processes.running_mut(process);
-        let entry = running.entry;
-        if let Some(lost) = running.heap.insert(ptr, block) {
-            self.anomalies.address_reuses += 1;
-            self.post_block(entry, &lost, lost.claim.release());
-        } else {
-            self.live_blocks += 1;
-        }
+        let block = Block { size_bytes, site, thread, claim: Claim::Own };
+        let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
         self.timeline.allocated(size_bytes);
         self.settle_heap();
@@ -66,15 +56,15 @@ impl Pipeline {
 
     #[inline]
     pub(super) fn free(&mut self, tid: Tid, ptr: Avma) {
+        if ptr == Avma(0) {
+            return;
+        }
         let Some(actor) = self.actor(tid) else {
             return;
         };
-        let newest = {
-            let state = self.threads.get_mut(actor.thread);
-            state.retired = None;
-            // What is freed twice, with the first free lost, is not counted twice.
-            if state.newest == Some(ptr) { state.newest.take() } else { None }
-        };
+        let state = self.threads.get_mut(actor.thread);
+        state.retired = None;
+        let newest = state.newest.take_if(|newest| *newest == ptr);
         let Some(block) = self.take_block(actor, ptr) else {
             self.anomalies.orphan_frees += 1;
             return;
@@ -85,6 +75,9 @@ impl Pipeline {
     }
 
     pub(super) fn retire(&mut self, tid: Tid, ptr: Avma) {
+        if ptr == Avma(0) {
+            return;
+        }
         let Some(actor) = self.actor(tid) else {
             return;
         };
@@ -98,13 +91,15 @@ impl Pipeline {
     }
 
     pub(super) fn restore(&mut self, tid: Tid, ptr: Avma) {
+        if ptr == Avma(0) {
+            return;
+        }
         let Some(Actor { thread, process }) = self.actor(tid) else {
             return;
         };
-        let running = self.processes.running_mut(process);
+        let incarnation = self.processes.running(process).incarnation;
         let retired = self.threads.get_mut(thread).retired.take();
-        let retired = retired
-            .filter(|retired| retired.address == ptr && retired.incarnation == running.incarnation);
+        let retired = retired.filter(|r| r.address == ptr && r.incarnation == incarnation);
         let Some(Retired { block, .. }) = retired else {
             self.anomalies.orphan_restores += 1;
             return;
@@ -114,6 +109,31 @@ impl Pipeline {
             self.anomalies.orphan_frees -= 1;
             return;
         };
+        if self.is_beyond_limit(process, ptr, block.size_bytes) {
+            return;
+        }
+        let entry = self.put_block(process, ptr, block);
+        self.post_block(entry, &block, block.claim.reclaim());
+        self.settle_heap();
+    }
+
+    /// Whether there is no room for a block at `ptr`; counts it then.
+    #[inline(always)]
+    fn is_beyond_limit(&mut self, process: RunningId, ptr: Avma, size_bytes: u64) -> bool {
+        let beyond = self.live_blocks >= self.limits.live_blocks
+            && !self.processes.running(process).heap.contains(ptr);
+        if beyond {
+            self.anomalies.allocations_beyond_limit += 1;
+            let bytes = &mut self.anomalies.allocated_bytes_beyond_limit;
+            *bytes = bytes.wrapping_add(size_bytes);
+        }
+        beyond
+    }
+
+    /// Puts a block into the process's memory; one that was there was freed, unseen.
+    #[inline(always)]
+    fn put_block(&mut self, process: RunningId, ptr: Avma, block: Block) -> EntryId {
+        let running = self.processes.running_mut(process);
         let entry = running.entry;
         if let Some(lost) = running.heap.insert(ptr, block) {
             self.anomalies.address_reuses += 1;
@@ -121,8 +141,7 @@ impl Pipeline {
         } else {
             self.live_blocks += 1;
         }
-        self.post_block(entry, &block, block.claim.reclaim());
-        self.settle_heap();
+        entry
     }
 
     /// Takes the block at `ptr` out of the process's memory and the accounts.

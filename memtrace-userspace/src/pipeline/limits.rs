@@ -9,9 +9,11 @@ pub struct Limits {
     pub stack_frames: usize,
     /// Stack ids of the kernel. Beyond: ids not used for half as many new ones are forgotten.
     pub stack_ids: usize,
-    /// Live heap blocks of all processes. Beyond: an allocation is left out of all sums.
+    /// Live heap blocks of all processes. Beyond: an allocation is left out of all sums; a block
+    /// whose `realloc` has failed is taken for freed; a child of `fork` inherits none.
     pub live_blocks: usize,
-    /// Pieces of mappings of all processes. Beyond: a new one is left out of all sums.
+    /// Pieces of mappings of all processes. Beyond: a new one is left out of all sums,
+    /// what lies behind a cut is taken for unmapped, a child of `fork` inherits none.
     pub mappings: usize,
     /// Processes seen. Beyond: they share one entry, whose pid is 0.
     pub processes: usize,
@@ -36,7 +38,7 @@ pub struct Limits {
 }
 
 impl Default for Limits {
-    /// At most about 3 GiB, of which blocks and stacks are the most; a usual session takes 1%.
+    /// A forged trace can fill some 6 GiB with it; a usual session takes 1% of that.
     fn default() -> Limits {
         Limits {
             stacks: 1 << 20,

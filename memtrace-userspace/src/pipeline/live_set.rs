@@ -120,6 +120,17 @@ impl LiveSet {
         Some(slot.block())
     }
 
+    /// The site in the place of a block at `address`, whatever lies there.
+    ///
+    /// For loading the place into the cache. It does not look whether the place is taken: the
+    /// processor would guess that, guess wrong, and wait for the memory after all.
+    #[inline(always)]
+    pub(super) fn likely_site(&self, address: Avma) -> Option<SiteId> {
+        let hash = self.seed.hash_word(address.0);
+        let shard = self.shards.get(shard_of(hash))?;
+        Some(shard.slots.get(shard.home(hash))?.site)
+    }
+
     /// Whether there is a block at `address`.
     pub(super) fn contains(&self, address: Avma) -> bool {
         let hash = self.seed.hash_word(address.0);

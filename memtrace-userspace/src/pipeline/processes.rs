@@ -202,6 +202,12 @@ impl Processes {
         self.others == Some(entry)
     }
 
+    /// Every process that runs.
+    #[cfg(test)]
+    pub(super) fn all_running(&self) -> impl Iterator<Item = &Running> {
+        self.running.iter().flatten()
+    }
+
     #[inline(always)]
     pub(super) fn running(&self, id: RunningId) -> &Running {
         self.running[id.0 as usize].as_ref().expect("a RunningId is valid until its end")

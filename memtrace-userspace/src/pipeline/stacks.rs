@@ -40,7 +40,7 @@ impl StackId {
 }
 
 /// A call path and an API. Default: the first one made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
 pub(super) struct SiteId(u32);
 
 /// What is known of a stack.
@@ -53,10 +53,9 @@ enum Entry {
     Duplicate,
 }
 
-/// What was charged to a call path through an API.
+/// A call path and an API.
 #[derive(Debug)]
 struct Site {
-    account: Account,
     stack: StackId,
     api: Api,
     /// Itself, or the site whose numbers include these.
@@ -78,7 +77,10 @@ pub(super) struct Stacks {
     ids: HashMap<Arc<Stack>, StackId, Seed>,
     wire_ids: WireIds,
     sites: Vec<Site>,
+    /// What was charged to each site.
+    accounts: Vec<Account>,
     site_ids: HashMap<(StackId, Api), SiteId, Seed>,
+    seed: Seed,
     frames: usize,
     limit: usize,
     frame_limit: usize,
@@ -95,7 +97,9 @@ impl Stacks {
             ids: HashMap::with_hasher(seed),
             wire_ids: WireIds::new(limits.stack_ids, seed),
             sites: Vec::new(),
+            accounts: Vec::new(),
             site_ids: HashMap::with_hasher(seed),
+            seed,
             frames: 0,
             limit: limits.stacks.clamp(2, u32::MAX as usize / Api::ALL.len()),
             frame_limit: limits.stack_frames,
@@ -153,7 +157,8 @@ impl Stacks {
         // Fits: there are at most u32::MAX / APIs stacks.
         let id = SiteId(self.sites.len() as u32);
         let shown_as = shown_as.unwrap_or(id);
-        self.sites.push(Site { account: Account::default(), stack, api, shown_as });
+        self.sites.push(Site { stack, api, shown_as });
+        self.accounts.push(Account::default());
         self.site_ids.insert((stack, api), id);
         id
     }
@@ -161,7 +166,22 @@ impl Stacks {
     /// The account of a site.
     #[inline(always)]
     pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {
-        &mut self.sites[site.0 as usize].account
+        &mut self.accounts[site.0 as usize]
+    }
+
+    /// The site that an allocation with this stack is probably charged to.
+    ///
+    /// For loading it into the cache, as [`Stacks::held_bytes`] does.
+    #[inline(always)]
+    pub(super) fn likely_site(&self, wire: WireStackId) -> SiteId {
+        let recent = self.wire_ids.peek(wire).and_then(|meaning| meaning.recent);
+        recent.map_or(SiteId::default(), |(_, site)| site)
+    }
+
+    /// What is held of a site; 0 if there is no such site.
+    #[inline(always)]
+    pub(super) fn held_bytes(&self, site: SiteId) -> u64 {
+        self.accounts.get(site.0 as usize).map_or(0, Account::held_bytes)
     }
 
     /// Learns what `wire` stands for, from now on and since it was first named.
@@ -235,21 +255,34 @@ impl Stacks {
 
     /// What was charged to each call path and API. `epoch_of` gives the peak that counts.
     pub(super) fn usage(&self, epoch_of: impl Fn(Api) -> Epoch) -> Vec<StackUsage> {
-        let mut sums = vec![Usage::default(); self.sites.len()];
-        for site in &self.sites {
-            let usage = site.account.usage(epoch_of(site.api));
-            add_usage(&mut sums[site.shown_as.0 as usize], &usage);
+        let usage = |site: SiteId| {
+            let account = &self.accounts[site.0 as usize];
+            account.usage(epoch_of(self.sites[site.0 as usize].api))
+        };
+        // Few sites are shown as another one.
+        let mut others: HashMap<SiteId, Usage, Seed> = HashMap::with_hasher(self.seed);
+        let mut own = Vec::with_capacity(self.sites.len());
+        for (id, site) in (0..).map(SiteId).zip(&self.sites) {
+            if site.shown_as == id {
+                own.push((id, site));
+            } else {
+                add_usage(others.entry(site.shown_as).or_default(), &usage(id));
+            }
         }
-        let shown = self.sites.iter().zip(sums).filter(|(_, usage)| *usage != Usage::default());
-        shown
-            .filter_map(|(site, usage)| match &self.entries[site.stack.0 as usize] {
-                Entry::Known(stack) => {
-                    Some(StackUsage { stack: Arc::clone(stack), api: site.api, usage })
-                }
-                // Shown as another site, so its sum here is zero.
-                Entry::Awaited | Entry::Duplicate => None,
-            })
-            .collect()
+        let mut stacks = Vec::with_capacity(own.len());
+        for (id, site) in own {
+            let mut usage = usage(id);
+            if let Some(others) = others.get(&id) {
+                add_usage(&mut usage, others);
+            }
+            // What is shown as itself has frames, or stands for all that have none.
+            if usage != Usage::default()
+                && let Entry::Known(stack) = &self.entries[site.stack.0 as usize]
+            {
+                stacks.push(StackUsage { stack: Arc::clone(stack), api: site.api, usage });
+            }
+        }
+        stacks
     }
 
     /// How many distinct stacks have arrived that ended like this.

@@ -135,6 +135,15 @@ impl Threads {
         Some(actor)
     }
 
+    /// As [`Threads::find`], but leaves no trace.
+    #[inline(always)]
+    pub(super) fn peek(&self, tid: Tid) -> Option<Actor> {
+        match self.recent {
+            Some((recent, actor)) if recent == tid => Some(actor),
+            _ => self.running.get(&tid).copied(),
+        }
+    }
+
     #[inline(always)]
     pub(super) fn get_mut(&mut self, id: ThreadId) -> &mut Thread {
         &mut self.all[id.0 as usize]

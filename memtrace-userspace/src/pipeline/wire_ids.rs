@@ -41,6 +41,12 @@ impl WireIds {
         }
     }
 
+    /// The meaning of `id` if it was used lately. It does not count as a use.
+    #[inline(always)]
+    pub(super) fn peek(&self, id: WireStackId) -> Option<Meaning> {
+        self.young.get(&id).copied()
+    }
+
     fn get_old(&mut self, id: WireStackId) -> Option<Meaning> {
         let meaning = self.old.remove(&id)?;
         self.set(id, meaning);

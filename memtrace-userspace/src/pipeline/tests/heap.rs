@@ -53,6 +53,44 @@ fn free_of_unknown_pointer_is_counted() {
 }
 
 #[test]
+fn free_and_realloc_of_null_are_nothing() {
+    let snapshot = snapshot_after(&[
+        free(1, MAIN, 0),
+        retire(2, MAIN, 0),
+        restore(3, MAIN, 0),
+        retire(4, MAIN, 0),
+        realloc(5, MAIN, 0x10, 9, 1),
+    ]);
+
+    assert_eq!(snapshot.totals.heap, usage(1, 9, 0, 0, 9));
+    assert_eq!(counters(&snapshot), []);
+}
+
+#[test]
+fn restore_beyond_the_limit_stays_freed() {
+    let limits = Limits { live_blocks: 1, ..Limits::default() };
+
+    let snapshot = snapshot_within(
+        limits,
+        &[
+            process(MAIN),
+            thread(MAIN, WORKER),
+            stack(1, 1),
+            alloc(1, MAIN, 0x10, 100, 1),
+            retire(2, MAIN, 0x10),
+            alloc(3, WORKER, 0x20, 7, 1),
+            restore(4, MAIN, 0x10),
+        ],
+    );
+
+    assert_eq!(snapshot.totals.heap, usage(2, 107, 1, 100, 100));
+    assert_eq!(
+        counters(&snapshot),
+        [("allocated_bytes_beyond_limit", 100), ("allocations_beyond_limit", 1)]
+    );
+}
+
+#[test]
 fn address_allocated_again_without_free_drops_the_old_block() {
     let snapshot = snapshot_after(&[alloc(1, MAIN, 0x10, 100, 1), alloc(2, MAIN, 0x10, 30, 2)]);
 

@@ -3,7 +3,11 @@
 //! Blocks are never forgotten, a mapping is a set of pages, code is an array of bytes, and at
 //! each new peak all that is held is written down. It has no limits.
 
+mod life;
+mod sums;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::ops::Range;
 
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
@@ -92,8 +96,15 @@ pub(super) struct OracleThread {
     newest: Option<u64>,
     /// Process, program, address, block.
     retired: Option<(usize, usize, u64, Option<usize>)>,
-    /// Process, program, first page, pages, what was taken from which mapping.
-    released: Option<(usize, usize, u64, u64, Vec<(usize, u64)>)>,
+    released: Option<Taken>,
+}
+
+/// What a `munmap` or `mremap` took: mappings and pages.
+struct Taken {
+    process: usize,
+    program: usize,
+    range: Range<u64>,
+    from: Vec<(usize, u64)>,
 }
 
 /// The state after one record.
@@ -290,26 +301,23 @@ impl Oracle {
                 if let Some(thread) = self.actor(tid) {
                     let process = self.threads[thread].process;
                     let range = pages(start.0, length);
-                    let taken = self.unmap(process, range.clone());
-                    if taken.is_empty() && length > 0 {
+                    let from = self.unmap(process, range.clone());
+                    if from.is_empty() && length > 0 {
                         self.count("orphan_unmaps");
                     }
                     let program = self.processes[process].program;
-                    let count = range.end - range.start;
-                    self.threads[thread].released =
-                        Some((process, program, range.start, count, taken));
+                    self.threads[thread].released = Some(Taken { process, program, range, from });
                 }
             }
             Record::UnmapFailed { time, tid } => {
                 self.event(time.0);
                 if let Some(thread) = self.actor(tid) {
                     match self.released(thread) {
-                        Some((_, count, taken)) => {
-                            if taken.is_empty() && count > 0 {
+                        Some(Taken { process, range, from, .. }) => {
+                            if from.is_empty() && !range.is_empty() {
                                 *self.counter("orphan_unmaps") -= 1;
                             }
-                            let process = self.threads[thread].process;
-                            for (mapping, page) in taken {
+                            for (mapping, page) in from {
                                 if self.mapping_at(process, page).is_none() {
                                     self.mappings[mapping].pages.insert(page);
                                 }
@@ -326,21 +334,22 @@ impl Oracle {
                     if released.is_none() {
                         self.count("orphan_remaps");
                     }
-                    let (old, kept, taken) = released.unwrap_or_default();
+                    let (old, from) =
+                        released.map(|taken| (taken.range, taken.from)).unwrap_or_default();
                     let new = pages(start.0, length);
                     if length > 0 {
                         let key = self.key(stack.0);
                         self.unmap(self.threads[thread].process, new.clone());
-                        for &(mapping, page) in &taken {
-                            let moved = page - old + new.start;
+                        for &(mapping, page) in &from {
+                            let moved = page - old.start + new.start;
                             if new.contains(&moved) {
                                 self.mappings[mapping].pages.insert(moved);
                             }
                         }
-                        let counted =
-                            taken.last().is_none_or(|&(mapping, _)| self.mappings[mapping].counted);
-                        if new.start + kept < new.end {
-                            let growth = new.start + kept..new.end;
+                        let last = from.last();
+                        let counted = last.is_none_or(|&(m, _)| self.mappings[m].counted);
+                        let growth = new.start + (old.end - old.start)..new.end;
+                        if !growth.is_empty() {
                             self.map(thread, growth, key, Api::Mremap, counted);
                         }
                     }
@@ -414,68 +423,6 @@ impl Oracle {
         *self.counter(name) += 1;
     }
 
-    fn running(&self, pid: u32) -> Option<usize> {
-        self.processes.iter().position(|p| p.pid == pid && p.ended.is_none())
-    }
-
-    fn process(&mut self, pid: u32) -> usize {
-        self.running(pid).unwrap_or_else(|| {
-            self.programs += 1;
-            self.processes.push(OracleProcess {
-                pid,
-                parent: None,
-                exe: vec![],
-                started: self.now,
-                ended: None,
-                resident: None,
-                program: self.programs,
-                code: vec![None; CODE_BYTES],
-            });
-            self.processes.len() - 1
-        })
-    }
-
-    fn alive(&self, tid: u32) -> Option<usize> {
-        self.threads.iter().position(|thread| thread.tid == tid && thread.alive)
-    }
-
-    fn start_thread(&mut self, process: usize, tid: u32, name: Vec<u8>) -> usize {
-        let pid = self.processes[process].pid;
-        self.threads.push(OracleThread {
-            tid,
-            pid,
-            name,
-            process,
-            alive: true,
-            newest: None,
-            retired: None,
-            released: None,
-        });
-        self.threads.len() - 1
-    }
-
-    fn actor(&mut self, Tid(tid): Tid) -> Option<usize> {
-        if let Some(thread) = self.alive(tid) {
-            return Some(thread);
-        }
-        if let Some(process) = self.running(tid) {
-            return Some(self.start_thread(process, tid, vec![]));
-        }
-        if self.processes.is_empty()
-            && let Some(pid) = self.session
-        {
-            self.process(pid);
-        }
-        let running: Vec<_> =
-            (0..self.processes.len()).filter(|&p| self.processes[p].ended.is_none()).collect();
-        if let [process] = running[..] {
-            self.count("threads_without_start");
-            return Some(self.start_thread(process, tid, vec![]));
-        }
-        self.count("events_of_unknown_threads");
-        None
-    }
-
     fn key(&mut self, id: u64) -> Key {
         if id == 0 {
             return Key::Path((End::NoScratch, vec![]));
@@ -505,14 +452,7 @@ impl Oracle {
             .position(|m| m.process == process && m.program == program && m.pages.contains(&page))
     }
 
-    fn map(
-        &mut self,
-        thread: usize,
-        range: std::ops::Range<u64>,
-        key: Key,
-        api: Api,
-        counted: bool,
-    ) {
+    fn map(&mut self, thread: usize, range: Range<u64>, key: Key, api: Api, counted: bool) {
         let process = self.threads[thread].process;
         self.unmap(process, range.clone());
         self.mappings.push(Mapping {
@@ -528,7 +468,7 @@ impl Oracle {
         });
     }
 
-    fn unmap(&mut self, process: usize, range: std::ops::Range<u64>) -> Vec<(usize, u64)> {
+    fn unmap(&mut self, process: usize, range: Range<u64>) -> Vec<(usize, u64)> {
         let mut taken = vec![];
         for page in range {
             if let Some(mapping) = self.mapping_at(process, page) {
@@ -540,242 +480,11 @@ impl Oracle {
     }
 
     /// What the thread's call took, if its program still runs.
-    fn released(&mut self, thread: usize) -> Option<(u64, u64, Vec<(usize, u64)>)> {
+    fn released(&mut self, thread: usize) -> Option<Taken> {
         let process = self.threads[thread].process;
-        let (p, program, start, count, taken) = self.threads[thread].released.take()?;
+        let taken = self.threads[thread].released.take()?;
         let current = (process, self.processes[process].program);
-        ((p, program) == current).then_some((start, count, taken))
-    }
-
-    fn module_gone(&mut self, pid: u32, start: usize) {
-        if let Some(p) = self.running(pid) {
-            let code = &mut self.processes[p].code;
-            let module = |code: &Vec<Option<Code>>, at: usize| {
-                code.get(at).and_then(|code| code.as_ref()).map(|code| code.module)
-            };
-            let gone = module(code, start);
-            if gone.is_some() && (start == 0 || module(code, start - 1) != gone) {
-                for at in start..CODE_BYTES {
-                    if module(code, at) != gone {
-                        break;
-                    }
-                    code[at] = None;
-                }
-                return;
-            }
-        }
-        self.count("orphan_module_ends");
-    }
-
-    fn locate(&self, pid: u32, address: u64) -> Where {
-        let code = self.running(pid).and_then(|p| self.processes[p].code.get(address as usize));
-        match code {
-            Some(Some(Code { image: Some(image), offset, .. })) => {
-                Where::File(image.clone(), *offset)
-            }
-            Some(Some(Code { image: None, .. })) => Where::Anonymous(pid, address),
-            _ => Where::Unknown(pid, address),
-        }
-    }
-
-    fn fork(&mut self, parent: u32, child: u32) {
-        if let Some(c) = self.running(child) {
-            let blocks = self.blocks.iter().any(|b| b.process == c && b.state == State::Held);
-            let program = self.processes[c].program;
-            let mapped = self
-                .mappings
-                .iter()
-                .any(|m| m.process == c && m.program == program && !m.pages.is_empty());
-            if blocks || mapped {
-                self.count("missed_process_exits");
-                self.exit(c);
-            }
-        }
-        let c = self.process(child);
-        self.processes[c].parent = Some(parent);
-        let Some(p) = self.running(parent).filter(|&p| p != c) else {
-            self.count("orphan_forks");
-            return;
-        };
-        if self.processes[c].code.iter().all(Option::is_none) {
-            self.processes[c].code = self.processes[p].code.clone();
-        }
-        let program = self.processes[c].program;
-        for i in 0..self.blocks.len() {
-            let Block { process, state, address, size, ref key, api, thread, .. } = self.blocks[i];
-            if process == p && state == State::Held {
-                let key = key.clone();
-                self.blocks.push(Block {
-                    process: c,
-                    program,
-                    address,
-                    size,
-                    key,
-                    api,
-                    thread,
-                    inherited: true,
-                    state: State::Held,
-                });
-            }
-        }
-        for i in 0..self.mappings.len() {
-            let Mapping { process, ref key, api, counted, ref pages, abandoned, .. } =
-                self.mappings[i];
-            if process == p && !abandoned && !pages.is_empty() {
-                let (key, pages) = (key.clone(), pages.clone());
-                self.mappings.push(Mapping {
-                    process: c,
-                    program,
-                    key,
-                    api,
-                    counted,
-                    inherited: true,
-                    size: pages.len() as u64,
-                    pages,
-                    abandoned: false,
-                });
-            }
-        }
-    }
-
-    fn end_program(&mut self, process: usize) {
-        for block in &mut self.blocks {
-            if block.process == process && block.state == State::Held {
-                block.state = State::Abandoned;
-            }
-        }
-        for mapping in &mut self.mappings {
-            mapping.abandoned |= mapping.process == process;
-        }
-    }
-
-    fn exit(&mut self, process: usize) {
-        self.end_program(process);
-        self.processes[process].ended = Some(self.now);
-        for thread in &mut self.threads {
-            thread.alive &= thread.process != process;
-        }
-    }
-
-    fn settle(&mut self, allocated: Option<u64>) {
-        let held = self.blocks.iter().enumerate().filter(|(_, b)| b.state == State::Held);
-        let held: HashMap<_, _> = held.map(|(i, block)| (i, block.size)).collect();
-        let live = held.values().sum();
-        if live > self.peak.0 {
-            self.peak = (live, self.now);
-            self.at_peak = held;
-        }
-        let held = self.mappings.iter().enumerate().filter(|(_, m)| m.counted && !m.abandoned);
-        let held: HashMap<_, _> = held.map(|(i, m)| (i, m.pages.len() as u64 * 4096)).collect();
-        let mapped = held.values().sum();
-        if mapped > self.mapped_peak {
-            self.mapped_peak = mapped;
-            self.mapped_at_peak = held;
-        }
-        let running = self.processes.iter().filter(|process| process.ended.is_none());
-        let resident = running.filter_map(|process| process.resident).sum();
-        self.moments.push(Moment { time: self.now, live, mapped, resident, allocated });
-    }
-
-    fn path(&self, key: &Key) -> Path {
-        match key {
-            Key::Path(path) => path.clone(),
-            Key::Awaited(n) => self.arrived[*n].clone().unwrap_or((End::Missing, vec![])),
-        }
-    }
-
-    /// Usage of the heap by whatever `of` makes of a path, API, process and thread.
-    pub(super) fn heap<K: Ord>(
-        &self,
-        of: impl Fn(Path, Api, usize, usize) -> K,
-    ) -> BTreeMap<K, Usage> {
-        let mut sums: BTreeMap<K, Usage> = BTreeMap::new();
-        for (i, block) in self.blocks.iter().enumerate() {
-            let group = of(self.path(&block.key), block.api, block.process, block.thread);
-            let sum = sums.entry(group).or_default();
-            let (released, held) = (block.state == State::Released, block.state == State::Held);
-            if block.inherited {
-                sum.live_blocks += u64::from(held);
-                sum.live_bytes += u64::from(held) * block.size;
-                sum.inherited_blocks += u64::from(held);
-                sum.inherited_bytes += u64::from(held) * block.size;
-            } else {
-                sum.allocations += 1;
-                sum.allocated_bytes += block.size;
-                sum.frees += u64::from(released);
-                sum.freed_bytes += u64::from(released) * block.size;
-                sum.live_blocks += u64::from(!released);
-                sum.live_bytes += u64::from(!released) * block.size;
-            }
-            sum.peak_bytes += self.at_peak.get(&i).copied().unwrap_or(0);
-        }
-        sums
-    }
-
-    /// Usage of mappings by whatever `of` makes of a path, API and process.
-    pub(super) fn mapped<K: Ord>(&self, of: impl Fn(Path, Api, usize) -> K) -> BTreeMap<K, Usage> {
-        let mut sums: BTreeMap<K, Usage> = BTreeMap::new();
-        for (i, mapping) in self.mappings.iter().enumerate().filter(|(_, m)| m.counted) {
-            let sum =
-                sums.entry(of(self.path(&mapping.key), mapping.api, mapping.process)).or_default();
-            let (size, left) = (mapping.size * 4096, mapping.pages.len() as u64 * 4096);
-            let blocks = u64::from(left > 0);
-            if mapping.inherited {
-                let held = u64::from(!mapping.abandoned);
-                sum.live_blocks += held * blocks;
-                sum.live_bytes += held * left;
-                sum.inherited_blocks += held * blocks;
-                sum.inherited_bytes += held * left;
-            } else {
-                sum.allocations += 1;
-                sum.allocated_bytes += size;
-                sum.frees += 1 - blocks;
-                sum.freed_bytes += size - left;
-                sum.live_blocks += blocks;
-                sum.live_bytes += left;
-            }
-            sum.peak_bytes += self.mapped_at_peak.get(&i).copied().unwrap_or(0);
-        }
-        sums
-    }
-
-    /// All counters that are not zero.
-    pub(super) fn counters(&self) -> Vec<(String, u64)> {
-        let mut counters = self.counters.clone();
-        let awaited = self.arrived.iter().filter(|path| path.is_none()).count();
-        counters.insert("unknown_stacks".to_owned(), awaited as u64);
-        for (end, _) in &self.paths {
-            *counters.entry(format!("stacks_ended_{}", end.name())).or_default() += 1;
-        }
-        let heap = self.heap(|path, _, _, _| path.0);
-        for (end, usage) in heap.into_iter().chain(self.mapped(|path, _, _| path.0)) {
-            let name = format!("allocations_with_stack_ended_{}", end.name());
-            *counters.entry(name).or_default() += usage.allocations;
-        }
-        counters.retain(|name, value| *value > 0 && !name.ends_with("_ended_root"));
-        counters.into_iter().collect()
-    }
-
-    /// End, live, peak, mapped, allocated bytes, allocations and resident bytes of each step.
-    pub(super) fn timeline(&self, points: u64) -> Vec<[u64; 7]> {
-        let mut step = 1_000_000;
-        while self.now / step >= points {
-            step *= 2;
-        }
-        let mut rows = vec![];
-        let (mut live, mut mapped, mut resident) = (0, 0, 0);
-        for n in 0..=self.now / step {
-            let (start, end) = (n * step, (n + 1) * step);
-            let (mut peak, mut allocated, mut allocations) = (live, 0, 0);
-            for moment in self.moments.iter().filter(|m| m.time >= start && m.time < end) {
-                (live, mapped, resident) = (moment.live, moment.mapped, moment.resident);
-                peak = peak.max(live);
-                allocated += moment.allocated.unwrap_or(0);
-                allocations += u64::from(moment.allocated.is_some());
-            }
-            rows.push([end.min(self.now), live, peak, mapped, allocated, allocations, resident]);
-        }
-        rows
+        ((taken.process, taken.program) == current).then_some(taken)
     }
 }
 
@@ -783,6 +492,6 @@ fn missing() -> Key {
     Key::Path((End::Missing, vec![]))
 }
 
-fn pages(start: u64, length: u64) -> std::ops::Range<u64> {
+fn pages(start: u64, length: u64) -> Range<u64> {
     start / 4096..if length == 0 { start / 4096 } else { (start + length).div_ceil(4096) }
 }

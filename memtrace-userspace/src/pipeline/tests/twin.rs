@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::oracle::{CODE_BYTES, Oracle, Path, Where};
 use super::*;
+use crate::pipeline::processes::Running;
 use crate::pipeline::snapshot::{Place, StackUsage};
 
 const TIMELINE_POINTS: usize = 8;
@@ -248,22 +249,82 @@ fn assert_equal(snapshot: &Snapshot, oracle: &Oracle) {
     assert_eq!(timeline, oracle.timeline(TIMELINE_POINTS as u64));
 }
 
+/// What is counted as it changes must be what there is.
+fn assert_consistent(pipeline: &Pipeline) {
+    let Pipeline { live_blocks, mapping_pieces, modules, resident_bytes, limits, .. } = pipeline;
+    let sum = |of: fn(&Running) -> usize| pipeline.processes.all_running().map(of).sum::<usize>();
+    assert_eq!(*live_blocks, sum(|running| running.heap.len()));
+    assert_eq!(*live_blocks, sum(|running| running.heap.blocks().count()));
+    assert_eq!(*mapping_pieces, sum(|running| running.mappings.len()));
+    assert_eq!(*modules, sum(|running| running.modules.len()));
+    assert_eq!(*resident_bytes, sum(|running| running.resident_bytes as usize) as u64);
+    assert!(*live_blocks <= limits.live_blocks, "{live_blocks} live blocks");
+    assert!(*mapping_pieces <= limits.mappings, "{mapping_pieces} pieces");
+    assert!(*modules <= limits.modules, "{modules} modules");
+}
+
+/// What holds even when much is left out: parts add up to the whole.
+fn assert_adds_up(snapshot: &Snapshot) {
+    let totals = &snapshot.totals;
+    let (heap, mapped): (Vec<_>, Vec<_>) =
+        snapshot.stacks.iter().partition(|stack| crate::pipeline::heap::is_heap(stack.api));
+    assert_eq!(totals.heap, sum(heap.iter().map(|stack| stack.usage)));
+    assert_eq!(totals.mapped, sum(mapped.iter().map(|stack| stack.usage)));
+    assert_eq!(totals.heap, sum(snapshot.threads.iter().map(|thread| thread.heap)));
+    assert_eq!(totals.heap.peak_bytes, totals.peak_live_bytes);
+    for usage in snapshot.stacks.iter().map(|stack| stack.usage).chain([totals.heap]) {
+        let Usage { allocations, frees, live_blocks, inherited_blocks, .. } = usage;
+        assert_eq!(live_blocks, allocations - frees + inherited_blocks);
+    }
+}
+
 proptest! {
     #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
 
     #[test]
-    fn pipeline_equals_its_twin(records in records(), stops in prop::collection::vec(0usize..120, 3)) {
+    fn pipeline_equals_its_twin(records in records(), stop in 0usize..120) {
         let limits = Limits { timeline_points: TIMELINE_POINTS, ..Limits::default() };
         let (mut pipeline, mut oracle) = (Pipeline::new(limits), Oracle::default());
-        for (n, record) in records.iter().enumerate() {
-            pipeline.apply(record);
-            oracle.apply(record);
-            // A snapshot in between changes nothing.
-            if stops.contains(&n) {
-                assert_equal(&pipeline.snapshot(), &oracle);
-            }
-        }
 
+        // A snapshot in between changes nothing, nor does it to apply records together.
+        let (first, rest) = records.split_at(stop.min(records.len()));
+        first.iter().for_each(|record| pipeline.apply(record));
+        first.iter().for_each(|record| oracle.apply(record));
         assert_equal(&pipeline.snapshot(), &oracle);
+        pipeline.apply_all(rest);
+        rest.iter().for_each(|record| oracle.apply(record));
+        assert_equal(&pipeline.snapshot(), &oracle);
+        assert_consistent(&pipeline);
+    }
+
+    #[test]
+    fn pipeline_with_little_room_keeps_to_it_and_adds_up(records in records(), room in 1usize..6) {
+        let limits = Limits {
+            stacks: 2 + room,
+            stack_frames: room,
+            stack_ids: room,
+            live_blocks: room,
+            mappings: room,
+            processes: room.min(2),
+            running_processes: room,
+            threads: room,
+            running_threads: room,
+            modules: 2 + room,
+            images: room.min(1) as u32,
+            probes: room,
+            counters: 0,
+            timeline_points: TIMELINE_POINTS,
+            text_bytes: 1,
+        };
+        let mut pipeline = Pipeline::new(limits);
+
+        pipeline.apply_all(&records);
+
+        let snapshot = pipeline.snapshot();
+        assert_consistent(&pipeline);
+        assert_adds_up(&snapshot);
+        prop_assert!(snapshot.processes.len() <= 3);
+        prop_assert!(snapshot.threads.len() <= room + 3);
+        prop_assert!(snapshot.timeline.len() <= TIMELINE_POINTS);
     }
 }
