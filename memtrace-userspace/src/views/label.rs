@@ -1,5 +1,6 @@
 //! How functions, frames and amounts are called in text.
 
+use crate::pipeline::snapshot::Place;
 use crate::views::frames::{Frame, Function, base_name};
 use crate::views::layout::{cut, width};
 use crate::views::quantity::{bytes, count};
@@ -31,7 +32,10 @@ pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> S
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
 pub fn frame_labels(frames: &[Frame]) -> Vec<String> {
     frames
-        .chunk_by(|a, b| a.function.id == b.function.id && a.line == b.line)
+        .chunk_by(|a, b| {
+            let one_function = a.function.name.is_some() || a.place == b.place;
+            a.function.id == b.function.id && a.line == b.line && one_function
+        })
         .map(|run| match run {
             [only] => frame_label(only),
             _ => format!("{} × {}", frame_label(&run[0]), run.len()),
@@ -39,7 +43,7 @@ pub fn frame_labels(frames: &[Frame]) -> Vec<String> {
         .collect()
 }
 
-/// `handle  src/server.c:60`, `mmap  in libc.so.6`, with `(inlined)` where it is.
+/// `handle  src/server.c:60`, `mmap  in libc.so.6`, `??  plugin.so+0x4000`, and what is inlined.
 fn frame_label(frame: &Frame) -> String {
     let function = &frame.function;
     let mut label = match &function.name {
@@ -52,9 +56,25 @@ fn frame_label(frame: &Frame) -> String {
     match (&function.file, frame.line) {
         (Some(file), Some(line)) => label.push_str(&format!("  {file}:{line}")),
         (Some(file), None) => label.push_str(&format!("  {file}")),
-        (None, _) => label.push_str(&format!("  in {}", base_name(&function.module))),
+        (None, _) if function.name.is_some() => {
+            label.push_str(&format!("  in {}", base_name(&function.module)));
+        }
+        (None, _) => {
+            let place = format!("  {}+{}", base_name(&function.module), address(frame.place));
+            label.push_str(&place);
+        }
     }
     label
+}
+
+/// Offset in the module's file; address in the process for code without a file.
+pub fn address(place: Place) -> String {
+    match place {
+        Place::InFile { image: _, offset } => format!("{offset:#x}"),
+        Place::Anonymous { pid: _, address } | Place::Unknown { pid: _, address } => {
+            format!("{address:#x}")
+        }
+    }
 }
 
 #[cfg(test)]

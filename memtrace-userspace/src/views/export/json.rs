@@ -6,13 +6,17 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
+mod layout;
+
 use std::io::{self, Write};
 
 use serde::Serialize;
-use serde_json::ser::Formatter;
 
-use crate::pipeline::snapshot::{Place, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
+use self::layout::OneEntryPerLine;
+
+use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
+use crate::views::label::address;
 use crate::views::printable::printable;
 use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
 use crate::views::{caveats, counters};
@@ -30,8 +34,7 @@ pub fn write(
     top: Option<usize>,
 ) -> io::Result<()> {
     let report = report(snapshot, ranking, top.unwrap_or(usize::MAX));
-    let mut serializer =
-        serde_json::Serializer::with_formatter(out, OneEntryPerLine { depth: 0, empty: true });
+    let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     report.serialize(&mut serializer).map_err(io::Error::from)?;
     serializer.into_inner().write_all(b"\n")
 }
@@ -413,16 +416,6 @@ fn stack(symbolized: &SymbolizedUsage) -> Stack<'_> {
     }
 }
 
-/// Offset in the module's file; address in the process for code without a file.
-fn address(place: Place) -> String {
-    match place {
-        Place::InFile { image: _, offset } => format!("{offset:#x}"),
-        Place::Anonymous { pid: _, address } | Place::Unknown { pid: _, address } => {
-            format!("{address:#x}")
-        }
-    }
-}
-
 fn thread(thread: &ThreadUsage) -> Thread {
     let ThreadUsage { pid, tid, name, heap } = thread;
     Thread { pid: pid.0, tid: tid.0, name: printable(name).into_owned(), heap: usage(heap) }
@@ -446,77 +439,6 @@ fn timeline_step(point: &TimelinePoint) -> TimelineStep {
         allocated_bytes,
         allocations,
         resident_bytes,
-    }
-}
-
-/// Breaks lines in the report and in its lists, and nowhere deeper.
-struct OneEntryPerLine {
-    depth: usize,
-    empty: bool,
-}
-
-impl OneEntryPerLine {
-    fn begin(&mut self, out: &mut (impl ?Sized + Write), bracket: &[u8]) -> io::Result<()> {
-        self.depth += 1;
-        self.empty = true;
-        out.write_all(bracket)
-    }
-
-    fn entry(&mut self, out: &mut (impl ?Sized + Write), first: bool) -> io::Result<()> {
-        self.empty = false;
-        match (first, self.depth) {
-            (true, 1..=2) => self.break_line(out),
-            (false, 1..=2) => {
-                out.write_all(b",")?;
-                self.break_line(out)
-            }
-            (true, _) => Ok(()),
-            (false, _) => out.write_all(b", "),
-        }
-    }
-
-    fn end(&mut self, out: &mut (impl ?Sized + Write), bracket: &[u8]) -> io::Result<()> {
-        self.depth -= 1;
-        if self.depth < 2 && !self.empty {
-            self.break_line(out)?;
-        }
-        self.empty = false;
-        out.write_all(bracket)
-    }
-
-    fn break_line(&self, out: &mut (impl ?Sized + Write)) -> io::Result<()> {
-        out.write_all(b"\n")?;
-        (0..self.depth).try_for_each(|_| out.write_all(b"  "))
-    }
-}
-
-impl Formatter for OneEntryPerLine {
-    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin(out, b"[")
-    }
-
-    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out, b"]")
-    }
-
-    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.entry(out, first)
-    }
-
-    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.begin(out, b"{")
-    }
-
-    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        self.end(out, b"}")
-    }
-
-    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
-        self.entry(out, first)
-    }
-
-    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
-        out.write_all(b": ")
     }
 }
 
