@@ -4,11 +4,12 @@
 //!   for each round
 //!     for each shape (call depth × frame pointers)
 //!       for each of bare, empty programs, memtrace
-//!         start pair_loop ─→ attach ─→ N pairs ─→ ns per pair ─→ pair_loop exits, memtrace with it
+//!         start pair_loop ─→ attach ─→ batches of pairs ─→ ns per pair ─→ pair_loop exits,
+//!                                                                         memtrace with it
 //! ```
 //!
 //! Rounds are interleaved, so that a machine that slows down slows all variants alike, and each
-//! figure is the median of its rounds. *Empty programs* stand on the same probe points and return
+//! figure is the median of the batches of all rounds. *Empty programs* stand on the same probe points and return
 //! at once: that is the kernel's own price, below which no tracer on uprobes can go.
 
 use std::{
@@ -29,16 +30,19 @@ use crate::{cargo, privilege::Privilege, setup, shell};
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How often each variant is measured; its median counts.
+    /// How often memtrace attaches to each variant.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// malloc+free pairs per measurement.
-    #[arg(long, default_value_t = 100_000, value_parser = clap::value_parser!(u64).range(10..))]
+    /// malloc+free pairs in a batch.
+    #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(10..))]
     pairs: u64,
 }
 
 /// Calls between `main` and the loop.
 const DEPTHS: [u32; 3] = [0, 20, 60];
+
+/// Batches per attach: attaching and detaching take seconds, a batch a tenth of one.
+const BATCHES: u32 = 5;
 
 /// What memtrace prints to stderr once its probes are in place.
 const ATTACHED: &str = "attached to";
@@ -127,7 +131,8 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     print!("{}", table(&shapes));
     println!(
-        "medians of {} rounds, {} pairs each; empty = empty programs on the same probe points",
+        "medians of {} rounds of {BATCHES} batches of {} pairs; empty = empty programs on the same \
+         probe points",
         options.rounds, options.pairs
     );
     Ok(ExitCode::SUCCESS)
@@ -146,14 +151,14 @@ fn compile(dir: &Path, frame_pointers: FramePointers) -> Result<PathBuf> {
 impl Stage {
     /// Measures all variants of one shape once.
     fn measure(&self, shape: &mut Shape) -> Result<()> {
-        shape.bare_ns.push(self.ns_per_pair(shape, Variant::Bare)?);
-        shape.empty_ns.push(self.ns_per_pair(shape, Variant::EmptyPrograms)?);
-        shape.memtrace_ns.push(self.ns_per_pair(shape, Variant::Memtrace)?);
+        shape.bare_ns.extend(self.ns_per_pair(shape, Variant::Bare)?);
+        shape.empty_ns.extend(self.ns_per_pair(shape, Variant::EmptyPrograms)?);
+        shape.memtrace_ns.extend(self.ns_per_pair(shape, Variant::Memtrace)?);
         shape.lost_events += self.lost_events()?;
         Ok(())
     }
 
-    fn ns_per_pair(&self, shape: &Shape, variant: Variant) -> Result<f64> {
+    fn ns_per_pair(&self, shape: &Shape, variant: Variant) -> Result<Vec<f64>> {
         let mut target = PairLoop::start(&shape.program, shape.depth)?;
         let tracer = match variant {
             Variant::Bare => None,
@@ -164,7 +169,7 @@ impl Stage {
         };
         // The first pairs fault in the heap, the probes' pages and memtrace's tables.
         target.ns_per_pair(self.pairs / 10)?;
-        let ns = target.ns_per_pair(self.pairs)?;
+        let ns = (0..BATCHES).map(|_| target.ns_per_pair(self.pairs)).collect::<Result<_>>()?;
         target.finish()?;
         if let Some(tracer) = tracer {
             tracer.finish()?;

@@ -81,14 +81,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 }
 
 impl Session {
-    /// Counts a step as one test and says what went wrong with it.
-    fn check<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Option<T> {
+    /// Counts a step as one test.
+    fn check(&mut self, name: &str, step: impl FnOnce() -> Result<()>) {
+        if self.prepare(name, step).is_some() {
+            self.tally.pass();
+        }
+    }
+
+    /// Takes a step that tests need; it counts only if it fails.
+    fn prepare<T>(&mut self, name: &str, step: impl FnOnce() -> Result<T>) -> Option<T> {
         eprintln!("\n== {name}");
         match step() {
-            Ok(value) => {
-                self.tally.pass();
-                Some(value)
-            }
+            Ok(value) => Some(value),
             Err(error) => {
                 eprintln!("error: {error:#}");
                 self.tally.fail(name);
@@ -140,7 +144,7 @@ impl Session {
         self.check("freshness of the committed kernel object", || ebpf::check(&shell::root()));
         self.needs("BPF toolchain", setup::ensure_toolchain())?;
         let built =
-            self.check("build of the kernel object", || ebpf::build(ebpf::Messages::Silent))?;
+            self.prepare("build of the kernel object", || ebpf::build(ebpf::Messages::Silent))?;
         Some(built.object)
     }
 
@@ -180,8 +184,8 @@ impl Session {
         build.args(["--release", "--package=memtrace-userspace", "--bin=memtrace"]);
         embed(&mut build, object);
         let memtrace = self
-            .check("release build of memtrace", || cargo::one(cargo::build(build)?, "memtrace"));
-        let tests = self.check("build of the privileged tests", || {
+            .prepare("release build of memtrace", || cargo::one(cargo::build(build)?, "memtrace"));
+        let tests = self.prepare("build of the privileged tests", || {
             let mut build = cargo("test");
             build.args(["--package=memtrace-tests", "--tests", "--no-run"]);
             cargo::build(build)
