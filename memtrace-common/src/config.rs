@@ -1,7 +1,7 @@
 //! Limits and the layout of the maps that the daemon fills and the kernel reads.
 //!
 //! ```text
-//!   PROCESSES[tgid] ──modules, count──> MODULES[first ..]  sorted by start
+//!   PROCESS_INDEX{tgid} ─> PROCESSES[index] ──modules, count──> MODULES[first ..]  sorted by start
 //!                                          │ buckets, rows
 //!                                          ▼
 //!   BUCKETS: one row index for each 256 bytes of text ──> ROWS: 8-byte unwind rows
@@ -20,8 +20,26 @@ pub const MAX_FRAMES: usize = 1024;
 /// How many bytes of stack a walk copies; deeper words are read one by one.
 pub const STACK_COPY_BYTES: usize = 64 * 1024;
 
-/// How many return-address slots a remembered stack has at most; larger stacks are walked anew.
+/// How many stack words a remembered stack depends on at most; larger stacks are walked anew.
 pub const MAX_REMEMBERED_SLOTS: usize = 256;
+
+/// How many stacks are remembered, in [`REMEMBERED_WAYS`] places for each (`sp`, `pc`).
+pub const REMEMBERED_STACKS: u32 = 8192;
+
+/// How many stacks with the same stack pointer and return address are remembered.
+pub const REMEMBERED_WAYS: u32 = 4;
+
+/// How many ids of stacks that were sent are kept, in direct-mapped places.
+pub const SENT_STACKS: u32 = 1 << 17;
+
+/// Pieces of scratch memory for walks; each holds one stack copy.
+pub const SCRATCH_PIECES: u32 = 64;
+
+/// The most threads with a slot at one time.
+pub const MAX_THREADS: u32 = 65_536;
+
+/// The most processes traced at one time.
+pub const MAX_PROCESSES: u32 = 1024;
 
 /// Text bytes that share a bucket, as a power of two.
 pub const BUCKET_SHIFT: u32 = 8;
@@ -57,7 +75,7 @@ pub struct Module {
     pub bucket_count: u32,
 }
 
-/// A traced process, as the kernel sees it. Key: its tgid.
+/// A traced process, as the kernel sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Process {
@@ -65,7 +83,7 @@ pub struct Process {
     pub generation: u32,
     /// Index of its first module in `MODULES`.
     pub modules: u32,
-    /// How many modules it has.
+    /// How many entries to search; unused ones at the end start at `u64::MAX`.
     pub module_count: u32,
     /// [`process_flag`] bits.
     pub flags: u32,
@@ -73,15 +91,61 @@ pub struct Process {
 
 /// Bits of [`Process::flags`].
 pub mod process_flag {
-    /// Stop the process until the daemon has attached, when it forks, execs or maps code.
-    pub const STOP_FOR_ATTACH: u32 = 1;
-    /// Follow the children.
+    /// Stop the process when it maps code from a file, until the daemon has read its table.
+    pub const STOP_FOR_CODE: u32 = 1;
+    /// Stop new children before their first instruction, until the daemon has attached to them.
     pub const FOLLOW_CHILDREN: u32 = 2;
+}
+
+/// What the daemon tells the kernel programs before they are loaded.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct Settings {
+    /// How long an event may wait for room in the ring before it is dropped; 0 to never wait.
+    pub back_pressure_ns: u64,
+    /// Where the kernel keeps what the programs read from its structures.
+    pub offsets: KernelOffsets,
+}
+
+/// Offsets in bytes of the members of kernel structures, from the running kernel's BTF.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct KernelOffsets {
+    /// `task_struct.pid`.
+    pub task_pid: u32,
+    /// `task_struct.tgid`.
+    pub task_tgid: u32,
+    /// `task_struct.mm`.
+    pub task_mm: u32,
+    /// `task_struct.signal`.
+    pub task_signal: u32,
+    /// `task_struct.utask`.
+    pub task_utask: u32,
+    /// `signal_struct.live`.
+    pub signal_live: u32,
+    /// `uprobe_task.return_instances`.
+    pub utask_return_instances: u32,
+    /// `return_instance.stack`.
+    pub return_instance_stack: u32,
+    /// `return_instance.orig_ret_vaddr`.
+    pub return_instance_address: u32,
+    /// `return_instance.next`.
+    pub return_instance_next: u32,
+    /// `mm_struct.uprobes_state`.
+    pub mm_uprobes_state: u32,
+    /// `uprobes_state.xol_area`.
+    pub uprobes_xol_area: u32,
+    /// `xol_area.vaddr`.
+    pub xol_area_address: u32,
+    /// Always 0.
+    pub unused: u32,
 }
 
 const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 16);
+    assert!(size_of::<Settings>() == 64);
+    assert!(REMEMBERED_STACKS.is_power_of_two() && SENT_STACKS.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);
 };

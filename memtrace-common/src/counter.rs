@@ -49,8 +49,6 @@ counters! {
     UnreadableStack = "unreadable_stack_reads",
     /// A stack that was walked anew; the others were recognised as seen before.
     StackWalks = "stack_walks",
-    /// A stack that the kernel could not finish and that the daemon finished from a copy.
-    RawStacks = "stacks_finished_by_daemon",
     /// A call in a `vfork` child, which borrows its parent's memory.
     VforkCalls = "calls_in_vfork_children",
 }

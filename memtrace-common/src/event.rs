@@ -8,7 +8,8 @@
 //!   Alloc     | Header 16 | ptr 8 | size 8 | stack 8 |
 //!   Free      | Header 16 | ptr 8 |
 //!   Stack     | Header 16 | id 8 | pid 4 | frames 4 | frames × u64, innermost first |
-//!   RawStack  | Header 16 | id 8 | pid 4 | frames 4 | pc 8 | sp 8 | fp 8 | bytes 4 | pc_kind 4 | frames × u64 | stack bytes |
+//!   Mapping   | Header 16 | address 8 | length 8 | old_address 8 | old_length 8 | stack 8 |
+//!   Task      | Header 16 | pid 4 | parent_pid 4 | comm 16 |
 //! ```
 //!
 //! The order of events in the ring is the order in which they happened, for one address: memory
@@ -49,36 +50,34 @@ wire_enum! {
         Restore = 4,
         /// A [`Stack`]: the frames behind a stack id.
         Stack = 5,
-        /// A [`RawStack`]: a stack that the daemon must finish.
-        RawStack = 6,
         /// A [`Mapping`]: `mmap` returned. `flags` has [`flag::EXECUTABLE`] and [`flag::FILE`].
-        Map = 7,
+        Map = 6,
         /// A [`Mapping`]: `munmap` is about to release a range.
-        Unmap = 8,
+        Unmap = 7,
         /// A [`Mapping`]: the `munmap` or `mremap` failed; the thread's released range lives on.
-        UnmapFailed = 9,
+        UnmapFailed = 8,
         /// A [`Mapping`]: `mremap` is about to release `old_address`, `old_length`.
-        RemapStart = 10,
+        RemapStart = 9,
         /// A [`Mapping`]: `mremap` returned the new range.
-        Remap = 11,
-        /// A [`Mapping`]: the program break moved to `address`, from `old_address`.
-        Break = 12,
+        Remap = 10,
+        /// A [`Mapping`]: `brk` returned; the program break is at `address`.
+        Break = 11,
         /// A [`Task`]: first sight of a thread in a traced process.
-        ThreadStart = 13,
+        ThreadStart = 12,
         /// A [`Task`]: a thread has ended.
-        ThreadExit = 14,
+        ThreadExit = 13,
         /// A [`Task`]: a thread has a new name.
-        ThreadName = 15,
+        ThreadName = 14,
         /// A [`Task`]: `pid` was forked from `parent_pid`.
-        Fork = 16,
+        Fork = 15,
         /// A [`Task`]: the process runs a new program; all its memory is gone.
-        Exec = 17,
+        Exec = 16,
         /// A [`Task`]: the process has ended.
-        ProcessExit = 18,
+        ProcessExit = 17,
         /// A [`Task`]: executable memory changed; the daemon must read the mappings again.
-        CodeChanged = 19,
+        CodeChanged = 18,
         /// A [`Task`]: the process was sent SIGSTOP and waits for the daemon to attach.
-        Stopped = 20,
+        Stopped = 19,
     }
 }
 
@@ -210,32 +209,6 @@ pub struct Stack {
     pub frames: u32,
 }
 
-/// A stack that the kernel could not walk to its end, with a copy of what is left.
-///
-/// Followed by `frames` × `u64`, already walked, then `bytes` of stack from `sp` upwards.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
-#[repr(C)]
-pub struct RawStack {
-    /// Kind `RawStack`; `flags` holds the [`crate::unwind::End`] that stopped the kernel.
-    pub header: Header,
-    /// Unique to this event.
-    pub id: u64,
-    /// The process.
-    pub pid: u32,
-    /// How many walked frames follow.
-    pub frames: u32,
-    /// Program counter of the frame that could not be walked.
-    pub pc: u64,
-    /// Its stack pointer: the address of the first copied byte.
-    pub sp: u64,
-    /// Its `rbp`.
-    pub fp: u64,
-    /// How many bytes of stack follow the frames.
-    pub bytes: u32,
-    /// A [`crate::unwind::PcKind`].
-    pub pc_kind: u32,
-}
-
 /// A change of the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -246,7 +219,7 @@ pub struct Mapping {
     pub address: u64,
     /// Its length in bytes, as asked for (not rounded to pages).
     pub length: u64,
-    /// `mremap`: where it was. `brk`: the old break.
+    /// `mremap`: where it was.
     pub old_address: u64,
     /// `mremap`: how long it was.
     pub old_length: u64,
@@ -273,7 +246,6 @@ const _: () = {
     assert!(size_of::<Alloc>() == 40);
     assert!(size_of::<Free>() == 24);
     assert!(size_of::<Stack>() == 32);
-    assert!(size_of::<RawStack>() == 64);
     assert!(size_of::<Mapping>() == 56);
     assert!(size_of::<Task>() == 40);
 };

@@ -69,6 +69,7 @@ pub struct Row {
     /// How to compute the CFA: one of the [`cfa`] constants.
     pub cfa_kind: u8,
     /// Where the caller's `rbp` is, in words from the CFA; [`RBP_SAME`] if it was not saved.
+    /// [`cfa::DEREF_RBP`] counts from `rbp` itself.
     pub rbp_offset_by_8: i8,
 }
 
@@ -92,21 +93,32 @@ pub mod cfa {
     /// The return address is undefined: the root of the thread.
     pub const ROOT: u8 = 5;
     /// `CFA = *(rbp + cfa_offset)`: a function that realigned its stack (GCC's DRAP).
+    ///
+    /// The distance between `rbp` and the CFA is known at run time only, so the caller's `rbp` is
+    /// at `rbp + 8 * rbp_offset_by_8`; it is always saved.
     pub const DEREF_RBP: u8 = 6;
     /// `CFA = *(rsp + cfa_offset)`, as in hand-written assembly that saved the stack pointer.
     pub const DEREF_RSP: u8 = 7;
     /// The rule does not fit into a row.
     pub const UNSUPPORTED: u8 = 8;
+    /// This bit marks a frame of 32 KiB or more:
+    /// `CFA = rsp + (cfa_kind & 0x7f) << 16 + (cfa_offset as u16)`, up to 8 MiB.
+    ///
+    /// Buffers on the stack are that large: Debian 12's redis-server has frames of 512 KiB and 1 MiB.
+    pub const RSP_LARGE: u8 = 0x80;
 }
 
 /// Where in `ucontext_t` the kernel stores a register for a signal handler.
 ///
 /// `uc_mcontext` starts at byte 40 (`arch/x86/include/uapi/asm/sigcontext.h`): r8 to r15, rdi,
 /// rsi, rbp, rbx, rdx, rax, rcx, rsp, rip.
-mod ucontext {
-    pub(super) const RBP: u64 = 40 + 10 * 8;
-    pub(super) const RSP: u64 = 40 + 15 * 8;
-    pub(super) const RIP: u64 = 40 + 16 * 8;
+pub mod ucontext {
+    /// `rbp`.
+    pub const RBP: u64 = 40 + 10 * 8;
+    /// `rsp`.
+    pub const RSP: u64 = 40 + 15 * 8;
+    /// `rip`.
+    pub const RIP: u64 = 40 + 16 * 8;
 }
 
 /// Why a walk ended. [`End::Root`] is the only complete one.
@@ -129,6 +141,8 @@ pub enum End {
     NotAscending = 6,
     /// No scratch memory in the kernel, so no walk.
     NoScratch = 7,
+    /// The frames were lost on the way to the daemon, or found no room there.
+    Missing = 8,
 }
 
 impl End {
@@ -142,6 +156,7 @@ impl End {
         End::UnreadableStack,
         End::NotAscending,
         End::NoScratch,
+        End::Missing,
     ];
 
     /// The reason with this number on the wire.
@@ -160,6 +175,7 @@ impl End {
             End::UnreadableStack => "unreadable_stack",
             End::NotAscending => "not_ascending",
             End::NoScratch => "no_scratch",
+            End::Missing => "missing",
         }
     }
 }
@@ -205,6 +221,10 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
         cfa::SIGNAL => return step_signal(regs.sp.wrapping_add(offset), read_stack),
         cfa::ROOT => return Step::End(End::Root),
         cfa::NONE => return step_frame_pointer(regs, read_stack),
+        kind if kind & cfa::RSP_LARGE != 0 => {
+            let high = u64::from(kind & !cfa::RSP_LARGE) << 16;
+            regs.sp.wrapping_add(high | u64::from(row.cfa_offset as u16))
+        }
         _ => return Step::End(End::UnsupportedRule),
     };
     if cfa <= regs.sp {
@@ -217,10 +237,11 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
     if pc == 0 {
         return Step::End(End::Root);
     }
-    let (fp, fp_slot) = if row.rbp_offset_by_8 == RBP_SAME {
+    let counts_from = if row.cfa_kind == cfa::DEREF_RBP { regs.fp } else { cfa };
+    let (fp, fp_slot) = if row.cfa_kind != cfa::DEREF_RBP && row.rbp_offset_by_8 == RBP_SAME {
         (regs.fp, 0)
     } else {
-        let slot = cfa.wrapping_add((row.rbp_offset_by_8 as i64 * 8) as u64);
+        let slot = counts_from.wrapping_add((row.rbp_offset_by_8 as i64 * 8) as u64);
         match read_stack(slot) {
             Some(fp) => (fp, slot),
             None => return Step::End(End::UnreadableStack),
@@ -234,8 +255,14 @@ pub fn step(row: Row, regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>
 }
 
 /// `(pc, sp, fp) = (*(fp + 8), fp + 16, *fp)`, for code without unwind information.
+///
+/// A null `rbp` marks the outermost frame (x86-64 psABI, section 3.4.1). The start code of glibc's
+/// `ld.so`, from which all constructors are called, has no unwind information and runs with that.
 #[inline(always)]
 fn step_frame_pointer(regs: Regs, mut read_stack: impl FnMut(u64) -> Option<u64>) -> Step {
+    if regs.fp == 0 {
+        return Step::End(End::Root);
+    }
     if regs.fp < regs.sp || regs.fp & 7 != 0 {
         return Step::End(End::NoUnwindInfo);
     }
@@ -270,3 +297,6 @@ fn step_signal(context: u64, mut read_stack: impl FnMut(u64) -> Option<u64>) -> 
     }
     Step::Caller { regs: Regs { pc, sp, fp, pc_kind: PcKind::Exact }, pc_slot, fp_slot }
 }
+
+#[cfg(test)]
+mod tests;

@@ -8,8 +8,10 @@
 
 pub mod cfi;
 pub mod live;
+pub mod modules;
 pub mod pipeline;
 pub mod record;
+pub mod session;
 pub mod symbols;
 pub mod trace;
 pub mod views;

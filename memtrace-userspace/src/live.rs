@@ -1,1 +1,15 @@
-//! The live source: attaches to a process and turns its ring events into records.
+//! The live source: attaches to processes and turns their ring events into records.
+
+pub mod allocators;
+pub mod attach;
+pub mod clock;
+pub mod decode;
+pub mod guardian;
+pub mod images;
+pub mod kernel_types;
+pub mod launch;
+pub mod loader;
+pub mod placement;
+pub mod process;
+pub mod tables;
+pub mod tracer;

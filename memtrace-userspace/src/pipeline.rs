@@ -1,3 +1,285 @@
-//! Records in, snapshots out.
+//! Records in, snapshots out: who allocated, freed and holds how much.
+//!
+//! ```text
+//!   Record ─→ actor: which thread of which process?
+//!          ─→ memory: live_set (heap blocks), mappings (address space)
+//!          ─→ accounts of the site (call path and API), the thread, the process; the peak
+//!          ─→ timeline                                        publish ─→ Arc<Snapshot>
+//! ```
+//!
+//! An event costs the same however much is known: one look-up each for the thread, the stack id
+//! and the block, and a few additions. Everything is bounded by [`Limits`]; what is left out, and
+//! every contradiction in the records, is a counter in the snapshot.
+//!
+//! The rules, where the records leave a choice:
+//!
+//! * A block whose address is allocated again was freed, and the free was lost.
+//! * `exec` and `exit` end a program. What it allocated and holds then stays live in the accounts
+//!   and no longer counts for the peak.
+//! * A child of `fork` holds a copy of what its parent holds. Copies count for the peak and as
+//!   live, charged to the call paths and threads that made the originals, but nobody allocated
+//!   them. They are gone when the child releases them or ends.
+//! * An event of a thread that never started belongs to the process with that id or to the only
+//!   process there is; otherwise it is left out.
+//! * Time never goes back: events of two rings may be a little out of order.
+//!
+//! The pipeline opens no file and asks no clock; the same records give the same snapshot.
 
+mod account;
+mod address_space;
+mod anomalies;
+mod hash;
+mod heap;
+mod lifecycle;
+mod limits;
+mod live_set;
+mod mappings;
+mod processes;
+mod publish;
 pub mod snapshot;
+mod stacks;
+#[cfg(test)]
+mod tests;
+mod threads;
+mod timeline;
+mod wire_ids;
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use memtrace_common::addr::Avma;
+use memtrace_common::unwind::End;
+
+pub(crate) use self::account::add_usage;
+pub(crate) use self::heap::is_heap;
+pub use self::limits::Limits;
+
+use self::account::Peak;
+use self::anomalies::Anomalies;
+use self::hash::Seed;
+use self::processes::Processes;
+use self::snapshot::{Place, Snapshot, Stack};
+use self::stacks::Stacks;
+use self::threads::Threads;
+use self::timeline::{Level, Timeline};
+use crate::modules::{Backing, Images};
+use crate::record::{EndReason, Pid, Probe, Record, Session, Time, WireStackId};
+
+/// The state of a session, built up record by record.
+pub struct Pipeline {
+    limits: Limits,
+    session: Option<Arc<Session>>,
+    now: Time,
+    end: Option<EndReason>,
+    events: u64,
+    temporary_allocations: u64,
+    heap_peak: Peak,
+    mapped_peak: Peak,
+    resident_bytes: u64,
+    /// Live blocks of all running processes.
+    live_blocks: usize,
+    /// Pieces of mappings of all running processes.
+    mapping_pieces: usize,
+    /// Executable mappings of all running processes.
+    modules: usize,
+    processes: Processes,
+    threads: Threads,
+    stacks: Stacks,
+    images: Images<Seed>,
+    timeline: Timeline,
+    probes: Vec<Arc<Probe>>,
+    /// Counters that records brought.
+    counters: BTreeMap<String, u64>,
+    anomalies: Anomalies,
+}
+
+impl Pipeline {
+    /// A pipeline that has seen nothing.
+    pub fn new(limits: Limits) -> Pipeline {
+        let seed = Seed::random();
+        Pipeline {
+            session: None,
+            now: Time(0),
+            end: None,
+            events: 0,
+            temporary_allocations: 0,
+            heap_peak: Peak::default(),
+            mapped_peak: Peak::default(),
+            resident_bytes: 0,
+            live_blocks: 0,
+            mapping_pieces: 0,
+            modules: 0,
+            processes: Processes::new(limits.processes, limits.running_processes, seed),
+            threads: Threads::new(limits.running_threads, seed),
+            stacks: Stacks::new(&limits, seed),
+            images: Images::new(limits.images, seed),
+            timeline: Timeline::new(limits.timeline_points),
+            probes: Vec::new(),
+            counters: BTreeMap::new(),
+            anomalies: Anomalies::default(),
+            limits,
+        }
+    }
+
+    /// Takes in the next record.
+    pub fn apply(&mut self, record: &Record) {
+        match record {
+            &Record::Alloc { time, tid, api, ptr, size, stack } => {
+                self.event(time);
+                self.alloc(tid, api, ptr, size, stack);
+            }
+            &Record::Free { time, tid, api: _, ptr } => {
+                self.event(time);
+                self.free(tid, ptr);
+            }
+            &Record::Retire { time, tid, ptr } => {
+                self.event(time);
+                self.retire(tid, ptr);
+            }
+            &Record::Restore { time, tid, ptr } => {
+                self.event(time);
+                self.restore(tid, ptr);
+            }
+            &Record::Map { time, tid, start, length, kind, stack } => {
+                self.event(time);
+                self.map(tid, start, length, kind, stack);
+            }
+            &Record::Unmap { time, tid, start, length }
+            | &Record::RemapStart { time, tid, start, length } => {
+                self.event(time);
+                self.release(tid, start, length);
+            }
+            &Record::UnmapFailed { time, tid } => {
+                self.event(time);
+                self.unmap_failed(tid);
+            }
+            &Record::Remap { time, tid, start, length, stack } => {
+                self.event(time);
+                self.remap(tid, start, length, stack);
+            }
+            &Record::Break { time, tid, old, new, stack } => {
+                self.event(time);
+                self.move_break(tid, old, new, stack);
+            }
+            Record::Session(session) => self.session = Some(Arc::new(session.clone())),
+            Record::Probe(probe) => self.probe(probe),
+            Record::Process(process) => {
+                self.advance(process.time);
+                self.process(process);
+            }
+            Record::BeforeAttach(before) => self.before_attach(before),
+            Record::Module(module) => {
+                self.advance(module.time);
+                self.module(module);
+            }
+            &Record::ModuleGone { time, pid, start } => {
+                self.advance(time);
+                self.module_gone(pid, start);
+            }
+            Record::Thread { time, pid, tid, name } => {
+                self.advance(*time);
+                self.thread(*pid, *tid, name);
+            }
+            &Record::ThreadExit { time, tid } => {
+                self.advance(time);
+                self.end_thread(tid);
+            }
+            Record::Stack { id, pid, end, frames } => self.stack(*id, *pid, *end, frames),
+            &Record::Fork { time, parent, child } => {
+                self.advance(time);
+                self.fork(parent, child);
+            }
+            Record::Exec { time, pid, exe, command } => {
+                self.advance(*time);
+                self.exec(*pid, exe, command);
+            }
+            &Record::Exit { time, pid } => {
+                self.advance(time);
+                self.exit(pid);
+            }
+            &Record::Resident { time, pid, rss_bytes } => {
+                self.advance(time);
+                self.resident(pid, rss_bytes);
+            }
+            Record::Counters(counters) => self.counters(counters),
+            &Record::Tick { time } => self.advance(time),
+            &Record::End { time, reason } => {
+                self.advance(time);
+                self.end = Some(reason);
+            }
+        }
+    }
+
+    /// Time of the last record.
+    pub fn now(&self) -> Time {
+        self.now
+    }
+
+    /// The state now. It costs a copy of what it shows.
+    pub fn snapshot(&mut self) -> Arc<Snapshot> {
+        Arc::new(self.publish())
+    }
+
+    /// Begins a record that came from the target's memory calls.
+    #[inline(always)]
+    fn event(&mut self, time: Time) {
+        self.events += 1;
+        self.advance(time);
+    }
+
+    #[inline(always)]
+    fn advance(&mut self, time: Time) {
+        if time > self.now {
+            self.now = time;
+            let (heap, mapped) = (self.heap_peak.held_bytes(), self.mapped_peak.held_bytes());
+            let resident_bytes = self.resident_bytes;
+            self.timeline.advance(time, || Level {
+                live_bytes: heap,
+                mapped_bytes: mapped,
+                resident_bytes,
+            });
+        }
+    }
+
+    fn level(&self) -> Level {
+        Level {
+            live_bytes: self.heap_peak.held_bytes(),
+            mapped_bytes: self.mapped_peak.held_bytes(),
+            resident_bytes: self.resident_bytes,
+        }
+    }
+
+    fn probe(&mut self, probe: &Probe) {
+        if self.probes.len() >= self.limits.probes {
+            self.anomalies.probes_beyond_limit += 1;
+            return;
+        }
+        self.probes.push(Arc::new(probe.clone()));
+    }
+
+    fn counters(&mut self, counters: &[(String, u64)]) {
+        for (name, value) in counters {
+            if let Some(known) = self.counters.get_mut(name) {
+                *known = *value;
+            } else if self.counters.len() < self.limits.counters
+                && name.len() <= self.limits.text_bytes
+            {
+                self.counters.insert(name.clone(), *value);
+            } else {
+                self.anomalies.counters_beyond_limit += 1;
+            }
+        }
+    }
+
+    /// Learns the frames of a stack; where they lie is decided by what is mapped now.
+    fn stack(&mut self, id: WireStackId, pid: Pid, end: End, frames: &[Avma]) {
+        let process = self.processes.find(pid).map(|id| self.processes.running(id));
+        let place = |&address: &Avma| match process.and_then(|p| p.modules.locate(address)) {
+            Some(Backing::Image(image, offset)) => Place::InFile { image: image.index(), offset },
+            Some(Backing::Anonymous) => Place::Anonymous { pid, address },
+            None => Place::Unknown { pid, address },
+        };
+        let frames = frames.iter().map(place).collect();
+        self.stacks.define(id, Stack { end, frames });
+    }
+}

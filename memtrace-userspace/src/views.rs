@@ -1,1 +1,30 @@
 //! What users see.
+//!
+//! In: snapshots of the pipeline, and names from the symbolizer. Out: text, JSON, a terminal UI.
+//! Views read; they change nothing, and each owns its wire format.
+//!
+//! ```text
+//!   Snapshot ─┐
+//!             ├→ frames (names, wrappers cut off) → ranking (per function, in order) ─┬→ export::json
+//!   lookup ───┘                                                                      ├→ export::text
+//!   Snapshot ──→ caveats (what the numbers cannot see) ──────────────────────────────┴→ tui, plain
+//! ```
+//!
+//! All foreign text goes through [`printable`].
+
+pub mod attribution;
+pub mod caveats;
+pub mod counters;
+pub mod export;
+#[cfg(test)]
+mod fixture;
+pub mod frames;
+pub mod label;
+pub mod layout;
+pub mod plain;
+pub mod printable;
+pub mod quantity;
+pub mod ranking;
+pub mod style;
+pub mod summary;
+pub mod tui;

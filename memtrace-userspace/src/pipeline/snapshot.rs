@@ -32,7 +32,7 @@ pub struct Snapshot {
     pub processes: Vec<ProcessUsage>,
     /// Every thread seen, ordered by pid and tid.
     pub threads: Vec<ThreadUsage>,
-    /// The run in equal steps.
+    /// The run in equal steps, the last one cut off at `now`.
     pub timeline: Vec<TimelinePoint>,
     /// The probes that were placed.
     pub probes: Vec<Arc<Probe>>,
@@ -53,11 +53,19 @@ pub struct Totals {
     pub peak_at: Time,
     /// Mapped memory: `mmap`, `mremap` and `brk`, without reservations.
     pub mapped: Usage,
-    /// Blocks that were freed with no other allocation between in their thread.
+    /// Blocks that their thread freed before it allocated again. A block that `realloc` takes is
+    /// none of them: its content lives on.
     pub temporary_allocations: u64,
 }
 
-/// What a stack, a thread or everything allocated, freed and holds. Bytes as asked for.
+/// What a stack, a thread or everything allocated, freed and holds.
+///
+/// Heap bytes are as asked for, mapped bytes are whole pages. What `fork` copies is held by the
+/// child too, but nobody allocated it, and to free a copy takes nothing from the parent:
+///
+/// ```text
+///   live_blocks = allocations - frees + inherited_blocks      the same for bytes
+/// ```
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Usage {
     /// Blocks acquired.
@@ -68,11 +76,16 @@ pub struct Usage {
     pub frees: u64,
     /// Their bytes.
     pub freed_bytes: u64,
-    /// Blocks held now, or held by a process when it ended.
+    /// Blocks held now, or held by a program when it ended (`exit` or `exec`).
     pub live_blocks: u64,
     /// Their bytes.
     pub live_bytes: u64,
-    /// Bytes held at the moment of the global peak, so that these add up to the peak.
+    /// Of the live blocks, the copies that running processes inherited by `fork`.
+    pub inherited_blocks: u64,
+    /// Their bytes.
+    pub inherited_bytes: u64,
+    /// Bytes held at the moment of the global peak, so that these add up to the peak. Heap and
+    /// mapped memory have a peak each.
     pub peak_bytes: u64,
 }
 

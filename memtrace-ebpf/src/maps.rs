@@ -1,0 +1,277 @@
+//! The maps, and the settings that the daemon writes before the programs are loaded.
+//!
+//! Uprobe programs run in task context and can be preempted by another thread that runs the same
+//! program on the same CPU. So nothing here is private to a CPU: a thread has its [`Slot`], a
+//! walk claims a piece of [`SCRATCH`], and everything shared is changed with atomics.
+
+use aya_ebpf::macros::map;
+use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
+use core::arch::asm;
+
+use memtrace_common::config::{
+    BucketChunk, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS, MAX_THREADS, Module,
+    Process, REMEMBERED_STACKS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
+};
+use memtrace_common::counter::{COUNTERS, Counter};
+use memtrace_common::event::Stack;
+use memtrace_common::unwind::Regs;
+
+/// Written by the daemon into the object before it is loaded; constant afterwards.
+#[unsafe(no_mangle)]
+pub static SETTINGS: Settings = Settings {
+    back_pressure_ns: 0,
+    offsets: memtrace_common::config::KernelOffsets {
+        task_pid: 0,
+        task_tgid: 0,
+        task_mm: 0,
+        task_signal: 0,
+        task_utask: 0,
+        signal_live: 0,
+        utask_return_instances: 0,
+        return_instance_stack: 0,
+        return_instance_address: 0,
+        return_instance_next: 0,
+        mm_uprobes_state: 0,
+        uprobes_xol_area: 0,
+        xol_area_address: 0,
+        unused: 0,
+    },
+};
+
+/// Reads one of the settings, such as `setting!(offsets.task_pid)`.
+macro_rules! setting {
+    ($($field:tt)+) => {
+        // SAFETY: reads a static; volatile, because the loader changes it behind the compiler.
+        unsafe { core::ptr::read_volatile(&raw const $crate::maps::SETTINGS.$($field)+) }
+    };
+}
+pub(crate) use setting;
+
+/// Events to the daemon. The daemon sets the size.
+#[map]
+pub static EVENTS: RingBuf = RingBuf::with_byte_size(4096, 0);
+
+/// tgid to index in [`PROCESSES`]; what is not in here is not traced.
+#[map]
+pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+
+/// The traced processes.
+#[map]
+pub static PROCESSES: Array<Process> = Array::with_max_entries(MAX_PROCESSES, 0);
+
+/// tgid of children that are to be traced from their first instruction, and how they came.
+#[map]
+pub static PENDING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
+
+/// Executable mappings of all processes. The daemon sets the size.
+#[map]
+pub static MODULES: Array<Module> = Array::with_max_entries(MAX_MODULES, 0);
+
+/// For each 256 bytes of text, the last row that starts at or before it. The daemon sets the size.
+#[map]
+pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, 0);
+
+/// Unwind rows. The daemon sets the size.
+#[map]
+pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, 0);
+
+/// tid to what the thread is doing.
+#[map]
+pub static SLOTS: HashMap<u32, Slot> = HashMap::with_max_entries(MAX_THREADS, 0);
+
+/// Memory for walks, claimed by whoever walks.
+#[map]
+pub static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PIECES, 0);
+
+/// Stacks that were walked, so that they need not be walked again.
+#[map]
+pub static REMEMBERED: Array<Remembered> = Array::with_max_entries(REMEMBERED_STACKS, 0);
+
+/// Ids of stacks that the daemon has, direct-mapped.
+#[map]
+pub static SENT: Array<u64> = Array::with_max_entries(SENT_STACKS, 0);
+
+/// See [`Counter`].
+#[map]
+static COUNTER_VALUES: PerCpuArray<u64> = PerCpuArray::with_max_entries(COUNTERS, 0);
+
+/// Values shared by all programs; indices are the [`shared`] constants.
+#[map]
+static SHARED: Array<u64> = Array::with_max_entries(shared::COUNT, 0);
+
+/// Empty. A program that mentions it gets no private stack from the kernel; see [`never_taken`].
+#[map]
+static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
+
+/// Indices in [`SHARED`].
+pub mod shared {
+    /// `CLOCK_MONOTONIC` when the daemon last showed that it lives; written by the daemon.
+    pub const HEARTBEAT_NS: u32 = 0;
+    /// The ring's consumer position at which the last event gave up waiting.
+    pub const STALLED_AT: u32 = 1;
+    /// How many there are.
+    pub const COUNT: u32 = 2;
+}
+
+/// What a thread is doing.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct Slot {
+    /// Index of its process in [`PROCESSES`].
+    pub process: u32,
+    /// An `Api`: the outermost allocator call that has not returned; 0 if there is none.
+    pub api: u16,
+    /// How many probed functions that call has jumped to: all return at once.
+    pub tail_calls: u16,
+    /// Stack pointer (AVMA) at the entry of that call, where its return address is.
+    pub entry_sp: u64,
+    /// Bytes that the call asks for.
+    pub size: u64,
+    /// `realloc`: the block; `posix_memalign`: where the address goes.
+    pub ptr: u64,
+    /// Address of the return-probe trampoline, once it is known; else 0.
+    pub trampoline: u64,
+}
+
+/// Memory for one walk.
+#[repr(C)]
+pub struct Scratch {
+    /// 1 while claimed.
+    pub claimed: u64,
+    /// The frame that the walk has reached; `pc_exact` is a `PcKind`.
+    pub pc: u64,
+    pub sp: u64,
+    pub fp: u64,
+    /// Where `fp` was read from; 0 while it is the register's value at the start.
+    pub fp_slot: u64,
+    /// Stack pointer at the start; `copy` starts here.
+    pub base: u64,
+    /// How many bytes of `copy` are valid.
+    pub copied: u64,
+    /// The module that the last frame was in.
+    pub module: Module,
+    pub first_module: u32,
+    pub module_count: u32,
+    /// An `End`, or [`WALKING`].
+    pub end: u32,
+    pub frame_count: u32,
+    pub pc_exact: u32,
+    pub unused: u32,
+    pub hash: u64,
+    /// The stack words that the walk depended on, so far; more than fit means: not to be remembered.
+    pub slot_count: u32,
+    /// 1 if the walk depended on `rbp`'s value at the start.
+    pub fp_used: u32,
+    pub slot_offset_by_8: [u16; MAX_REMEMBERED_SLOTS],
+    pub slot_value: [u64; MAX_REMEMBERED_SLOTS],
+    /// The event, ready to be sent: header and frames.
+    pub stack: Stack,
+    pub frames: [u64; MAX_FRAMES],
+    /// The stack from `base` upwards. One copy may end a page behind the limit.
+    pub copy: [u64; STACK_COPY_BYTES / 8 + 1024],
+}
+
+/// `Scratch::end` while the walk goes on.
+pub const WALKING: u32 = u32::MAX;
+
+/// A stack that was walked to its root.
+#[repr(C)]
+pub struct Remembered {
+    /// 1 while somebody writes it.
+    pub claimed: u64,
+    /// Odd while it is written; different after it was.
+    pub version: u64,
+    /// How many words of the stack it depends on.
+    pub slot_count: u64,
+    pub pc: u64,
+    pub sp: u64,
+    /// `rbp` at the start; only compared if `fp_used`.
+    pub fp: u64,
+    pub fp_used: u32,
+    /// How many bytes from `sp` cover all slots.
+    pub span: u32,
+    /// `generation` of the process, and its index.
+    pub process: u64,
+    pub id: u64,
+    pub slot_offset_by_8: [u16; MAX_REMEMBERED_SLOTS],
+    pub slot_value: [u64; MAX_REMEMBERED_SLOTS],
+}
+
+/// Adds 1 to a counter.
+#[inline(always)]
+pub fn count(counter: Counter) {
+    if let Some(value) = COUNTER_VALUES.get_ptr_mut(counter as u32) {
+        // SAFETY: a map value, aligned. Atomic, because a thread may be preempted in the middle.
+        unsafe {
+            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
+        }
+    }
+}
+
+/// Reads the shared value at `index`, one of the [`shared`] constants.
+#[inline(always)]
+pub fn shared_value(index: u32) -> Option<u64> {
+    // SAFETY: a map value, aligned; volatile, because others change it.
+    SHARED.get_ptr(index).map(|value| unsafe { core::ptr::read_volatile(value) })
+}
+
+/// Writes the shared value at `index`, one of the [`shared`] constants.
+#[inline(always)]
+pub fn set_shared_value(index: u32, new: u64) {
+    if let Some(value) = SHARED.get_ptr_mut(index) {
+        // SAFETY: a map value, aligned; the last writer wins.
+        unsafe { core::ptr::write_volatile(value, new) }
+    }
+}
+
+/// Tries to set a claim flag; true if it was free. A full memory barrier.
+///
+/// # Safety
+/// `flag` must point into a map value.
+#[inline(always)]
+pub unsafe fn try_claim(flag: *mut u64) -> bool {
+    let mut value = 1u64;
+    // SAFETY: by the caller's promise; map values are aligned.
+    unsafe {
+        asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack))
+    };
+    value == 0
+}
+
+/// Gives a claim back. A full memory barrier.
+///
+/// # Safety
+/// `flag` must point into a map value that the caller has claimed.
+#[inline(always)]
+pub unsafe fn release(flag: *mut u64) {
+    let mut value = 0u64;
+    // SAFETY: by the caller's promise; map values are aligned.
+    unsafe {
+        asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack))
+    };
+    let _ = value;
+}
+
+/// Keeps the kernel from giving a program a private stack, and does nothing else.
+///
+/// From 6.13 on, a tracing program that uses 64 bytes of stack or more runs on a stack of its own
+/// for each CPU, as if it could not be preempted; uprobe programs can be, and two of them on one
+/// such stack have brought hosts down. A program that contains a tail call is exempt
+/// (`check_max_stack_depth` in kernel/bpf/verifier.c). Tracepoint programs need none of this: they
+/// run with preemption off.
+#[inline(always)]
+pub fn never_taken<C: aya_ebpf::EbpfContext>(ctx: &C) {
+    if setting!(back_pressure_ns) == u64::MAX {
+        // SAFETY: the map is empty, so even a call would fall through.
+        let _ = unsafe { NO_PROGRAMS.tail_call(ctx, 0) };
+    }
+}
+
+/// Keeps `regs` in the scratch's own fields.
+#[inline(always)]
+pub fn store_regs(scratch: &mut Scratch, regs: Regs) {
+    scratch.pc = regs.pc;
+    scratch.sp = regs.sp;
+    scratch.fp = regs.fp;
+    scratch.pc_exact = regs.pc_kind as u32;
+}

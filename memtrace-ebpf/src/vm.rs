@@ -1,0 +1,158 @@
+//! The address space: `mmap`, `munmap`, `mremap`, `brk`, and code that appears.
+//!
+//! The system-call tracepoints fire for every call on the host, so the first thing that happens
+//! is a comparison of the call's number. As with the heap, memory is released on entry and
+//! acquired on return.
+
+use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
+use aya_ebpf::programs::BtfTracePointContext;
+use memtrace_common::config::process_flag;
+use memtrace_common::counter::Counter;
+use memtrace_common::event::{Api, Kind, Mapping, flag};
+use memtrace_common::unwind::{PcKind, Regs};
+
+use crate::emit::{self, Context, Urgency, header};
+use crate::maps::{PROCESS_INDEX, PROCESSES};
+use crate::{process, unwind};
+
+/// Numbers of x86-64 system calls (arch/x86/entry/syscalls/syscall_64.tbl).
+mod syscall {
+    pub const MMAP: u64 = 9;
+    pub const MPROTECT: u64 = 10;
+    pub const MUNMAP: u64 = 11;
+    pub const BRK: u64 = 12;
+    pub const MREMAP: u64 = 25;
+    pub const CLONE: u64 = 56;
+    pub const FORK: u64 = 57;
+    pub const VFORK: u64 = 58;
+    pub const CLONE3: u64 = 435;
+}
+
+const PROT_EXEC: u64 = 4;
+const MAP_SHARED: u64 = 1;
+const MAP_ANONYMOUS: u64 = 0x20;
+const MREMAP_DONTUNMAP: u64 = 4;
+
+/// The largest value that a system call returns as an error, taken as unsigned: -4095.
+const FIRST_ERROR: u64 = -4095i64 as u64;
+
+/// A system call is entered.
+#[inline(always)]
+pub fn sys_enter(ctx: &BtfTracePointContext) -> Option<()> {
+    let number: u64 = ctx.arg(1);
+    if number != syscall::MUNMAP && number != syscall::MREMAP {
+        return None;
+    }
+    let regs: *const pt_regs = ctx.arg(0);
+    // SAFETY: the kernel's tracepoint gives the registers of the call.
+    let regs = unsafe { &*regs };
+    let _traced = current_process()?;
+    let event = if number == syscall::MUNMAP {
+        mapping(Kind::Unmap, Api::Munmap, 0, regs.rdi, regs.rsi)
+    } else {
+        let mut event = mapping(Kind::RemapStart, Api::Mremap, 0, 0, 0);
+        event.old_address = regs.rdi;
+        event.old_length = if regs.r10 & MREMAP_DONTUNMAP != 0 { 0 } else { regs.rsi };
+        event
+    };
+    emit::send(event, Counter::LostMappings, Urgency::Normal, Context::Tracepoint);
+    Some(())
+}
+
+/// A system call returns.
+#[inline(always)]
+pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
+    let regs: *const pt_regs = ctx.arg(0);
+    // SAFETY: the kernel's tracepoint gives the registers of the call.
+    let regs = unsafe { &*regs };
+    match regs.orig_rax {
+        syscall::MMAP | syscall::MPROTECT | syscall::MUNMAP | syscall::BRK | syscall::MREMAP => {}
+        syscall::CLONE | syscall::FORK | syscall::VFORK | syscall::CLONE3 => {
+            if regs.rax == 0 {
+                process::first_return();
+            }
+            return None;
+        }
+        _ => return None,
+    }
+    let process = current_process()?;
+    let result: u64 = ctx.arg(1);
+    let failed = result >= FIRST_ERROR;
+    let mut urgency = Urgency::Normal;
+    let mut maps_code = false;
+    let mut event = match regs.orig_rax {
+        syscall::MMAP if !failed => {
+            maps_code = regs.rdx & PROT_EXEC != 0;
+            mapping(Kind::Map, Api::Mmap, mmap_flags(regs), result, regs.rsi)
+        }
+        syscall::MPROTECT if !failed && regs.rdx & PROT_EXEC != 0 => {
+            process::send_current(Kind::CodeChanged, Urgency::WakeUp);
+            return None;
+        }
+        syscall::MUNMAP if failed => mapping(Kind::UnmapFailed, Api::Munmap, 0, regs.rdi, regs.rsi),
+        syscall::MREMAP if failed => mapping(Kind::UnmapFailed, Api::Mremap, 0, regs.rdi, regs.rsi),
+        syscall::MREMAP => {
+            let mut event = mapping(Kind::Remap, Api::Mremap, 0, result, regs.rdx);
+            event.old_address = regs.rdi;
+            event.old_length = regs.rsi;
+            event
+        }
+        syscall::BRK => mapping(Kind::Break, Api::Brk, 0, result, 0),
+        _ => return None,
+    };
+    if event.header.kind != Kind::UnmapFailed as u8 {
+        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
+        event.stack = unwind::capture(tgid, process, at, Context::Tracepoint);
+    }
+    if maps_code {
+        urgency = Urgency::WakeUp;
+    }
+    emit::send(event, Counter::LostMappings, urgency, Context::Tracepoint);
+    if maps_code && regs.r10 & MAP_ANONYMOUS == 0 {
+        let flags = PROCESSES.get(process)?.flags;
+        if flags & process_flag::STOP_FOR_CODE != 0 {
+            process::stop_current();
+        }
+    }
+    Some(())
+}
+
+#[inline(always)]
+fn mapping(kind: Kind, api: Api, flags: u16, address: u64, length: u64) -> Mapping {
+    Mapping {
+        header: header(kind, api as u8, flags),
+        address,
+        length,
+        old_address: 0,
+        old_length: 0,
+        stack: 0,
+    }
+}
+
+#[inline(always)]
+fn mmap_flags(regs: &pt_regs) -> u16 {
+    let mut flags = 0;
+    if regs.rdx & PROT_EXEC != 0 {
+        flags |= flag::EXECUTABLE;
+    }
+    if regs.rdx == 0 {
+        flags |= flag::RESERVED;
+    }
+    if regs.r10 & MAP_ANONYMOUS == 0 {
+        flags |= flag::FILE;
+    }
+    if regs.r10 & MAP_SHARED != 0 {
+        flags |= flag::SHARED;
+    }
+    flags
+}
+
+/// Index of the current process if it is traced.
+#[inline(always)]
+fn current_process() -> Option<u32> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    // SAFETY: a map value, written before the key is visible.
+    PROCESS_INDEX.get_ptr(tgid).map(|index| unsafe { *index })
+}

@@ -1,0 +1,374 @@
+//! What the facts mean for memtrace.
+//!
+//! Pure: facts in, judgements out. Each judgement that is not `Ok` says what to do. The hazards
+//! are kernel bugs that concern uprobes; they are told by version, so a distribution's backport
+//! may have mended what is still named here, and the advice says so.
+
+use memtrace_userspace::live::process::{self, Seccomp};
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::views::printable::{printable, printable_str};
+use memtrace_userspace::views::quantity;
+
+use super::host::Host;
+
+/// Whether memtrace can work.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Verdict {
+    /// Yes.
+    Ok,
+    /// Yes, and the user should know something.
+    Warn,
+    /// No.
+    Fail,
+}
+
+/// One thing that was looked at.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Check {
+    /// What it means.
+    pub(super) verdict: Verdict,
+    /// What was looked at.
+    pub(super) subject: &'static str,
+    /// What was found; printable.
+    pub(super) finding: String,
+    /// What to do, if something is to be done.
+    pub(super) advice: Option<&'static str>,
+}
+
+const CAP_SYS_ADMIN: u32 = 21;
+const CAP_PERFMON: u32 = 38;
+const CAP_BPF: u32 = 39;
+
+/// A kernel's first two version numbers.
+type Version = (u32, u32);
+
+/// Judges the machine.
+pub(super) fn host(host: &Host) -> Vec<Check> {
+    let version = version(&host.release);
+    let mut checks = vec![
+        machine(host),
+        kernel(host, version),
+        privilege(host),
+        btf(host),
+        uprobes(host),
+        perf_event_paranoid(host),
+        lockdown(host),
+        locked_memory(host),
+    ];
+    checks.extend(version.into_iter().flat_map(|version| hazards(host, version)));
+    checks
+}
+
+/// Judges a process.
+pub(super) fn process(host: &Host, pid: Pid) -> Vec<Check> {
+    let subject = "process";
+    let info = match process::inspect(pid) {
+        Ok(info) => info,
+        Err(error) => {
+            let finding = printable_str(&error.to_string()).into_owned();
+            return vec![Check { verdict: Verdict::Fail, subject, finding, advice: None }];
+        }
+    };
+    let finding = format!("{} is {}", pid.0, printable(&info.exe));
+    let mut checks = vec![ok(subject, finding)];
+    if info.exe_is_deleted {
+        checks.push(Check {
+            verdict: Verdict::Warn,
+            subject: "executable",
+            finding: "was deleted or replaced since the process started".to_owned(),
+            advice: Some("restart the process to be sure that names are right"),
+        });
+    }
+    if info.seccomp != Seccomp::Off && version(&host.release).is_some_and(kills_filtered) {
+        checks.push(Check {
+            verdict: Verdict::Fail,
+            subject: "seccomp",
+            finding: "this kernel kills filtered processes at a return probe".to_owned(),
+            advice: Some("update the kernel to 6.14 or later; memtrace refuses to attach"),
+        });
+    }
+    checks
+}
+
+fn ok(subject: &'static str, finding: impl Into<String>) -> Check {
+    Check { verdict: Verdict::Ok, subject, finding: finding.into(), advice: None }
+}
+
+fn machine(host: &Host) -> Check {
+    let subject = "machine";
+    match host.machine {
+        "x86_64" => ok(subject, "x86-64"),
+        other => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: format!("{other}, and memtrace knows x86-64 only"),
+            advice: Some("reports of traces from x86-64 machines work here"),
+        },
+    }
+}
+
+fn kernel(host: &Host, version: Option<Version>) -> Check {
+    let subject = "kernel";
+    let release = printable_str(&host.release).into_owned();
+    match version {
+        Some(version) if version >= (5, 17) => ok(subject, release),
+        Some(_) => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: format!("{release} has no bpf_loop"),
+            advice: Some("use Linux 5.17 or later"),
+        },
+        None => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("release `{release}` has no version number"),
+            advice: Some("Linux 5.17 or later is needed"),
+        },
+    }
+}
+
+fn privilege(host: &Host) -> Check {
+    let subject = "privilege";
+    let has = |capability: u32| host.capabilities.is_some_and(|bits| bits >> capability & 1 == 1);
+    if has(CAP_SYS_ADMIN) {
+        ok(subject, "CAP_SYS_ADMIN")
+    } else if has(CAP_BPF) && has(CAP_PERFMON) {
+        Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: "CAP_BPF and CAP_PERFMON, without CAP_SYS_ADMIN".to_owned(),
+            advice: Some(
+                "recent kernels want CAP_SYS_ADMIN for uprobes; use sudo if attaching fails",
+            ),
+        }
+    } else {
+        Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: "neither CAP_SYS_ADMIN nor CAP_BPF and CAP_PERFMON".to_owned(),
+            advice: Some("run with sudo; in a container, with --privileged"),
+        }
+    }
+}
+
+fn btf(host: &Host) -> Check {
+    let subject = "kernel types (BTF)";
+    match host.btf {
+        Ok(()) => ok(subject, "/sys/kernel/btf/vmlinux"),
+        Err(kind) => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: format!("cannot read /sys/kernel/btf/vmlinux: {kind}"),
+            advice: Some(
+                "use a kernel with CONFIG_DEBUG_INFO_BTF=y, as distributions build them; mount /sys",
+            ),
+        },
+    }
+}
+
+fn uprobes(host: &Host) -> Check {
+    let subject = "uprobes";
+    match host.uprobe_pmu {
+        Some(number) => ok(subject, format!("PMU {number}")),
+        None => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: "no /sys/bus/event_source/devices/uprobe/type".to_owned(),
+            advice: Some("use a kernel with CONFIG_UPROBE_EVENTS=y; mount /sys"),
+        },
+    }
+}
+
+fn perf_event_paranoid(host: &Host) -> Check {
+    let subject = "perf_event_paranoid";
+    match host.perf_event_paranoid {
+        Some(level) => ok(subject, format!("{level}; does not limit a privileged memtrace")),
+        None => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: "absent, so the kernel has no perf events".to_owned(),
+            advice: Some("use a kernel with CONFIG_PERF_EVENTS=y; mount /proc"),
+        },
+    }
+}
+
+fn lockdown(host: &Host) -> Check {
+    let subject = "lockdown";
+    match host.lockdown.as_deref() {
+        None => ok(subject, "not in this kernel"),
+        Some("confidentiality") => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: "confidentiality: BPF programs may not read memory".to_owned(),
+            advice: Some("boot with lockdown=integrity, or without Secure Boot"),
+        },
+        Some(mode) => ok(subject, printable_str(mode)),
+    }
+}
+
+fn locked_memory(host: &Host) -> Check {
+    let finding = match host.locked_memory_bytes {
+        Some(bytes) => format!("{}; from 5.11 on, BPF maps do not count", quantity::bytes(bytes)),
+        None => "unlimited".to_owned(),
+    };
+    ok("locked memory", finding)
+}
+
+/// Known bugs of this kernel that concern what memtrace does.
+fn hazards(host: &Host, version: Version) -> Vec<Check> {
+    let subject = "known bug";
+    let mut checks = Vec::new();
+    if version >= (6, 13) && host.version.contains("PREEMPT") {
+        checks.push(ok(
+            subject,
+            "private stacks of tracing programs on preemptible kernels; memtrace's programs have none",
+        ));
+    }
+    if kills_filtered(version) {
+        checks.push(Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: "return probes kill processes under seccomp (6.11 to 6.13)".to_owned(),
+            advice: Some(
+                "memtrace refuses such processes; update to 6.14 or a stable release with the fix",
+            ),
+        });
+    }
+    if version < (6, 11) {
+        checks.push(Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: "return probes crash processes with shadow stacks (CET), before 6.11"
+                .to_owned(),
+            advice: Some(
+                "do not attach to processes with `shstk` in /proc/PID/status; update to 6.11",
+            ),
+        });
+    }
+    if version < (6, 14) {
+        checks.push(Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: "uprobes of many threads wait for one lock, about 3 million hits/s per host"
+                .to_owned(),
+            advice: Some("expect more slowdown with many threads; 6.14 has mended it"),
+        });
+    }
+    checks
+}
+
+/// Kernels that filter the system call which ends a return probe.
+fn kills_filtered(version: Version) -> bool {
+    ((6, 11)..=(6, 13)).contains(&version)
+}
+
+/// `(6, 18)` of `6.18.44-generic`.
+fn version(release: &str) -> Option<Version> {
+    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
+    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use super::*;
+
+    fn good() -> Host {
+        Host {
+            machine: "x86_64",
+            release: "6.18.44-amd64".to_owned(),
+            version: "#1 SMP PREEMPT_DYNAMIC Debian".to_owned(),
+            capabilities: Some(0x1ff_ffff_ffff),
+            btf: Ok(()),
+            perf_event_paranoid: Some(2),
+            lockdown: Some("none".to_owned()),
+            locked_memory_bytes: Some(8 << 20),
+            uprobe_pmu: Some(9),
+        }
+    }
+
+    /// The checks that are not fine: what, how bad.
+    fn trouble(facts: &Host) -> Vec<(&'static str, Verdict)> {
+        host(facts)
+            .iter()
+            .filter(|check| check.verdict != Verdict::Ok)
+            .map(|check| (check.subject, check.verdict))
+            .collect()
+    }
+
+    #[test]
+    fn recent_kernel_with_root_is_fine() {
+        assert_eq!(trouble(&good()), []);
+    }
+
+    #[test]
+    fn what_is_missing_fails() {
+        let cases = [
+            (Host { machine: "aarch64", ..good() }, "machine"),
+            (Host { capabilities: Some(0), ..good() }, "privilege"),
+            (Host { capabilities: None, ..good() }, "privilege"),
+            (Host { btf: Err(io::ErrorKind::NotFound), ..good() }, "kernel types (BTF)"),
+            (Host { uprobe_pmu: None, ..good() }, "uprobes"),
+            (Host { perf_event_paranoid: None, ..good() }, "perf_event_paranoid"),
+            (Host { lockdown: Some("confidentiality".to_owned()), ..good() }, "lockdown"),
+        ];
+        for (facts, subject) in cases {
+            assert_eq!(trouble(&facts), [(subject, Verdict::Fail)], "{facts:?}");
+        }
+    }
+
+    #[test]
+    fn capabilities_without_admin_are_a_warning() {
+        let facts = Host { capabilities: Some(1 << CAP_BPF | 1 << CAP_PERFMON), ..good() };
+
+        assert_eq!(trouble(&facts), [("privilege", Verdict::Warn)]);
+    }
+
+    #[test]
+    fn kernel_before_bpf_loop_fails() {
+        let facts = Host { release: "5.16.20".to_owned(), ..good() };
+
+        assert!(trouble(&facts).contains(&("kernel", Verdict::Fail)));
+    }
+
+    #[test]
+    fn hazards_follow_the_version() {
+        let warnings = |release: &str| {
+            trouble(&Host { release: release.to_owned(), ..good() })
+                .iter()
+                .filter(|&&(subject, verdict)| (subject, verdict) == ("known bug", Verdict::Warn))
+                .count()
+        };
+
+        assert_eq!(warnings("6.1.0-18-amd64"), 2);
+        assert_eq!(warnings("6.12.1"), 2);
+        assert_eq!(warnings("6.14.0"), 0);
+    }
+
+    #[test]
+    fn whatever_is_wrong_comes_with_advice() {
+        let facts = Host {
+            machine: "aarch64",
+            release: "5.10".to_owned(),
+            version: String::new(),
+            capabilities: None,
+            btf: Err(io::ErrorKind::NotFound),
+            perf_event_paranoid: None,
+            lockdown: Some("confidentiality".to_owned()),
+            locked_memory_bytes: None,
+            uprobe_pmu: None,
+        };
+
+        for check in host(&facts) {
+            assert_eq!(check.advice.is_some(), check.verdict != Verdict::Ok, "{check:?}");
+        }
+    }
+
+    #[test]
+    fn version_is_read_off_any_release() {
+        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
+        assert_eq!(version("5.17-rc1"), Some((5, 17)));
+        assert_eq!(version("linux"), None);
+    }
+}

@@ -1,0 +1,189 @@
+//! `memtrace record`: a process, traced into a file.
+
+use std::ffi::OsString;
+use std::io;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, bail};
+use clap::Args;
+use indicatif::{ProgressBar, ProgressStyle};
+use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::session::{self, SessionSummary, Target};
+use memtrace_userspace::views::printable::printable_str;
+use memtrace_userspace::views::{caveats, quantity, summary};
+
+use super::source::{TraceArguments, pid};
+use super::{Outcome, tell};
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo memtrace record -p 4711                            until Ctrl-C, into memtrace.4711.mtrace
+  sudo memtrace record -p 4711 -o api.mtrace --duration 30s
+  sudo memtrace record -p 4711 -p 4712                    two processes, one trace
+  sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
+
+/// How many names are tried for a trace whose name is not given.
+const NAMES: u32 = 1000;
+
+/// Attach to running processes, or start a command, and write a trace.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "command"]))]
+pub(crate) struct Arguments {
+    /// The process to attach to; may be given again
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
+    pids: Vec<Pid>,
+    /// The trace [default: memtrace.PID.mtrace or memtrace.CMD.mtrace, with a number if it exists]
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceArguments,
+    /// The command to trace, from its first instruction
+    #[arg(last = true, value_name = "CMD")]
+    command: Vec<OsString>,
+}
+
+/// Traces, shows progress, and ends with one line about what was written.
+pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
+    let Arguments { pids, output, trace, command } = arguments;
+    let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
+    let output = match output {
+        Some(output) => output,
+        None => free_name(&target)?,
+    };
+    let progress = ProgressBar::new_spinner().with_style(
+        ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
+    );
+    let ended = session::run(trace.session(target, Some(output.clone())), |snapshot| {
+        progress.set_message(progress_line(snapshot));
+        progress.tick();
+        ControlFlow::Continue(())
+    });
+    progress.finish_and_clear();
+    let SessionSummary { snapshot, trace_bytes: _, exit_status } = ended?;
+    tell(&summary_line(&snapshot, &output));
+    if let Some(status) = exit_status.filter(|status| !status.success()) {
+        tell(&format!("the command ended with {status}"));
+    }
+    Ok(Outcome::Fine)
+}
+
+/// `recording server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB  Ctrl-C detaches`.
+fn progress_line(snapshot: &Snapshot) -> String {
+    format!(
+        "recording {}  {}  {} events, {} lost  live {}  Ctrl-C detaches",
+        summary::target(snapshot),
+        quantity::clock(summary::since_start(snapshot.now)),
+        quantity::count(snapshot.events),
+        quantity::count(caveats::lost_events(snapshot)),
+        quantity::bytes(snapshot.totals.heap.live_bytes),
+    )
+}
+
+/// What was written, and the caveat that matters most.
+pub(crate) fn summary_line(snapshot: &Snapshot, output: &Path) -> String {
+    let path = output.display().to_string();
+    let path = printable_str(&path);
+    let size = match output.metadata() {
+        Ok(metadata) if metadata.is_file() => format!(" ({})", quantity::bytes(metadata.len())),
+        Ok(_) | Err(_) => String::new(),
+    };
+    format!(
+        "wrote {path}{size}: {} of {}, {} events, {} lost; live {}, peak {}",
+        quantity::duration(summary::since_start(snapshot.now)),
+        summary::target(snapshot),
+        quantity::count(snapshot.events),
+        quantity::count(caveats::lost_events(snapshot)),
+        quantity::bytes(snapshot.totals.heap.live_bytes),
+        quantity::bytes(snapshot.totals.peak_live_bytes),
+    )
+}
+
+/// A name that says what was traced and that no file has yet.
+fn free_name(target: &Target) -> Result<PathBuf> {
+    let what = match target {
+        Target::Attach(pids) => {
+            pids.first().map_or_else(|| "trace".to_owned(), |pid| pid.0.to_string())
+        }
+        Target::Launch(command) => {
+            command.first().and_then(|program| Path::new(program).file_name()).map_or_else(
+                || "trace".to_owned(),
+                |name| printable_str(&name.to_string_lossy()).into_owned(),
+            )
+        }
+    };
+    for number in 0..NAMES {
+        let name = match number {
+            0 => format!("memtrace.{what}.mtrace"),
+            _ => format!("memtrace.{what}.{number}.mtrace"),
+        };
+        match Path::new(&name).symlink_metadata() {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(name.into()),
+            Ok(_) | Err(_) => {}
+        }
+    }
+    bail!("memtrace.{what}.mtrace and {NAMES} more exist; remove some or name a file with -o")
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use clap::Parser;
+
+    use super::super::{Cli, Command};
+    use super::*;
+
+    fn parse(arguments: &[&str]) -> Result<Arguments, clap::Error> {
+        let all = ["memtrace", "record"].iter().chain(arguments);
+        match Cli::try_parse_from(all)?.command {
+            Command::Record(arguments) => Ok(arguments),
+            other => panic!("{other:?}"),
+        }
+    }
+
+    #[test]
+    fn command_keeps_its_own_options() {
+        let arguments = parse(&["-o", "x", "--", "ls", "-l", "--", "-p"]).expect("valid");
+
+        assert_eq!(arguments.command, ["ls", "-l", "--", "-p"]);
+    }
+
+    #[test]
+    fn several_processes_are_one_target() {
+        let arguments = parse(&["-p", "1", "-p", "2,3"]).expect("valid");
+
+        assert_eq!(arguments.pids, [Pid(1), Pid(2), Pid(3)]);
+    }
+
+    #[test]
+    fn a_target_is_needed_and_only_one() {
+        assert!(parse(&[]).is_err());
+        assert!(parse(&["-p", "1", "--", "ls"]).is_err());
+        assert!(parse(&["-p", "0"]).is_err());
+        assert!(parse(&["-p", "self"]).is_err());
+    }
+
+    #[test]
+    fn ring_size_and_duration_take_units() {
+        let arguments =
+            parse(&["-p", "1", "--ring-size", "8M", "--duration", "500ms"]).expect("valid");
+
+        let session = arguments.trace.session(Target::Attach(arguments.pids), None);
+        assert_eq!(session.ring_bytes, 8 << 20);
+        assert_eq!(session.duration, Some(Duration::from_millis(500)));
+        assert!(parse(&["-p", "1", "--ring-size", "2G"]).is_err());
+    }
+
+    #[test]
+    fn default_name_says_what_is_traced() {
+        let attach = free_name(&Target::Attach(vec![Pid(999_999_999)])).expect("free");
+        let launch =
+            free_name(&Target::Launch(vec!["/usr/bin/some\x1btool".into()])).expect("free");
+
+        assert_eq!(attach, Path::new("memtrace.999999999.mtrace"));
+        assert_eq!(launch, Path::new("memtrace.some\\x1btool.mtrace"));
+    }
+}

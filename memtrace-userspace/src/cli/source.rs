@@ -1,0 +1,146 @@
+//! Where the snapshots of a command come from, and the arguments that say so.
+
+use std::ops::ControlFlow;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{SyncSender, TrySendError};
+use std::time::Duration;
+
+use anyhow::Result;
+use clap::Args;
+use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::session::{self, RecordOptions, Target};
+use memtrace_userspace::symbols::{Options, Symbolizer};
+use memtrace_userspace::views::frames::Names;
+use memtrace_userspace::views::ranking::SortKey;
+
+use super::quantity;
+use super::replay::{Pace, replay};
+
+/// What to put first in lists.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Sort {
+    /// Bytes held now, or at the end
+    Live,
+    /// Bytes held at the moment of the global peak
+    Peak,
+    /// All bytes ever allocated
+    Allocated,
+    /// The number of allocations
+    Allocations,
+}
+
+impl From<Sort> for SortKey {
+    fn from(sort: Sort) -> SortKey {
+        match sort {
+            Sort::Live => SortKey::Live,
+            Sort::Peak => SortKey::Peak,
+            Sort::Allocated => SortKey::Allocated,
+            Sort::Allocations => SortKey::Allocations,
+        }
+    }
+}
+
+/// Where to find names.
+#[derive(Debug, Args)]
+pub(crate) struct SymbolArguments {
+    /// Where copies of the target's files or their debug files are; may be given again
+    #[arg(long = "debug-dir", value_name = "DIR")]
+    debug_dirs: Vec<PathBuf>,
+}
+
+impl SymbolArguments {
+    /// Names from the files of this machine and the directories given.
+    pub(crate) fn names(self) -> Names {
+        let defaults = Options::default();
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
+        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+    }
+}
+
+/// How to trace a running process.
+#[derive(Debug, Args)]
+pub(crate) struct TraceArguments {
+    /// Stop after this time, such as 10s or 5m
+    #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration)]
+    duration: Option<Duration>,
+    /// Memory for events on their way from the kernel, 1M to 1G [default: 32M]
+    #[arg(long, value_name = "SIZE", value_parser = ring_size)]
+    ring_size: Option<u64>,
+    /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
+    #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
+    back_pressure: Option<Duration>,
+}
+
+impl TraceArguments {
+    /// A session that traces `target` into `output`.
+    pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
+        let TraceArguments { duration, ring_size, back_pressure } = self;
+        let usual = RecordOptions::new(target);
+        RecordOptions {
+            output,
+            duration,
+            ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
+            back_pressure: back_pressure.unwrap_or(usual.back_pressure),
+            ..usual
+        }
+    }
+}
+
+/// A size that the kernel can give a ring.
+fn ring_size(text: &str) -> Result<u64, String> {
+    match quantity::size(text).map_err(|error| error.to_string())? {
+        bytes @ 0x10_0000..=0x4000_0000 => Ok(bytes),
+        _ => Err("must be 1M to 1G".to_owned()),
+    }
+}
+
+/// A process id, as `-p` takes it.
+pub(crate) fn pid(text: &str) -> Result<Pid, String> {
+    match text.parse() {
+        Ok(0) | Err(_) => Err("expected a process id, such as 4711".to_owned()),
+        Ok(pid) => Ok(Pid(pid)),
+    }
+}
+
+/// A source of snapshots.
+#[derive(Debug)]
+pub(crate) enum Source {
+    /// A session that is about to start.
+    Live(RecordOptions),
+    /// A trace.
+    File(PathBuf, Pace),
+}
+
+/// Runs a source to its end, or until the receiver is gone.
+///
+/// A live session never waits for a slow reader: it passes over snapshots instead. The last
+/// snapshot is always delivered.
+pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Result<()> {
+    let last = match source {
+        Source::Live(options) => {
+            session::run(options, |snapshot| offer(snapshots, snapshot))?.snapshot
+        }
+        Source::File(path, pace @ Pace::WallTime(_)) => {
+            replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?
+        }
+        Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
+            let deliver = |snapshot| match snapshots.send(snapshot) {
+                Ok(()) => ControlFlow::Continue(()),
+                Err(_) => ControlFlow::Break(()),
+            };
+            replay(&path, pace, deliver)?
+        }
+    };
+    // Without a receiver nobody wants it any more.
+    let _ = snapshots.send(last);
+    Ok(())
+}
+
+fn offer(snapshots: &SyncSender<Arc<Snapshot>>, snapshot: &Arc<Snapshot>) -> ControlFlow<()> {
+    match snapshots.try_send(Arc::clone(snapshot)) {
+        Ok(()) | Err(TrySendError::Full(_)) => ControlFlow::Continue(()),
+        Err(TrySendError::Disconnected(_)) => ControlFlow::Break(()),
+    }
+}

@@ -1,0 +1,156 @@
+//! `memtrace top`: the top consumers, live.
+//!
+//! ```text
+//!   source thread ──snapshots──> ranking thread ──ranked──> this thread: screen and keys
+//!   source thread ──snapshots──> this thread: lines                      without a terminal
+//! ```
+
+use std::io::{self, Write};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::session::{RecordOptions, Target};
+use memtrace_userspace::views::frames::Names;
+use memtrace_userspace::views::plain::write_block;
+use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
+
+use super::record::summary_line;
+use super::replay::Pace;
+use super::source::{self, Sort, Source, SymbolArguments, TraceArguments, pid};
+use super::{Outcome, log, quantity, tell, terminal};
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo memtrace top -p 4711                               live; q leaves and detaches
+  sudo memtrace top -p 4711 --duration 30s -o api.mtrace  and write a trace at the same time
+  sudo memtrace top -p 4711 --interval 5s | tee api.log   lines instead of a screen
+  memtrace top api.mtrace                                 browse a trace";
+
+/// Time between two snapshots unless told otherwise.
+const INTERVAL: Duration = Duration::from_secs(1);
+/// How often a screen shows how far a trace has been read.
+const READING_INTERVAL: Duration = Duration::from_millis(250);
+/// How many functions a block of lines shows unless told otherwise.
+const BLOCK_FUNCTIONS: usize = 10;
+
+/// Show the top consumers of a process, or of a trace.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+#[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "file"]))]
+pub(crate) struct Arguments {
+    /// A trace, as `memtrace record` wrote it
+    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "output"])]
+    file: Option<PathBuf>,
+    /// The process to attach to; may be given again
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
+    pids: Vec<Pid>,
+    /// Write a trace as well
+    #[arg(short, long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    #[command(flatten)]
+    trace: TraceArguments,
+    /// Time between two looks [default: 1s; of a trace without a terminal: only its end]
+    #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration)]
+    interval: Option<Duration>,
+    /// What to put first
+    #[arg(long, value_enum, default_value_t = Sort::Live)]
+    sort: Sort,
+    /// The most functions in a block of lines
+    #[arg(long, value_name = "N", default_value_t = BLOCK_FUNCTIONS)]
+    top: usize,
+    /// Lines instead of a screen, even on a terminal
+    #[arg(long)]
+    plain: bool,
+    #[command(flatten)]
+    symbols: SymbolArguments,
+}
+
+/// Shows snapshots until the source ends or the user leaves.
+pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
+    let Arguments { file, pids, output, trace, interval, sort, top, plain, symbols } = arguments;
+    let screen = terminal::has_screen() && !plain;
+    let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let source = match file {
+        Some(file) => Source::File(
+            file,
+            match (interval, screen) {
+                (_, true) => Pace::WallTime(READING_INTERVAL),
+                (Some(interval), false) => Pace::TraceTime(interval),
+                (None, false) => Pace::AtEnd,
+            },
+        ),
+        None => Source::Live(RecordOptions {
+            snapshot_interval: interval.unwrap_or(INTERVAL),
+            ..trace.session(Target::Attach(pids), output.clone())
+        }),
+    };
+    let names = symbols.names();
+    let key = SortKey::from(sort);
+    let last = thread::scope(|scope| {
+        let (sender, snapshots) = sync_channel(1);
+        let source = scope.spawn(move || source::run(source, &sender));
+        let shown = if screen {
+            let (sender, ranked) = sync_channel(1);
+            let _quiet = log::hold();
+            scope.spawn(move || rank_newest(&snapshots, names, key, &sender));
+            tui::run(&ranked, App::new(key), terminal::palette(), at_end)
+                .context("cannot draw on the terminal; try --plain")
+        } else {
+            show_blocks(&snapshots, names, key, top)
+        };
+        // Both receivers are gone by now, which ends the source.
+        let ended = source.join().expect("the source does not panic");
+        shown.and_then(|last| ended.map(|()| last))
+    })?;
+    if let (Some(output), Some(last)) = (output, last) {
+        tell(&summary_line(&last, &output));
+    }
+    Ok(Outcome::Fine)
+}
+
+/// Finds the names of the newest snapshot; older ones that wait are passed over.
+fn rank_newest(
+    snapshots: &Receiver<Arc<Snapshot>>,
+    mut names: Names,
+    key: SortKey,
+    ranked: &SyncSender<Ranked>,
+) {
+    while let Ok(snapshot) = snapshots.recv() {
+        let snapshot = snapshots.try_iter().last().unwrap_or(snapshot);
+        let ranking = rank(&snapshot, &mut names, key);
+        if ranked.send(Ranked { snapshot, ranking }).is_err() {
+            return;
+        }
+    }
+}
+
+fn show_blocks(
+    snapshots: &Receiver<Arc<Snapshot>>,
+    mut names: Names,
+    key: SortKey,
+    top: usize,
+) -> Result<Option<Arc<Snapshot>>> {
+    let mut out = io::stdout().lock();
+    let mut last: Option<Arc<Snapshot>> = None;
+    for snapshot in snapshots {
+        // The end of a session may be what was shown already.
+        let moment = |snapshot: &Snapshot| (snapshot.now, snapshot.events);
+        if last.as_ref().is_some_and(|last| moment(last) == moment(&snapshot)) {
+            continue;
+        }
+        let ranking = rank(&snapshot, &mut names, key);
+        let mut block = Vec::new();
+        write_block(&mut block, &snapshot, &ranking, key, top, terminal::width())?;
+        out.write_all(&block).and_then(|()| out.flush()).context("cannot write to stdout")?;
+        last = Some(snapshot);
+    }
+    Ok(last)
+}

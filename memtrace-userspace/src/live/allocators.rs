@@ -1,0 +1,301 @@
+//! Which functions of an ELF file acquire and release memory, and where to probe each.
+//!
+//! In: the bytes of an x86-64 ELF file. Out: a [`Plan`]: the probes, and for every function that
+//! looked like an allocator's but gets no probe, the reason ([`Skip`]). Pure: it opens nothing.
+//!
+//! A function is known by its name: the C library's, jemalloc's extended ones, and C++
+//! `operator new` and `operator delete`; also with the prefixes under which jemalloc is linked
+//! into programs (`_rjem_` by Rust's `tikv-jemallocator`, `je_` by redis and others). It does not
+//! matter what the file is: a C library, an allocator's library, or a program with either linked
+//! into it. Local symbols count, because that is what hidden ones become.
+//!
+//! Two names for one call must not make two events:
+//! - Names for one address get one probe.
+//! - An `operator new` or `operator delete` that only forwards to `malloc` or `free` gets none,
+//!   because `malloc` and `free` have theirs. Only allocators that define their own fast path for
+//!   it (jemalloc, tcmalloc) need more, and such a file defines `malloc` too; in any other file,
+//!   as in libstdc++, the operators are not even looked at.
+//! - glibc's dynamic linker gets none. Until glibc 2.30 it defines `malloc` and `free` for its own
+//!   start-up, before libc's are there to replace them; since 2.31 it does not export any.
+
+use memtrace_common::addr::{FileOffset, Svma};
+use memtrace_common::event::Api;
+use thiserror::Error;
+
+use crate::live::placement::{self, Site};
+use crate::record;
+
+mod elf;
+mod forwards;
+mod names;
+pub mod survey;
+#[cfg(test)]
+mod tests;
+
+use elf::{Elf, Symbol, SymbolType};
+use names::{Family, Name};
+
+/// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
+const MAX_FUNCTIONS: usize = 512;
+
+/// The most bytes of one function that are decoded.
+const MAX_FUNCTION_BYTES: u64 = 1 << 20;
+
+/// Why a file's allocator functions could not be looked for.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum AllocatorsError {
+    /// Not an ELF file, or a broken one.
+    #[error("not a readable ELF file: {reason}")]
+    NotElf {
+        /// What the parser met.
+        reason: String,
+    },
+    /// An ELF file for another machine.
+    #[error("the file is for machine {machine} ({class}-bit); memtrace traces x86-64 code only")]
+    ForeignMachine {
+        /// `e_machine`.
+        machine: u16,
+        /// 32 or 64.
+        class: u8,
+    },
+}
+
+/// Whether a function hands memory out or takes it back.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub enum Role {
+    /// Memory is there when it returns: it needs a probe at its entry and at its return.
+    ///
+    /// `realloc` and its kin are of this role too; that they also release is known by their API.
+    Acquire,
+    /// Memory is gone when it returns: it needs a probe at its entry only.
+    Release,
+}
+
+/// A function to probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Target {
+    /// What it does.
+    pub api: Api,
+    /// Whether it needs a return probe.
+    pub role: Role,
+    /// Its name in the symbol table, without a version.
+    pub symbol: String,
+    /// Where in the file its first instruction is.
+    pub offset: FileOffset,
+    /// Where its first instruction is stated to be.
+    pub svma: Svma,
+    /// The size that its symbol states, in bytes; never 0, and inside the file.
+    pub size: u64,
+}
+
+impl Target {
+    /// The function's code in `file`, the bytes it was found in.
+    pub fn code<'data>(&self, file: &'data [u8]) -> &'data [u8] {
+        let start = usize::try_from(self.offset.0).unwrap_or(usize::MAX);
+        let size = usize::try_from(self.size).unwrap_or(usize::MAX);
+        file.get(start..).and_then(|rest| rest.get(..size)).unwrap_or_default()
+    }
+}
+
+/// A probe to set.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Probe {
+    /// The function.
+    pub target: Target,
+    /// Where in it.
+    pub site: Site,
+}
+
+impl Probe {
+    /// Where in the file the probe goes, both at entry and, for [`Role::Acquire`], at return.
+    pub fn offset(&self) -> FileOffset {
+        // The site lies in the function, and the function lies in the file.
+        FileOffset(self.target.offset.0.saturating_add(self.site.delta))
+    }
+
+    /// The record that tells of this probe; `module` is the path of the file.
+    pub fn record(&self, module: &[u8]) -> record::Probe {
+        record::Probe {
+            symbol: self.target.symbol.clone(),
+            module: module.to_vec(),
+            offset: self.offset(),
+            cost: self.site.cost,
+        }
+    }
+}
+
+/// Why a function that is named like an allocator's gets no probe.
+#[derive(Clone, Debug, PartialEq, Eq, Error)]
+pub enum Skip {
+    /// Another name for a function that has its probe.
+    #[error("another name for {of}")]
+    Alias {
+        /// The name under which it is probed.
+        of: String,
+    },
+    /// It only calls functions that have their own probes.
+    #[error("only forwards to a function that is probed")]
+    Forwards,
+    /// A resolver that picks the function when the program starts.
+    #[error("an indirect function (IFUNC), whose code is chosen at run time")]
+    IndirectFunction,
+    /// The symbol names data.
+    #[error("not a function")]
+    NotAFunction,
+    /// The symbol states no size, so that the function's end is unknown.
+    #[error("its symbol states no size")]
+    NoSize,
+    /// The symbol points to memory that is not executable, or outside the file.
+    #[error("not in the file's executable code")]
+    NotInCode,
+    /// No real file has so many; this one and what follows it is left out.
+    #[error("the file defines more than {MAX_FUNCTIONS} functions of this kind")]
+    TooMany,
+    /// The dynamic linker's own allocator, which is used only before libc's is there.
+    #[error("belongs to the dynamic linker")]
+    DynamicLinker,
+}
+
+/// A function that gets no probe.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skipped {
+    /// Its name.
+    pub symbol: String,
+    /// Why.
+    pub reason: Skip,
+}
+
+/// What to probe in one file.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// The probes, by address.
+    pub probes: Vec<Probe>,
+    /// What was passed over, by name.
+    pub skipped: Vec<Skipped>,
+}
+
+/// The functions of a file, before their sites are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Found {
+    /// The functions to probe, by address.
+    pub targets: Vec<Target>,
+    /// What was passed over, by name.
+    pub skipped: Vec<Skipped>,
+}
+
+/// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
+pub fn plan(file: &[u8]) -> Result<Plan, AllocatorsError> {
+    let Found { targets, skipped } = find(file)?;
+    let probes = targets
+        .into_iter()
+        .map(|target| {
+            let site =
+                placement::place(target.code(file), target.svma.0, names::need(&target.symbol));
+            Probe { target, site }
+        })
+        .collect();
+    Ok(Plan { probes, skipped })
+}
+
+/// Finds the allocator functions of the ELF file `file`.
+///
+/// A file without any, or without symbols, is not an error: it has no targets.
+pub fn find(file: &[u8]) -> Result<Found, AllocatorsError> {
+    let elf = Elf::parse(file)?;
+    let mut found = Found::default();
+    let mut candidates = Vec::new();
+    for (name, symbol) in named_symbols(&elf) {
+        if candidates.len() + found.skipped.len() >= MAX_FUNCTIONS {
+            found.skip(symbol.name, Skip::TooMany);
+            break;
+        }
+        match target(&elf, name, symbol) {
+            Ok(target) => candidates.push((name, target)),
+            Err(reason) => found.skip(symbol.name, reason),
+        }
+    }
+    if elf.is_dynamic_linker() {
+        for (_, target) in candidates.drain(..) {
+            found.skip(&target.symbol, Skip::DynamicLinker);
+        }
+    }
+    let candidates = without_aliases(candidates, &mut found);
+
+    let forwarders = forwards::find(&elf, &candidates);
+    for (_, target) in candidates {
+        if forwarders.contains(&target.svma) {
+            found.skip(&target.symbol, Skip::Forwards);
+        } else {
+            found.targets.push(target);
+        }
+    }
+    found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+    found.skipped.dedup();
+    Ok(found)
+}
+
+/// Whether the ELF file `file` holds a Go program.
+///
+/// Go does not allocate through any function known here, and a return probe would break the
+/// growth of its stacks, so that such a program deserves an answer of its own.
+pub fn is_go(file: &[u8]) -> Result<bool, AllocatorsError> {
+    Ok(Elf::parse(file)?.has_section(b".go.buildinfo"))
+}
+
+impl Found {
+    fn skip(&mut self, symbol: &str, reason: Skip) {
+        self.skipped.push(Skipped { symbol: symbol.to_owned(), reason });
+    }
+}
+
+/// The symbols that are defined in the file and named like an allocator's function.
+///
+/// The C++ operators are left out if the file does not define `malloc` as well.
+fn named_symbols<'data>(elf: &Elf<'data>) -> Vec<(Name, Symbol<'data>)> {
+    let mut named: Vec<_> = elf
+        .defined_symbols()
+        .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
+        .collect();
+    let has_malloc = named.iter().any(|(name, _)| name.api == Api::Malloc);
+    named.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
+    named
+}
+
+fn target(elf: &Elf<'_>, name: Name, symbol: Symbol<'_>) -> Result<Target, Skip> {
+    match symbol.kind {
+        SymbolType::Function => {}
+        SymbolType::IndirectFunction => return Err(Skip::IndirectFunction),
+        SymbolType::Other => return Err(Skip::NotAFunction),
+    }
+    if symbol.size == 0 {
+        return Err(Skip::NoSize);
+    }
+    let offset = elf.code_offset(symbol.svma, symbol.size).ok_or(Skip::NotInCode)?;
+    Ok(Target {
+        api: name.api,
+        role: name.role(),
+        symbol: symbol.name.to_owned(),
+        offset,
+        svma: symbol.svma,
+        size: symbol.size,
+    })
+}
+
+/// Keeps one name for each address: the best known one.
+fn without_aliases(mut all: Vec<(Name, Target)>, found: &mut Found) -> Vec<(Name, Target)> {
+    all.sort_by(|(a, at), (b, bt)| {
+        at.svma.cmp(&bt.svma).then(a.rank().cmp(&b.rank())).then(at.symbol.cmp(&bt.symbol))
+    });
+    let mut kept: Vec<(Name, Target)> = Vec::new();
+    for (name, target) in all {
+        match kept.last() {
+            Some((_, of)) if of.svma == target.svma => {
+                if of.symbol != target.symbol {
+                    found.skip(&target.symbol, Skip::Alias { of: of.symbol.clone() });
+                }
+            }
+            _ => kept.push((name, target)),
+        }
+    }
+    kept
+}

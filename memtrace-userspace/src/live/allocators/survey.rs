@@ -1,0 +1,245 @@
+//! What memtrace would probe in a process: the answer of `doctor -p PID`.
+//!
+//! In: a process id. Out: a [`Survey`], which is data and lines of text without any text of the
+//! target's in them; views print it, next to the paths that they have made printable.
+
+use std::collections::HashSet;
+use std::fmt;
+use std::io::Read as _;
+
+use thiserror::Error;
+
+use super::{AllocatorsError, Plan, Probe, Skipped, is_go, plan};
+use crate::live::process::{self, Mapped, Mapping, ProcessError};
+use crate::record::{Pid, ProbeCost};
+
+/// Files larger than this are not read.
+const MAX_FILE_BYTES: u64 = 4 << 30;
+
+/// What would be probed in a process.
+#[derive(Debug)]
+pub struct Survey {
+    /// Its executable files, by the first address of their code.
+    pub modules: Vec<Module>,
+}
+
+/// One file whose code is mapped.
+#[derive(Debug)]
+pub struct Module {
+    /// Its path.
+    pub path: Vec<u8>,
+    /// Whether it is a Go program.
+    pub runtime: Runtime,
+    /// What would be probed in it, or why that is not known.
+    pub plan: Result<Plan, SurveyError>,
+}
+
+/// The language runtime that a file brings along.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Runtime {
+    /// Go's, which has its own allocator and moves its stacks.
+    Go,
+    /// None that matters here.
+    Other,
+}
+
+/// Why a file could not be searched.
+#[derive(Debug, Error)]
+pub enum SurveyError {
+    /// It could not be opened.
+    #[error(transparent)]
+    Open(#[from] ProcessError),
+    /// It could not be read.
+    #[error("the file could not be read")]
+    Read(#[from] std::io::Error),
+    /// It is too large to be believed.
+    #[error("the file is larger than {} GiB", MAX_FILE_BYTES >> 30)]
+    TooLarge,
+    /// It is not an ELF file of this machine.
+    #[error(transparent)]
+    Elf(#[from] AllocatorsError),
+}
+
+/// Whether anything can be traced in a process.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Verdict {
+    /// Allocators were found.
+    Traceable,
+    /// A Go program without an allocator that is known.
+    Go,
+    /// No allocator was found.
+    NoAllocator,
+}
+
+impl fmt::Display for Verdict {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Verdict::Traceable => "its allocators can be traced",
+            Verdict::Go => {
+                "a Go program, whose heap is managed by Go's runtime and not by malloc; \
+                 only its memory mappings can be traced: for its heap, use Go's own pprof"
+            }
+            Verdict::NoAllocator => {
+                "no allocator was found: the program is probably linked statically and stripped; \
+                 only its memory mappings can be traced: for its heap, run a build that keeps \
+                 its symbol table (do not strip it, or strip with `--keep-symbol=malloc` and \
+                 the like)"
+            }
+        })
+    }
+}
+
+impl Survey {
+    /// Whether anything can be traced.
+    pub fn verdict(&self) -> Verdict {
+        let has_probes =
+            |module: &Module| module.plan.as_ref().is_ok_and(|plan| !plan.probes.is_empty());
+        if self.modules.iter().any(has_probes) {
+            Verdict::Traceable
+        } else if self.modules.iter().any(|module| module.runtime == Runtime::Go) {
+            Verdict::Go
+        } else {
+            Verdict::NoAllocator
+        }
+    }
+}
+
+impl Module {
+    /// Whether there is anything to say about it: most libraries have no allocator.
+    pub fn is_worth_a_line(&self) -> bool {
+        match &self.plan {
+            Ok(Plan { probes, skipped }) => {
+                !probes.is_empty() || !skipped.is_empty() || self.runtime == Runtime::Go
+            }
+            Err(_) => true,
+        }
+    }
+
+    /// What was found in it, a line for each function.
+    pub fn lines(&self) -> Vec<String> {
+        match &self.plan {
+            Ok(Plan { probes, skipped }) => {
+                probes.iter().map(probe_line).chain(skipped.iter().map(skipped_line)).collect()
+            }
+            Err(error) => vec![error.to_string()],
+        }
+    }
+}
+
+fn probe_line(Probe { target, site }: &Probe) -> String {
+    let cost = match site.cost {
+        ProbeCost::Emulated => "emulated, about 0.7 µs a hit",
+        ProbeCost::Stepped => "stepped, about 9 µs a hit on a virtual machine",
+    };
+    format!("{}+{:#x}: {cost}", target.symbol, site.delta)
+}
+
+fn skipped_line(Skipped { symbol, reason }: &Skipped) -> String {
+    format!("{symbol}: not probed, {reason}")
+}
+
+/// Searches every file whose code is mapped into the process.
+pub fn survey(pid: Pid) -> Result<Survey, ProcessError> {
+    let mappings = process::mappings(pid)?;
+    let modules = first_mappings(&mappings)
+        .map(|(path, mapping)| {
+            let (runtime, plan) = match search(pid, mapping) {
+                Ok((runtime, plan)) => (runtime, Ok(plan)),
+                Err(error) => (Runtime::Other, Err(error)),
+            };
+            Module { path: path.to_vec(), runtime, plan }
+        })
+        .collect();
+    Ok(Survey { modules })
+}
+
+/// The first executable mapping of each file.
+fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping)> {
+    let mut seen = HashSet::new();
+    mappings.iter().filter(|mapping| mapping.is_code()).filter_map(move |mapping| {
+        let Mapped::File { path, deleted: _ } = &mapping.mapped else { return None };
+        seen.insert((mapping.device, mapping.inode)).then_some((path.as_slice(), mapping))
+    })
+}
+
+fn search(pid: Pid, mapping: &Mapping) -> Result<(Runtime, Plan), SurveyError> {
+    let file = process::open_mapped(pid, mapping)?;
+    let mut bytes = Vec::new();
+    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
+    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE_BYTES) {
+        return Err(SurveyError::TooLarge);
+    }
+    let runtime = if is_go(&bytes)? { Runtime::Go } else { Runtime::Other };
+    Ok((runtime, plan(&bytes)?))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::process::{Command, Stdio};
+
+    use memtrace_common::addr::{FileOffset, Svma};
+    use memtrace_common::event::Api;
+
+    use super::*;
+    use crate::live::allocators::{Role, Skip, Target};
+    use crate::live::placement::Site;
+
+    fn module(plan: Plan, runtime: Runtime) -> Module {
+        Module { path: b"/bin/x".to_vec(), runtime, plan: Ok(plan) }
+    }
+
+    fn plan_with_free() -> Plan {
+        let target = Target {
+            api: Api::Free,
+            role: Role::Release,
+            symbol: "free".into(),
+            offset: FileOffset(0x1000),
+            svma: Svma(0x2000),
+            size: 40,
+        };
+        let site = Site { delta: 3, cost: ProbeCost::Emulated };
+        let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
+        Plan { probes: vec![Probe { target, site }], skipped: vec![alias] }
+    }
+
+    #[test]
+    fn every_function_has_its_line() {
+        assert_eq!(
+            module(plan_with_free(), Runtime::Other).lines(),
+            ["free+0x3: emulated, about 0.7 µs a hit", "cfree: not probed, another name for free"]
+        );
+    }
+
+    #[test]
+    fn verdict_names_go_only_where_nothing_else_is_found() {
+        let nothing = || module(Plan::default(), Runtime::Other);
+        let go = || module(Plan::default(), Runtime::Go);
+        let libc = module(plan_with_free(), Runtime::Other);
+
+        assert_eq!(Survey { modules: vec![go(), libc] }.verdict(), Verdict::Traceable);
+        assert_eq!(Survey { modules: vec![go(), nothing()] }.verdict(), Verdict::Go);
+        assert_eq!(Survey { modules: vec![nothing()] }.verdict(), Verdict::NoAllocator);
+    }
+
+    #[test]
+    fn library_without_an_allocator_is_not_worth_a_line() {
+        assert!(!module(Plan::default(), Runtime::Other).is_worth_a_line());
+        assert!(module(Plan::default(), Runtime::Go).is_worth_a_line());
+    }
+
+    #[test]
+    fn running_program_has_an_allocator() {
+        let mut child =
+            Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
+        let mut stdin = child.stdin.take().unwrap();
+        // Once it has answered, its libraries are mapped.
+        std::io::Write::write_all(&mut stdin, b"x").unwrap();
+        child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+
+        let survey = survey(Pid(child.id())).unwrap();
+
+        drop(stdin);
+        child.wait().unwrap();
+        assert_eq!(survey.verdict(), Verdict::Traceable);
+    }
+}

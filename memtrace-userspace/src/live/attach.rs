@@ -1,0 +1,401 @@
+//! Attaching to a process, and following what it becomes.
+//!
+//! The order matters: first the tables, then the kernel is told of the process, then the probes
+//! are placed. So the first event that a probe sends has everything that its walk needs.
+
+use std::collections::{BTreeMap, HashSet};
+use std::os::fd::AsRawFd;
+use std::path::PathBuf;
+
+use aya::programs::uprobe::UProbeLink;
+use memtrace_common::addr::{Avma, FileOffset};
+use memtrace_common::config::{self, process_flag};
+
+use super::allocators;
+use super::images::Key;
+use super::loader::{LoadError, Role};
+use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
+use super::tables::{self, Placed, Regions};
+use super::tracer::{Children, Tracer, TracerError, close};
+use crate::record::{self, Pid, Record, Time};
+
+/// A process that is traced.
+pub(super) struct Traced {
+    /// Its place in the kernel's table of processes.
+    index: u32,
+    flags: u32,
+    /// The mappings of code that the kernel knows, by start.
+    modules: BTreeMap<Avma, Module>,
+    regions: Option<Regions>,
+    /// The files that have probes in this process.
+    probed: HashSet<Key>,
+    /// The probes.
+    pub(super) links: Vec<UProbeLink>,
+    /// Where its program break is, if that is known.
+    pub(super) program_break: Option<Avma>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Module {
+    end: Avma,
+    offset: FileOffset,
+    key: Key,
+}
+
+/// How a process comes under observation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Arrival {
+    /// It was running.
+    Running,
+    /// It was forked from a traced process.
+    Forked(Pid),
+    /// It is about to run its first instruction of a new program.
+    Started,
+}
+
+impl Tracer {
+    /// Attaches to a running process.
+    pub fn attach(&mut self, pid: Pid) -> Result<(), TracerError> {
+        let info = process::inspect(pid)?;
+        check_hazards(&info)?;
+        self.watch(pid);
+        self.begin(&info, Arrival::Running)?;
+        if self.processes.get(&pid).is_some_and(|traced| traced.links.is_empty())
+            && !self.is_go(pid)
+        {
+            let exe = String::from_utf8_lossy(&info.exe).into_owned();
+            return Err(TracerError::NoAllocator { pid: pid.0, exe });
+        }
+        Ok(())
+    }
+
+    /// How many probes are placed in all processes.
+    pub fn probe_count(&self) -> usize {
+        self.processes.values().map(|traced| traced.links.len()).sum()
+    }
+
+    /// Attaches to a child that waits at its first instruction.
+    pub(super) fn attach_child(&mut self, pid: Pid, parent: Pid) -> Result<(), TracerError> {
+        let begun = process::inspect(pid)
+            .map_err(TracerError::from)
+            .and_then(|info| self.begin(&info, Arrival::Forked(parent)));
+        self.survive(begun)
+    }
+
+    /// A process runs a new program.
+    pub(super) fn executed(&mut self, pid: Pid, time: Time) -> Result<(), TracerError> {
+        let info = match process::inspect(pid) {
+            Ok(info) => info,
+            Err(error) => return self.survive(Err(error.into())),
+        };
+        let begun = if let Some(traced) = self.processes.get_mut(&pid) {
+            traced.modules.clear();
+            traced.probed.clear();
+            traced.program_break = None;
+            close(&mut self.closers, std::mem::take(&mut traced.links));
+            let ProcessInfo { exe, command, .. } = info;
+            self.out.push(Record::Exec { time, pid, exe, command });
+            self.update_code(pid)
+        } else {
+            self.watch(pid);
+            self.begin(&info, Arrival::Started)
+        };
+        self.survive(begun)
+    }
+
+    /// A process has ended.
+    pub(super) fn exited(&mut self, pid: Pid, time: Time) {
+        let Some(traced) = self.processes.remove(&pid) else { return };
+        self.out.push(Record::Exit { time, pid });
+        close(&mut self.closers, traced.links);
+        self.tables.give_back(traced.regions);
+        self.free_indices.push(traced.index);
+    }
+
+    /// Code was mapped, or made executable.
+    pub(super) fn code_changed(&mut self, pid: Pid) -> Result<(), TracerError> {
+        if !self.processes.contains_key(&pid) {
+            return Ok(());
+        }
+        let updated = self.update_code(pid);
+        self.survive(updated)
+    }
+
+    /// A range is about to be unmapped.
+    pub(super) fn code_unmapped(
+        &mut self,
+        pid: Pid,
+        start: Avma,
+        length: u64,
+    ) -> Result<(), TracerError> {
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let end = Avma(start.0.saturating_add(length));
+        let gone: Vec<Avma> = traced
+            .modules
+            .range(..end)
+            .filter(|(_, module)| module.end > start)
+            .map(|(start, _)| *start)
+            .collect();
+        if gone.is_empty() {
+            return Ok(());
+        }
+        let time = self.clock.last();
+        for start in gone {
+            traced.modules.remove(&start);
+            self.out.push(Record::ModuleGone { time, pid, start });
+        }
+        self.write_modules(pid)
+    }
+
+    /// What happens to one process does not end the session; the kernel half failing does.
+    fn survive(&mut self, result: Result<(), TracerError>) -> Result<(), TracerError> {
+        match result {
+            Err(TracerError::Process(error)) => {
+                tracing::debug!("{error}");
+                if !matches!(error, ProcessError::NoSuchProcess { .. } | ProcessError::Zombie { .. })
+                {
+                    self.anomalies.attach_failures += 1;
+                }
+                Ok(())
+            }
+            other => other,
+        }
+    }
+
+    fn begin(&mut self, info: &ProcessInfo, arrival: Arrival) -> Result<(), TracerError> {
+        let pid = info.identity.pid;
+        let time = match arrival {
+            Arrival::Running => self.clock.now(),
+            Arrival::Forked(_) | Arrival::Started => self.clock.last(),
+        };
+        let Some(index) = self.free_indices.pop() else {
+            self.anomalies.attach_failures += 1;
+            return Ok(());
+        };
+        let parent = match arrival {
+            Arrival::Forked(parent) => Some(parent),
+            Arrival::Running | Arrival::Started => {
+                Some(info.parent).filter(|parent| self.processes.contains_key(parent))
+            }
+        };
+        self.out.push(Record::Process(record::Process {
+            time,
+            pid,
+            parent,
+            exe: info.exe.clone(),
+            command: info.command.clone(),
+        }));
+        if arrival == Arrival::Running {
+            self.out.push(Record::BeforeAttach(process::before_attach(pid)?));
+        }
+        let mut flags = 0;
+        if self.options.children == Children::Follow {
+            flags |= process_flag::FOLLOW_CHILDREN;
+        }
+        let parent_flags = parent
+            .and_then(|parent| self.processes.get(&parent))
+            .map_or(process_flag::STOP_FOR_CODE, |parent| parent.flags);
+        if arrival != Arrival::Running {
+            // A program that memtrace started may be stopped whenever it maps code; one that was
+            // running may not, and its children are like it.
+            flags |= parent_flags & process_flag::STOP_FOR_CODE;
+        }
+        self.processes.insert(
+            pid,
+            Traced {
+                index,
+                flags,
+                modules: BTreeMap::new(),
+                regions: None,
+                probed: HashSet::new(),
+                links: Vec::new(),
+                program_break: None,
+            },
+        );
+        let begun = self.update_code(pid).and_then(|()| self.note_threads(pid, time));
+        if begun.is_err() {
+            self.exited(pid, time);
+        }
+        begun
+    }
+
+    /// Tells of the threads, and looks once more for code that came meanwhile.
+    fn note_threads(&mut self, pid: Pid, time: Time) -> Result<(), TracerError> {
+        for process::Thread { tid, name } in process::threads(pid)? {
+            self.threads.insert(tid, pid);
+            self.out.push(Record::Thread { time, pid, tid, name });
+        }
+        self.update_code(pid)
+    }
+
+    /// Brings the kernel's view of the code of `pid` up to date.
+    fn update_code(&mut self, pid: Pid) -> Result<(), TracerError> {
+        let mappings = process::mappings(pid)?;
+        let time = self.clock.last();
+        let code: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
+        for key in self.images.read(pid, code.iter().copied()) {
+            self.place_table(&key)?;
+        }
+
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        if traced.program_break.is_none() {
+            traced.program_break = mappings
+                .iter()
+                .find(|mapping| mapping.mapped == Mapped::Heap)
+                .map(|mapping| mapping.end);
+        }
+        let now: BTreeMap<Avma, Module> = code
+            .iter()
+            .map(|mapping| {
+                let Mapping { start, end, offset, .. } = **mapping;
+                (start, Module { end, offset, key: Key::of(mapping) })
+            })
+            .collect();
+        if now != traced.modules {
+            for start in traced.modules.keys().filter(|start| !now.contains_key(start)) {
+                self.out.push(Record::ModuleGone { time, pid, start: *start });
+            }
+            for (start, module) in &now {
+                if traced.modules.get(start) == Some(module) {
+                    continue;
+                }
+                let image = self
+                    .images
+                    .get(&module.key)
+                    .map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
+                let Module { end, offset, key: _ } = *module;
+                let module = record::Module { time, pid, start: *start, end, offset, image };
+                self.out.push(Record::Module(module));
+            }
+            traced.modules = now;
+            self.write_modules(pid)?;
+        }
+        self.kernel.add_process(pid, self.index_of(pid))?;
+        self.place_probes(pid)
+    }
+
+    fn index_of(&self, pid: Pid) -> u32 {
+        self.processes.get(&pid).map_or(0, |traced| traced.index)
+    }
+
+    /// Writes the unwind table of a file that was just read.
+    fn place_table(&mut self, key: &Key) -> Result<(), TracerError> {
+        let Some(analysis) = self.images.get(key) else { return Ok(()) };
+        let Some(table) = &analysis.table else { return Ok(()) };
+        match self.tables.place(&mut self.kernel, table)? {
+            Some(placed) => {
+                self.placed.insert(key.clone(), placed);
+            }
+            None => self.anomalies.tables_without_room += 1,
+        }
+        Ok(())
+    }
+
+    /// Gives the kernel the modules of `pid`, in a new generation.
+    fn write_modules(&mut self, pid: Pid) -> Result<(), TracerError> {
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let modules: Vec<config::Module> = traced
+            .modules
+            .iter()
+            .map(|(start, Module { end, offset, key })| {
+                let bias =
+                    self.images.get(key).and_then(|image| image.load_bias(*start, *offset));
+                let placed = self.placed.get(key).copied().unwrap_or(Placed::NOTHING);
+                match bias {
+                    Some(bias) => tables::module(*start, *end, bias, placed),
+                    None => tables::module(*start, *end, 0, Placed::NOTHING),
+                }
+            })
+            .collect();
+        let (region, written) =
+            self.tables.write_modules(&mut self.kernel, &mut traced.regions, &modules)?;
+        self.anomalies.modules_without_room += (modules.len() - written) as u64;
+        self.generation = self.generation.wrapping_add(1);
+        let process = config::Process {
+            generation: self.generation,
+            modules: region.first,
+            module_count: region.count,
+            flags: traced.flags,
+        };
+        self.kernel.set_process(traced.index, process)?;
+        Ok(())
+    }
+
+    /// Places the probes of every file of `pid` that has none yet.
+    fn place_probes(&mut self, pid: Pid) -> Result<(), TracerError> {
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let keys: Vec<Key> =
+            traced.modules.values().map(|module| module.key.clone()).collect();
+        for key in keys {
+            let Some(image) = self.images.get(&key) else { continue };
+            let (Some(file), record::Image::File { path, .. }) = (&image.file, &image.image) else {
+                continue;
+            };
+            if image.plan.probes.is_empty() || !traced.probed.insert(key) {
+                continue;
+            }
+            let file_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
+            for probe in &image.plan.probes {
+                let role = match probe.target.role {
+                    allocators::Role::Acquire => Role::Acquire,
+                    allocators::Role::Release => Role::Release,
+                };
+                let (program, api) = (self.options.program, probe.target.api);
+                match self.kernel.attach(program, role, api, pid, &file_path, probe.offset()) {
+                    Ok(links) => {
+                        traced.links.extend(links);
+                        self.out.push(Record::Probe(probe.record(path)));
+                    }
+                    Err(error) => {
+                        // The process may have ended meanwhile.
+                        process::inspect(pid)?;
+                        tracing::warn!(
+                            "no probe at {} in {}: {}",
+                            probe.target.symbol,
+                            String::from_utf8_lossy(path),
+                            chain(&error),
+                        );
+                        self.anomalies.probes_refused += 1;
+                    }
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Whether the executable of `pid` is a Go program, which has no malloc to probe.
+    fn is_go(&self, pid: Pid) -> bool {
+        let exe = PathBuf::from(format!("/proc/{}/exe", pid.0));
+        std::fs::read(exe).is_ok_and(|bytes| allocators::is_go(&bytes).unwrap_or(false))
+    }
+}
+
+/// Refuses what would harm the process.
+fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
+    let kernel = kernel_release();
+    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
+    let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
+    let kills_filtered = matches!(version, (Some(6), Some(11..=13)));
+    if kills_filtered && info.seccomp != Seccomp::Off {
+        return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
+    }
+    Ok(())
+}
+
+/// `uname -r`.
+pub fn kernel_release() -> String {
+    std::fs::read_to_string("/proc/sys/kernel/osrelease")
+        .map(|release| release.trim().to_owned())
+        .unwrap_or_else(|_| "unknown".to_owned())
+}
+
+fn chain(error: &LoadError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(error) = source {
+        text.push_str(": ");
+        text.push_str(&error.to_string());
+        source = error.source();
+    }
+    text
+}

@@ -1,0 +1,163 @@
+//! Bytes of the ring to events.
+//!
+//! In: one entry of the ring. Out: what the kernel programs wrote, checked: a length that does not
+//! fit or a number that is not on the wire is an error, because it means that the object and the
+//! daemon do not belong together.
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::{Alloc, Api, Free, Header, Kind, Mapping, Stack, Task};
+use memtrace_common::unwind::End;
+use thiserror::Error;
+use zerocopy::{FromBytes, Immutable, KnownLayout};
+
+/// An entry of the ring.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Event {
+    /// A heap block was acquired.
+    Alloc(Api, Alloc),
+    /// A heap block was released, retired or restored, as the kind says.
+    Free(Kind, Api, Free),
+    /// The frames behind a stack id.
+    Stack(Stack, End, Vec<Avma>),
+    /// The address space changed, as the kind says.
+    Mapping(Kind, Mapping),
+    /// Something happened to a thread or a process, as the kind says.
+    Task(Kind, Task),
+}
+
+/// An entry that no program of memtrace writes.
+#[derive(Debug, Error, PartialEq, Eq)]
+pub enum DecodeError {
+    /// Too short for its kind.
+    #[error("an event of kind {kind} has {found} bytes, too few")]
+    TooShort {
+        /// Number of the kind.
+        kind: u8,
+        /// Bytes that it has.
+        found: usize,
+    },
+    /// A number that is not on the wire.
+    #[error("no {what} has the number {found}")]
+    Unknown {
+        /// What kind of number.
+        what: &'static str,
+        /// The number.
+        found: u32,
+    },
+}
+
+/// Decodes one entry of the ring.
+pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
+    let header: Header = read(bytes, 0)?.0;
+    let unknown = |what, found: u32| DecodeError::Unknown { what, found };
+    let kind =
+        Kind::from_wire(header.kind).ok_or_else(|| unknown("event kind", header.kind.into()))?;
+    let api = || Api::from_wire(header.api).ok_or_else(|| unknown("api", header.api.into()));
+    Ok(match kind {
+        Kind::Alloc => Event::Alloc(api()?, read(bytes, header.kind)?.0),
+        Kind::Free | Kind::Retire | Kind::Restore => {
+            Event::Free(kind, api()?, read(bytes, header.kind)?.0)
+        }
+        Kind::Stack => {
+            let (stack, rest): (Stack, _) = read(bytes, header.kind)?;
+            let end = End::from_wire(header.flags)
+                .ok_or_else(|| unknown("end of a stack", header.flags.into()))?;
+            let frames = rest
+                .chunks_exact(8)
+                .map(|frame| Avma(u64::from_le_bytes(frame.try_into().unwrap_or_default())))
+                .take(stack.frames as usize)
+                .collect::<Vec<_>>();
+            if frames.len() != stack.frames as usize {
+                return Err(DecodeError::TooShort { kind: header.kind, found: bytes.len() });
+            }
+            Event::Stack(stack, end, frames)
+        }
+        Kind::Map
+        | Kind::Unmap
+        | Kind::UnmapFailed
+        | Kind::RemapStart
+        | Kind::Remap
+        | Kind::Break => Event::Mapping(kind, read(bytes, header.kind)?.0),
+        Kind::ThreadStart
+        | Kind::ThreadExit
+        | Kind::ThreadName
+        | Kind::Fork
+        | Kind::Exec
+        | Kind::ProcessExit
+        | Kind::CodeChanged
+        | Kind::Stopped => Event::Task(kind, read(bytes, header.kind)?.0),
+    })
+}
+
+fn read<T: FromBytes + KnownLayout + Immutable>(
+    bytes: &[u8],
+    kind: u8,
+) -> Result<(T, &[u8]), DecodeError> {
+    T::read_from_prefix(bytes).map_err(|_| DecodeError::TooShort { kind, found: bytes.len() })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zerocopy::IntoBytes;
+
+    fn header(kind: Kind, api: u8, flags: u16) -> Header {
+        Header { kind: kind as u8, api, flags, tid: 7, time_ns: 1000 }
+    }
+
+    #[test]
+    fn stack_keeps_its_frames_in_order() {
+        let stack = Stack { header: header(Kind::Stack, 0, 2), id: 9, pid: 7, frames: 2 };
+        let mut bytes = stack.as_bytes().to_vec();
+        bytes.extend_from_slice(&0x1000u64.to_le_bytes());
+        bytes.extend_from_slice(&0x2000u64.to_le_bytes());
+
+        let event = decode(&bytes);
+
+        let frames = vec![Avma(0x1000), Avma(0x2000)];
+        assert_eq!(event, Ok(Event::Stack(stack, End::UnknownCode, frames)));
+    }
+
+    #[test]
+    fn stack_with_fewer_frames_than_it_says_is_an_error() {
+        let stack = Stack { header: header(Kind::Stack, 0, 0), id: 9, pid: 7, frames: 2 };
+        let mut bytes = stack.as_bytes().to_vec();
+        bytes.extend_from_slice(&0x1000u64.to_le_bytes());
+
+        let event = decode(&bytes);
+
+        assert_eq!(event, Err(DecodeError::TooShort { kind: Kind::Stack as u8, found: 40 }));
+    }
+
+    #[test]
+    fn event_cut_anywhere_is_an_error() {
+        let alloc = Alloc {
+            header: header(Kind::Alloc, Api::Malloc as u8, 0),
+            ptr: 0x5000,
+            size: 64,
+            stack: 9,
+        };
+
+        assert_eq!(decode(alloc.as_bytes()), Ok(Event::Alloc(Api::Malloc, alloc)));
+        for length in 0..size_of::<Alloc>() {
+            assert!(decode(&alloc.as_bytes()[..length]).is_err());
+        }
+    }
+
+    #[test]
+    fn unknown_numbers_are_errors() {
+        let mut free =
+            Free { header: header(Kind::Free, Api::Free as u8, 0), ptr: 0x5000 };
+
+        free.header.api = 200;
+        assert_eq!(
+            decode(free.as_bytes()),
+            Err(DecodeError::Unknown { what: "api", found: 200 })
+        );
+        free.header.kind = 99;
+        assert_eq!(
+            decode(free.as_bytes()),
+            Err(DecodeError::Unknown { what: "event kind", found: 99 })
+        );
+    }
+}

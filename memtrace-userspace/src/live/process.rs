@@ -1,0 +1,328 @@
+//! What `/proc` tells of a process.
+//!
+//! In: a process id. Out: [`ProcessInfo`], [`Mapping`]s, [`BeforeAttach`], the bytes of mapped
+//! files. The files of `/proc` are parsed by pure functions over bytes, in the modules below; here
+//! are the thin shells that open them. Nothing is ever written, and the process is not stopped, so
+//! every answer is of a moment that is already past: compare [`Identity`] to notice that the id
+//! belongs to another process by now.
+//!
+//! All text is bytes, as it came: a name may hold anything but NUL.
+
+use std::fs::{self, File};
+use std::io::{self, Read as _};
+use std::os::unix::ffi::OsStringExt as _;
+use std::path::{Path, PathBuf};
+
+use memtrace_common::addr::Avma;
+use thiserror::Error;
+
+use crate::record::{BeforeAttach, Pid, Tid};
+
+pub mod binary;
+pub mod maps;
+mod smaps;
+mod status;
+#[cfg(test)]
+mod tests;
+
+pub use binary::{BuildIdError, build_id, image, open_mapped};
+pub use maps::{Mapped, Mapping};
+pub use status::Seccomp;
+
+use status::{Stat, State};
+
+/// The most bytes read of one file of `/proc`; the maps of 65,530 mappings have about 10 MB.
+const MAX_PROC_FILE_BYTES: u64 = 256 << 20;
+
+/// Why a process cannot be traced, or could not be looked at.
+#[derive(Debug, Error)]
+pub enum ProcessError {
+    /// Nothing has this id.
+    #[error("no process has the id {pid}; see `ps -e` for those that run")]
+    NoSuchProcess {
+        /// The id.
+        pid: u32,
+    },
+    /// The id is that of a thread.
+    #[error("{tid} is a thread of process {pid}; trace the whole process with -p {pid}")]
+    Thread {
+        /// The id that was given.
+        tid: u32,
+        /// The id of its process.
+        pid: u32,
+    },
+    /// The process is a part of the kernel.
+    #[error(
+        "process {pid} is a kernel thread, which has no memory of its own; \
+         choose a process that runs a program"
+    )]
+    KernelThread {
+        /// The id.
+        pid: u32,
+    },
+    /// The process has ended, and its parent has not asked for its status yet.
+    #[error(
+        "process {pid} has ended and is only waiting for its parent ({parent}) to notice; \
+         choose a process that still runs"
+    )]
+    Zombie {
+        /// The id.
+        pid: u32,
+        /// Its parent.
+        parent: u32,
+    },
+    /// The program is 32-bit code, or x32.
+    #[error(
+        "process {pid} runs a 32-bit program; memtrace traces 64-bit x86-64 programs only: \
+         trace a 64-bit build of it"
+    )]
+    ThirtyTwoBit {
+        /// The id.
+        pid: u32,
+    },
+    /// The program is code for another machine.
+    #[error(
+        "process {pid} runs a program for another machine (ELF machine {machine}); \
+         memtrace traces x86-64 programs only: trace a build for this machine"
+    )]
+    ForeignMachine {
+        /// The id.
+        pid: u32,
+        /// `e_machine` of its executable.
+        machine: u16,
+    },
+    /// The kernel does not let memtrace look.
+    #[error(
+        "not allowed to read {path}; run memtrace as root (sudo), or give it CAP_SYS_PTRACE \
+         and CAP_SYS_ADMIN"
+    )]
+    PermissionDenied {
+        /// What could not be read.
+        path: PathBuf,
+    },
+    /// A file could not be read.
+    #[error("cannot read {path}; check that /proc is mounted and that the process still runs")]
+    Unreadable {
+        /// What could not be read.
+        path: PathBuf,
+        /// Why.
+        source: io::Error,
+    },
+    /// A file of `/proc` says something that memtrace does not understand.
+    #[error("cannot make sense of {path}; please report this together with its text")]
+    Malformed {
+        /// Which one.
+        path: PathBuf,
+    },
+}
+
+/// Tells a process from a later one that has the same id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct Identity {
+    /// Its id.
+    pub pid: Pid,
+    /// When it started, in clock ticks since the host's start.
+    pub start_ticks: u64,
+}
+
+/// A process that can be traced.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ProcessInfo {
+    /// Which one it is.
+    pub identity: Identity,
+    /// The process that started it, or took it over.
+    pub parent: Pid,
+    /// Path of its executable, as its own mount namespace has it.
+    pub exe: Vec<u8>,
+    /// Whether the file at that path has been deleted or replaced since.
+    pub exe_is_deleted: bool,
+    /// Its command line.
+    pub command: Vec<Vec<u8>>,
+    /// Its ids from the outermost PID namespace that this `/proc` shows to its own.
+    pub namespaced_pids: Vec<u32>,
+    /// Whether its system calls are filtered.
+    pub seccomp: Seccomp,
+}
+
+/// A thread.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thread {
+    /// Its id.
+    pub tid: Tid,
+    /// Its name.
+    pub name: Vec<u8>,
+}
+
+/// Looks at the process `pid` and checks that it is one that memtrace can trace.
+pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
+    let path = file_of(pid, "status");
+    let status =
+        status::parse_status(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })?;
+    if status.tgid != pid.0 {
+        return Err(ProcessError::Thread { tid: pid.0, pid: status.tgid });
+    }
+    let stat = stat(pid)?;
+    check_alive(pid, &stat)?;
+
+    let exe_path = file_of(pid, "exe");
+    let header = binary::read_header(&exe_path).map_err(|source| failed(pid, &exe_path, source))?;
+    check_machine(pid, &header)?;
+    let (exe, exe_is_deleted) = exe(pid)?;
+    let command = split_command(&read(pid, &file_of(pid, "cmdline"))?);
+    Ok(ProcessInfo {
+        identity: Identity { pid, start_ticks: stat.start_ticks },
+        parent: Pid(stat.parent),
+        exe,
+        exe_is_deleted,
+        command,
+        namespaced_pids: status.namespaced_pids,
+        seccomp: status.seccomp,
+    })
+}
+
+/// Whether the process still lives and has not handed its id to another one.
+pub fn is_alive(identity: Identity) -> Result<bool, ProcessError> {
+    match stat(identity.pid) {
+        Ok(stat) => Ok(stat.start_ticks == identity.start_ticks
+            && !matches!(stat.state, State::Zombie | State::Dead)),
+        Err(ProcessError::NoSuchProcess { .. }) => Ok(false),
+        Err(error) => Err(error),
+    }
+}
+
+/// All mappings of a process, by address.
+pub fn mappings(pid: Pid) -> Result<Vec<Mapping>, ProcessError> {
+    let path = file_of(pid, "maps");
+    maps::parse_maps(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
+}
+
+/// What the process holds now.
+///
+/// The stacks of threads are known by the stack pointers of threads that wait in the kernel. The
+/// stack of a thread that runs at this moment counts as anonymous memory.
+pub fn before_attach(pid: Pid) -> Result<BeforeAttach, ProcessError> {
+    let stack_pointers = stack_pointers(pid)?;
+    let path = file_of(pid, "smaps");
+    let held = smaps::parse_smaps(&read(pid, &path)?, &stack_pointers)
+        .ok_or(ProcessError::Malformed { path })?;
+    let smaps::Held { heap_bytes, anonymous_bytes, resident_bytes } = held;
+    Ok(BeforeAttach { pid, heap_bytes, anonymous_bytes, resident_bytes })
+}
+
+/// The threads of a process, by id. Threads that end meanwhile are left out.
+pub fn threads(pid: Pid) -> Result<Vec<Thread>, ProcessError> {
+    let mut threads = Vec::new();
+    for tid in thread_ids(pid)? {
+        let path = file_of(pid, &format!("task/{}/comm", tid.0));
+        match read(pid, &path) {
+            Ok(mut name) => {
+                // The kernel appends one newline; a newline of the name itself stays.
+                name.pop_if(|last| *last == b'\n');
+                threads.push(Thread { tid, name });
+            }
+            Err(ProcessError::NoSuchProcess { .. }) => {}
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(threads)
+}
+
+fn stack_pointers(pid: Pid) -> Result<Vec<Avma>, ProcessError> {
+    let mut pointers = Vec::new();
+    for tid in thread_ids(pid)? {
+        let path = file_of(pid, &format!("task/{}/syscall", tid.0));
+        // Best effort by nature (see `before_attach`): some kernels are built without this file.
+        if let Ok(text) = read(pid, &path) {
+            pointers.extend(status::parse_syscall_stack_pointer(&text));
+        }
+    }
+    Ok(pointers)
+}
+
+fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
+    let path = file_of(pid, "task");
+    let entries = fs::read_dir(&path).map_err(|source| failed(pid, &path, source))?;
+    let mut tids = Vec::new();
+    for entry in entries {
+        let entry = entry.map_err(|source| failed(pid, &path, source))?;
+        let tid = entry.file_name().to_str().and_then(|name| name.parse().ok());
+        tids.push(Tid(tid.ok_or_else(|| ProcessError::Malformed { path: entry.path() })?));
+    }
+    tids.sort();
+    Ok(tids)
+}
+
+fn stat(pid: Pid) -> Result<Stat, ProcessError> {
+    let path = file_of(pid, "stat");
+    status::parse_stat(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
+}
+
+fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
+    let path = file_of(pid, "exe");
+    let target = fs::read_link(&path).map_err(|source| failed(pid, &path, source))?;
+    let target = target.into_os_string().into_vec();
+    Ok(match target.strip_suffix(maps::DELETED) {
+        Some(path) => (path.to_vec(), true),
+        None => (target, false),
+    })
+}
+
+fn check_alive(pid: Pid, stat: &Stat) -> Result<(), ProcessError> {
+    if stat.is_kernel_thread {
+        return Err(ProcessError::KernelThread { pid: pid.0 });
+    }
+    match stat.state {
+        State::Zombie => Err(ProcessError::Zombie { pid: pid.0, parent: stat.parent }),
+        State::Dead => Err(ProcessError::NoSuchProcess { pid: pid.0 }),
+        State::Alive => Ok(()),
+    }
+}
+
+/// Checks the first bytes of an executable.
+fn check_machine(pid: Pid, header: &[u8]) -> Result<(), ProcessError> {
+    match binary::machine(header) {
+        Some(binary::Machine { class: 64, machine: binary::X86_64 }) => Ok(()),
+        // i386 and x32, which is 32-bit code for the machine x86-64.
+        Some(binary::Machine { class: 32, machine: binary::I386 | binary::X86_64 }) => {
+            Err(ProcessError::ThirtyTwoBit { pid: pid.0 })
+        }
+        Some(binary::Machine { machine, class: _ }) => {
+            Err(ProcessError::ForeignMachine { pid: pid.0, machine })
+        }
+        None => Err(ProcessError::Malformed { path: file_of(pid, "exe") }),
+    }
+}
+
+/// The arguments in the text of `cmdline`, each of which ends with a NUL.
+fn split_command(text: &[u8]) -> Vec<Vec<u8>> {
+    // A program that overwrote its arguments to set a title may have left the last NUL out.
+    let text = text.strip_suffix(b"\0").unwrap_or(text);
+    if text.is_empty() {
+        return Vec::new();
+    }
+    text.split(|&byte| byte == 0).map(<[u8]>::to_vec).collect()
+}
+
+fn file_of(pid: Pid, name: &str) -> PathBuf {
+    PathBuf::from(format!("/proc/{}/{name}", pid.0))
+}
+
+fn read(pid: Pid, path: &Path) -> Result<Vec<u8>, ProcessError> {
+    let mut bytes = Vec::new();
+    File::open(path)
+        .and_then(|file| file.take(MAX_PROC_FILE_BYTES).read_to_end(&mut bytes))
+        .map_err(|source| failed(pid, path, source))?;
+    Ok(bytes)
+}
+
+/// What a failed access to a file of the process means.
+fn failed(pid: Pid, path: &Path, source: io::Error) -> ProcessError {
+    // ESRCH: the process ended between the opening of the file and its reading.
+    let is_gone = source.raw_os_error() == Some(libc::ESRCH);
+    match source.kind() {
+        _ if is_gone => ProcessError::NoSuchProcess { pid: pid.0 },
+        io::ErrorKind::NotFound => ProcessError::NoSuchProcess { pid: pid.0 },
+        io::ErrorKind::PermissionDenied => ProcessError::PermissionDenied { path: path.to_owned() },
+        _ => ProcessError::Unreadable { path: path.to_owned(), source },
+    }
+}

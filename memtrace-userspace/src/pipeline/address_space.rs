@@ -1,0 +1,156 @@
+//! The address space's rules: what `mmap`, `munmap`, `mremap` and `brk` change.
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
+
+use super::Pipeline;
+use super::mappings::{Mappings, Outcome, Pages, Posting, Released};
+use super::processes::{EntryId, RunningId};
+use super::threads::{Actor, ThreadId};
+use crate::record::{MapKind, Tid, WireStackId};
+
+impl Pipeline {
+    pub(super) fn map(
+        &mut self,
+        tid: Tid,
+        start: Avma,
+        length: u64,
+        kind: MapKind,
+        stack: WireStackId,
+    ) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        self.forget_released(thread, process);
+        let Some(pages) = Pages::touched(start, length) else {
+            return;
+        };
+        let site = match kind {
+            MapKind::Anonymous | MapKind::File | MapKind::Shared => {
+                Some(self.stacks.site(stack, Api::Mmap))
+            }
+            MapKind::Reserved => None,
+        };
+        let outcome = self.change_mappings(process, |m, room| m.map(pages, site, room));
+        self.post_outcome(process, outcome);
+    }
+
+    /// Takes out what `munmap` or `mremap` is about to release.
+    pub(super) fn release(&mut self, tid: Tid, start: Avma, length: u64) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        self.forget_released(thread, process);
+        let incarnation = self.processes.running(process).incarnation;
+        let pages = Pages::touched(start, length);
+        let (released, outcome) =
+            self.change_mappings(process, |m, room| m.release(pages, incarnation, room));
+        if released.is_orphan() {
+            self.anomalies.orphan_unmaps += 1;
+        }
+        self.threads.get_mut(thread).released = Some(Box::new(released));
+        self.post_outcome(process, outcome);
+    }
+
+    pub(super) fn unmap_failed(&mut self, tid: Tid) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        let Some(released) = self.take_released(thread, process) else {
+            self.anomalies.orphan_unmap_failures += 1;
+            return;
+        };
+        if released.is_orphan() {
+            // It was not known, but it was not unmapped either.
+            self.anomalies.orphan_unmaps -= 1;
+        }
+        let outcome = self.change_mappings(process, |m, room| m.restore(&released, room));
+        self.post_outcome(process, outcome);
+    }
+
+    pub(super) fn remap(&mut self, tid: Tid, start: Avma, length: u64, stack: WireStackId) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        let released = self.take_released(thread, process);
+        if released.is_none() {
+            self.anomalies.orphan_remaps += 1;
+        }
+        let released = released.as_deref();
+        let Some(pages) = Pages::touched(start, length) else {
+            if let Some(released) = released {
+                self.processes.running_mut(process).mappings.forget(released);
+            }
+            return;
+        };
+        let growth = self.stacks.site(stack, Api::Mremap);
+        let outcome =
+            self.change_mappings(process, |m, room| m.remap(released, pages, growth, room));
+        self.post_outcome(process, outcome);
+    }
+
+    /// `old` is 0 when the program asks where its break is: nothing has moved.
+    pub(super) fn move_break(&mut self, tid: Tid, old: Avma, new: Avma, stack: WireStackId) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        self.forget_released(thread, process);
+        if old == Avma(0) {
+            return;
+        }
+        if let Some(pages) = Pages::between(old, new) {
+            let site = Some(self.stacks.site(stack, Api::Brk));
+            let outcome = self.change_mappings(process, |m, room| m.map(pages, site, room));
+            self.post_outcome(process, outcome);
+        } else if let Some(pages) = Pages::between(new, old) {
+            let outcome = self.change_mappings(process, |m, room| m.unmap(pages, room));
+            self.post_outcome(process, outcome);
+        }
+    }
+
+    /// What the thread's call under way took, if it was of the memory that the process has now.
+    fn take_released(&mut self, thread: ThreadId, process: RunningId) -> Option<Box<Released>> {
+        let released = self.threads.get_mut(thread).released.take()?;
+        let current = self.processes.running(process).incarnation;
+        (released.incarnation == current).then_some(released)
+    }
+
+    /// The thread goes on, so its last `munmap` or `mremap` is over and has not failed.
+    pub(super) fn forget_released(&mut self, thread: ThreadId, process: RunningId) {
+        if let Some(released) = self.take_released(thread, process) {
+            self.processes.running_mut(process).mappings.forget(&released);
+        }
+    }
+
+    /// Changes the mappings of a process, `room` being how many pieces more there may be.
+    fn change_mappings<T>(
+        &mut self,
+        process: RunningId,
+        change: impl FnOnce(&mut Mappings, usize) -> T,
+    ) -> T {
+        let room = self.limits.mappings.saturating_sub(self.mapping_pieces);
+        let mappings = &mut self.processes.running_mut(process).mappings;
+        let before = mappings.len();
+        let result = change(mappings, room);
+        self.mapping_pieces = self.mapping_pieces - before + mappings.len();
+        result
+    }
+
+    fn post_outcome(&mut self, process: RunningId, outcome: Outcome) {
+        let Outcome { postings, left_out } = outcome;
+        self.anomalies.mappings_beyond_limit += left_out;
+        let entry = self.processes.running(process).entry;
+        self.post_mappings(entry, &postings);
+    }
+
+    /// Changes the accounts that mappings concern, and ends the event.
+    pub(super) fn post_mappings(&mut self, entry: EntryId, postings: &[Posting]) {
+        let epoch = self.mapped_peak.epoch();
+        for &Posting { site, change, blocks, bytes } in postings {
+            self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
+            self.processes.entry_mut(entry).mapped.apply(change, blocks, bytes, epoch);
+            self.mapped_peak.apply(change, bytes);
+        }
+        self.mapped_peak.settle(self.now);
+    }
+}

@@ -1,0 +1,174 @@
+//! The heap's rules: what `malloc`, `free` and `realloc` change.
+//!
+//! ```text
+//!   realloc that works     Retire old ─→ Alloc new
+//!   realloc that fails     Retire old ─→ Restore old     as if nothing had happened
+//!   realloc to 0 bytes     Retire old ─→                 a free
+//! ```
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
+
+use super::Pipeline;
+use super::account::Change;
+use super::live_set::Block;
+use super::processes::EntryId;
+use super::threads::{Actor, Retired};
+use crate::record::{Tid, WireStackId};
+
+impl Pipeline {
+    #[inline]
+    pub(super) fn alloc(
+        &mut self,
+        tid: Tid,
+        api: Api,
+        ptr: Avma,
+        size_bytes: u64,
+        stack: WireStackId,
+    ) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        if !is_heap(api) {
+            self.anomalies.allocations_by_wrong_api += 1;
+            return;
+        }
+        if ptr == Avma(0) {
+            self.anomalies.allocations_at_null += 1;
+            return;
+        }
+        let state = self.threads.get_mut(thread);
+        state.retired = None;
+        state.newest = None;
+        if self.live_blocks >= self.limits.live_blocks
+            && !self.processes.running(process).heap.contains(ptr)
+        {
+            self.anomalies.allocations_beyond_limit += 1;
+            let bytes = &mut self.anomalies.allocated_bytes_beyond_limit;
+            *bytes = bytes.wrapping_add(size_bytes);
+            return;
+        }
+        state.newest = Some(ptr);
+        let site = self.stacks.site(stack, api);
+        let block = Block { size_bytes, site, thread, claim: super::account::Claim::Own };
+        let running = self.processes.running_mut(process);
+        let entry = running.entry;
+        if let Some(lost) = running.heap.insert(ptr, block) {
+            self.anomalies.address_reuses += 1;
+            self.post_block(entry, &lost, lost.claim.release());
+        } else {
+            self.live_blocks += 1;
+        }
+        self.post_block(entry, &block, Change::Acquire);
+        self.timeline.allocated(size_bytes);
+        self.settle_heap();
+    }
+
+    #[inline]
+    pub(super) fn free(&mut self, tid: Tid, ptr: Avma) {
+        let Some(actor) = self.actor(tid) else {
+            return;
+        };
+        let newest = {
+            let state = self.threads.get_mut(actor.thread);
+            state.retired = None;
+            // What is freed twice, with the first free lost, is not counted twice.
+            if state.newest == Some(ptr) { state.newest.take() } else { None }
+        };
+        let Some(block) = self.take_block(actor, ptr) else {
+            self.anomalies.orphan_frees += 1;
+            return;
+        };
+        if newest.is_some() && block.thread == actor.thread {
+            self.temporary_allocations += 1;
+        }
+    }
+
+    pub(super) fn retire(&mut self, tid: Tid, ptr: Avma) {
+        let Some(actor) = self.actor(tid) else {
+            return;
+        };
+        let block = self.take_block(actor, ptr);
+        if block.is_none() {
+            self.anomalies.orphan_frees += 1;
+        }
+        let incarnation = self.processes.running(actor.process).incarnation;
+        self.threads.get_mut(actor.thread).retired =
+            Some(Retired { address: ptr, block, incarnation });
+    }
+
+    pub(super) fn restore(&mut self, tid: Tid, ptr: Avma) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        let running = self.processes.running_mut(process);
+        let retired = self.threads.get_mut(thread).retired.take();
+        let retired = retired
+            .filter(|retired| retired.address == ptr && retired.incarnation == running.incarnation);
+        let Some(Retired { block, .. }) = retired else {
+            self.anomalies.orphan_restores += 1;
+            return;
+        };
+        let Some(block) = block else {
+            // It was not known, but it was not freed either.
+            self.anomalies.orphan_frees -= 1;
+            return;
+        };
+        let entry = running.entry;
+        if let Some(lost) = running.heap.insert(ptr, block) {
+            self.anomalies.address_reuses += 1;
+            self.post_block(entry, &lost, lost.claim.release());
+        } else {
+            self.live_blocks += 1;
+        }
+        self.post_block(entry, &block, block.claim.reclaim());
+        self.settle_heap();
+    }
+
+    /// Takes the block at `ptr` out of the process's memory and the accounts.
+    #[inline(always)]
+    fn take_block(&mut self, actor: Actor, ptr: Avma) -> Option<Block> {
+        let running = self.processes.running_mut(actor.process);
+        let block = running.heap.remove(ptr)?;
+        let entry = running.entry;
+        self.live_blocks -= 1;
+        self.post_block(entry, &block, block.claim.release());
+        Some(block)
+    }
+
+    /// Changes the accounts that a block concerns.
+    #[inline(always)]
+    pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
+        let &Block { size_bytes, site, thread, claim: _ } = block;
+        let epoch = self.heap_peak.epoch();
+        self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
+        self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
+        self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
+        self.heap_peak.apply(change, size_bytes);
+    }
+
+    /// Ends an event of the heap that may have made a peak.
+    #[inline(always)]
+    pub(super) fn settle_heap(&mut self) {
+        self.heap_peak.settle(self.now);
+        self.timeline.observe(self.heap_peak.held_bytes());
+    }
+}
+
+/// Whether heap blocks come from this API.
+#[inline(always)]
+pub(crate) fn is_heap(api: Api) -> bool {
+    match api {
+        Api::Malloc
+        | Api::Calloc
+        | Api::Realloc
+        | Api::Reallocarray
+        | Api::PosixMemalign
+        | Api::AlignedAlloc
+        | Api::Memalign
+        | Api::Valloc
+        | Api::Pvalloc
+        | Api::New => true,
+        Api::Free | Api::Delete | Api::Mmap | Api::Munmap | Api::Mremap | Api::Brk => false,
+    }
+}

@@ -1,0 +1,59 @@
+//! How much the pipeline may keep, and what happens beyond.
+
+/// The cap of every store of the pipeline. What is refused is counted in the snapshot.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// Distinct stacks. Beyond: the event is charged to a stack without frames.
+    pub stacks: usize,
+    /// Frames of all stacks together. Beyond: as above.
+    pub stack_frames: usize,
+    /// Stack ids of the kernel. Beyond: ids not used for half as many new ones are forgotten.
+    pub stack_ids: usize,
+    /// Live heap blocks of all processes. Beyond: an allocation is left out of all sums.
+    pub live_blocks: usize,
+    /// Pieces of mappings of all processes. Beyond: a new one is left out of all sums.
+    pub mappings: usize,
+    /// Processes seen. Beyond: they share one entry, whose pid is 0.
+    pub processes: usize,
+    /// Processes running at a time. Beyond: a process is left out.
+    pub running_processes: usize,
+    /// Threads seen. Beyond: the new threads of a process share one entry, whose tid is 0.
+    pub threads: usize,
+    /// Threads running at a time. Beyond: a thread is taken for one that never started.
+    pub running_threads: usize,
+    /// Executable mappings of all processes. Beyond: a new one is unknown code.
+    pub modules: usize,
+    /// Distinct files with code. Beyond: a new one is unknown code.
+    pub images: u32,
+    /// Probes. Beyond: they are not listed.
+    pub probes: usize,
+    /// Names of counters that records bring. Beyond: they are not listed.
+    pub counters: usize,
+    /// Points of the timeline; an even number. Beyond: neighbours are merged.
+    pub timeline_points: usize,
+    /// Bytes of one name, path or command line. Beyond: it is cut.
+    pub text_bytes: usize,
+}
+
+impl Default for Limits {
+    /// At most about 3 GiB, of which blocks and stacks are the most; a usual session takes 1%.
+    fn default() -> Limits {
+        Limits {
+            stacks: 1 << 20,
+            stack_frames: 1 << 25,
+            stack_ids: 1 << 22,
+            live_blocks: 1 << 25,
+            mappings: 1 << 20,
+            processes: 1 << 16,
+            running_processes: 1 << 16,
+            threads: 1 << 16,
+            running_threads: 1 << 18,
+            modules: 1 << 20,
+            images: 1 << 16,
+            probes: 1 << 16,
+            counters: 1 << 10,
+            timeline_points: 1 << 10,
+            text_bytes: 1 << 12,
+        }
+    }
+}

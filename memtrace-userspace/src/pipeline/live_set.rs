@@ -1,0 +1,339 @@
+//! The heap blocks that a process holds now.
+//!
+//! In: blocks that are acquired and released. Out: what was known of a block that is gone. It
+//! keeps no sums and does not know what a contradiction means; the heap's rules do.
+//!
+//! Ten million live blocks are normal, so a block takes 24 bytes, in tables of open addressing:
+//!
+//! ```text
+//!   hash   | shard 6 bits | place in the shard: (rest * slots) >> 64 |
+//!   slot   | address 8 | size 8 | site 4 | claim 1 bit, thread 31 bits |      address 0: empty
+//! ```
+//!
+//! A block lies in its place or, if that is taken, in the next free slot behind it; a release
+//! moves the followers up, so that no search ever passes an empty slot. Shards are between 60%
+//! and 75% full and grow by a quarter, each on its own: no event has to move more than a 64th of
+//! all blocks, and a table that grows needs no second one of its whole size.
+
+use memtrace_common::addr::Avma;
+
+use super::account::Claim;
+use super::hash::Seed;
+use super::stacks::SiteId;
+use super::threads::ThreadId;
+
+const SHARD_BITS: u32 = 6;
+/// Slots of a shard that holds its first block.
+const FIRST_SLOTS: usize = 16;
+/// Up to this size, shards double.
+const SMALL_SLOTS: usize = 1024;
+
+/// What is known of a live block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Block {
+    /// What the program asked for.
+    pub(super) size_bytes: u64,
+    /// Which call path and API made it.
+    pub(super) site: SiteId,
+    /// Which thread made it, perhaps one of the parent process.
+    pub(super) thread: ThreadId,
+    /// By what right the process holds it.
+    pub(super) claim: Claim,
+}
+
+/// Set in [`Slot::thread`] for an inherited block.
+const INHERITED: u32 = 1 << 31;
+
+const _: () = assert!(ThreadId::LIMIT <= INHERITED as usize);
+
+#[derive(Clone, Copy, Default)]
+struct Slot {
+    /// Address of the block; 0 if the slot is empty.
+    address: u64,
+    size_bytes: u64,
+    site: SiteId,
+    /// A [`ThreadId`] and [`INHERITED`].
+    thread: u32,
+}
+
+const _: () = assert!(size_of::<Slot>() == 24);
+
+impl Slot {
+    fn new(address: Avma, block: Block) -> Slot {
+        let Block { size_bytes, site, thread, claim } = block;
+        let claim = match claim {
+            Claim::Own => 0,
+            Claim::Inherited => INHERITED,
+        };
+        Slot { address: address.0, size_bytes, site, thread: thread.to_bits() | claim }
+    }
+
+    fn block(&self) -> Block {
+        Block {
+            size_bytes: self.size_bytes,
+            site: self.site,
+            thread: ThreadId::from_bits(self.thread & !INHERITED),
+            claim: if self.thread & INHERITED == 0 { Claim::Own } else { Claim::Inherited },
+        }
+    }
+}
+
+/// The live blocks of one process, by address. Address 0 is no block's.
+#[derive(Clone)]
+pub(super) struct LiveSet {
+    seed: Seed,
+    /// Empty until the first block comes, then `2^SHARD_BITS`.
+    shards: Box<[Shard]>,
+    blocks: usize,
+}
+
+impl LiveSet {
+    pub(super) fn new(seed: Seed) -> LiveSet {
+        LiveSet { seed, shards: Box::default(), blocks: 0 }
+    }
+
+    /// How many blocks it holds.
+    pub(super) fn len(&self) -> usize {
+        self.blocks
+    }
+
+    /// Puts `block` at `address`; returns what was there, which is then no longer.
+    #[inline]
+    pub(super) fn insert(&mut self, address: Avma, block: Block) -> Option<Block> {
+        debug_assert_ne!(address, Avma(0));
+        if self.shards.is_empty() {
+            self.shards = vec![Shard::default(); 1 << SHARD_BITS].into();
+        }
+        let hash = self.seed.hash_word(address.0);
+        let replaced =
+            self.shards[shard_of(hash)].insert(self.seed, hash, Slot::new(address, block));
+        self.blocks += usize::from(replaced.is_none());
+        replaced.map(|slot| slot.block())
+    }
+
+    /// Takes out the block at `address`; `None` if there is none.
+    #[inline]
+    pub(super) fn remove(&mut self, address: Avma) -> Option<Block> {
+        let hash = self.seed.hash_word(address.0);
+        let slot = self.shards.get_mut(shard_of(hash))?.remove(self.seed, hash, address.0)?;
+        self.blocks -= 1;
+        Some(slot.block())
+    }
+
+    /// Whether there is a block at `address`.
+    pub(super) fn contains(&self, address: Avma) -> bool {
+        let hash = self.seed.hash_word(address.0);
+        self.shards.get(shard_of(hash)).is_some_and(|shard| {
+            shard.slots.get(shard.find(hash, address.0)).is_some_and(Slot::is_used)
+        })
+    }
+
+    /// The blocks, in no order that may show.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        let slots = self.shards.iter().flat_map(|shard| &shard.slots);
+        slots.filter(|slot| slot.is_used()).map(Slot::block)
+    }
+
+    /// What a child holds after `fork`: copies of the same blocks.
+    pub(super) fn fork(&self) -> LiveSet {
+        let mut child = self.clone();
+        for slot in child.shards.iter_mut().flat_map(|shard| &mut shard.slots) {
+            if slot.is_used() {
+                slot.thread |= INHERITED;
+            }
+        }
+        child
+    }
+}
+
+impl Slot {
+    #[inline(always)]
+    fn is_used(&self) -> bool {
+        self.address != 0
+    }
+}
+
+/// The shard of a hash: its highest bits.
+#[inline(always)]
+fn shard_of(hash: u64) -> usize {
+    (hash >> (64 - SHARD_BITS)) as usize
+}
+
+#[derive(Clone, Default)]
+struct Shard {
+    slots: Vec<Slot>,
+    used: usize,
+}
+
+impl Shard {
+    /// Where a block with this hash wants to be, in `slots.len()` slots.
+    #[inline(always)]
+    fn home(&self, hash: u64) -> usize {
+        let rest = hash << SHARD_BITS;
+        ((u128::from(rest) * self.slots.len() as u128) >> 64) as usize
+    }
+
+    #[inline(always)]
+    fn after(&self, index: usize) -> usize {
+        if index + 1 == self.slots.len() { 0 } else { index + 1 }
+    }
+
+    /// The slot of `address`, or the empty one where it belongs; 0 if there are no slots.
+    #[inline(always)]
+    fn find(&self, hash: u64, address: u64) -> usize {
+        let mut index = self.home(hash);
+        while let Some(slot) = self.slots.get(index) {
+            if slot.address == address || slot.address == 0 {
+                break;
+            }
+            index = self.after(index);
+        }
+        index
+    }
+
+    #[inline(always)]
+    fn insert(&mut self, seed: Seed, hash: u64, new: Slot) -> Option<Slot> {
+        if (self.used + 1) * 4 > self.slots.len() * 3 {
+            let slots = self.slots.len();
+            let more = if slots < SMALL_SLOTS { slots.max(FIRST_SLOTS) } else { slots / 4 };
+            self.resize(seed, slots + more);
+        }
+        let index = self.find(hash, new.address);
+        let old = std::mem::replace(&mut self.slots[index], new);
+        self.used += usize::from(!old.is_used());
+        old.is_used().then_some(old)
+    }
+
+    #[inline(always)]
+    fn remove(&mut self, seed: Seed, hash: u64, address: u64) -> Option<Slot> {
+        let mut hole = self.find(hash, address);
+        let removed = *self.slots.get(hole).filter(|slot| slot.is_used())?;
+        self.used -= 1;
+        let mut index = self.after(hole);
+        while self.slots[index].is_used() {
+            // A follower may move up to the hole unless that is before its place.
+            let home = self.home(seed.hash_word(self.slots[index].address));
+            if self.distance(home, index) >= self.distance(hole, index) {
+                self.slots[hole] = self.slots[index];
+                hole = index;
+            }
+            index = self.after(index);
+        }
+        self.slots[hole] = Slot::default();
+        if self.slots.len() > SMALL_SLOTS && self.used * 8 < self.slots.len() {
+            self.resize(seed, self.slots.len() / 4);
+        }
+        Some(removed)
+    }
+
+    /// How many slots one has to go on from `from` to get to `to`.
+    #[inline(always)]
+    fn distance(&self, from: usize, to: usize) -> usize {
+        if to >= from { to - from } else { to + self.slots.len() - from }
+    }
+
+    /// Moves everything into `slots` slots, which must be more than it uses.
+    #[cold]
+    fn resize(&mut self, seed: Seed, slots: usize) {
+        let old = std::mem::replace(&mut self.slots, vec![Slot::default(); slots]);
+        for slot in old.into_iter().filter(Slot::is_used) {
+            let index = self.find(seed.hash_word(slot.address), slot.address);
+            self.slots[index] = slot;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::HashMap;
+
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn block(size_bytes: u64, claim: Claim) -> Block {
+        Block { size_bytes, site: SiteId::default(), thread: ThreadId::from_bits(3), claim }
+    }
+
+    #[test]
+    fn remove_of_an_unknown_address_changes_nothing() {
+        let mut live = LiveSet::new(Seed::random());
+
+        assert_eq!(live.remove(Avma(16)), None);
+        live.insert(Avma(16), block(1, Claim::Own));
+        assert_eq!(live.remove(Avma(32)), None);
+
+        assert_eq!(live.len(), 1);
+        assert!(live.contains(Avma(16)));
+    }
+
+    #[test]
+    fn insert_at_a_used_address_returns_the_old_block() {
+        let mut live = LiveSet::new(Seed::random());
+        live.insert(Avma(16), block(1, Claim::Own));
+
+        let replaced = live.insert(Avma(16), block(2, Claim::Own));
+
+        assert_eq!(replaced, Some(block(1, Claim::Own)));
+        assert_eq!((live.len(), live.remove(Avma(16))), (1, Some(block(2, Claim::Own))));
+    }
+
+    #[test]
+    fn fork_makes_every_block_inherited() {
+        let mut parent = LiveSet::new(Seed::random());
+        parent.insert(Avma(16), block(1, Claim::Own));
+
+        let mut child = parent.fork();
+
+        assert_eq!(child.remove(Avma(16)), Some(block(1, Claim::Inherited)));
+        assert_eq!(parent.remove(Avma(16)), Some(block(1, Claim::Own)));
+    }
+
+    #[test]
+    fn set_that_has_shrunk_gives_its_slots_back() {
+        let mut live = LiveSet::new(Seed::random());
+        let addresses = || (1..=1_000_000u64).map(|i| Avma(i * 16));
+        let slots =
+            |live: &LiveSet| live.shards.iter().map(|shard| shard.slots.len()).sum::<usize>();
+
+        for address in addresses() {
+            live.insert(address, block(1, Claim::Own));
+        }
+        let most = slots(&live);
+        for address in addresses().skip(100) {
+            assert!(live.remove(address).is_some());
+        }
+
+        assert!(most < 1_700_000, "{most}");
+        assert!(slots(&live) <= 64 * SMALL_SLOTS, "{}", slots(&live));
+        assert_eq!(live.blocks().count(), 100);
+    }
+
+    proptest! {
+        /// The twin is a `HashMap`. Few addresses, so that searches collide and followers move.
+        #[test]
+        fn live_set_equals_a_hash_map(steps in prop::collection::vec(
+            (any::<bool>(), 1u64..300, any::<u64>()), 0..2000)
+        ) {
+            let mut live = LiveSet::new(Seed::random());
+            let mut twin = HashMap::new();
+
+            for (insert, address, size) in steps {
+                let address = Avma(address);
+                if insert {
+                    let block = block(size, Claim::Own);
+                    prop_assert_eq!(live.insert(address, block), twin.insert(address, block));
+                } else {
+                    prop_assert_eq!(live.remove(address), twin.remove(&address));
+                }
+                prop_assert_eq!(live.len(), twin.len());
+            }
+
+            let mut left: Vec<_> = live.blocks().map(|block| block.size_bytes).collect();
+            let mut expected: Vec<_> = twin.values().map(|block| block.size_bytes).collect();
+            left.sort_unstable();
+            expected.sort_unstable();
+            prop_assert_eq!(left, expected);
+        }
+    }
+}

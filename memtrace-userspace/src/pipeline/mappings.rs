@@ -1,0 +1,394 @@
+//! The address space of a process, as far as its calls have made it.
+//!
+//! In: ranges that are mapped and unmapped. Out: [`Posting`]s, what to charge to which site. A
+//! mapping dies piecemeal, so it is more than one piece, and counts as freed with its last one:
+//!
+//! ```text
+//!   map     |################|     1 allocation
+//!   unmap        |#####|
+//!   left    |####|     |#####|     2 pieces of it: live_blocks 1, frees 0
+//! ```
+//!
+//! `munmap` and `mremap` take their range on entry. What they took, [`Released`], is kept until
+//! it is known whether the call has failed: then it comes back, but never over what was mapped
+//! there meanwhile. Ranges are whole pages, as they are for the kernel.
+
+use std::collections::BTreeMap;
+
+use memtrace_common::addr::Avma;
+
+use super::account::{Change, Claim};
+use super::processes::Incarnation;
+use super::stacks::SiteId;
+
+const PAGE_BYTES: u64 = 4096;
+
+/// How many pieces one call can release so that they can come back; a call that fails after it
+/// has released more is all but unknown.
+const MOST_CUTS: usize = 1024;
+
+/// Whole pages: `start < end`, both multiples of the page size.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Pages {
+    start: u64,
+    end: u64,
+}
+
+impl Pages {
+    /// The pages that `length` bytes from `start` on touch; `None` if there are none.
+    ///
+    /// A range beyond the end of the address space is cut there; the call that named it fails.
+    pub(super) fn touched(start: Avma, length: u64) -> Option<Pages> {
+        let start = start.0 - start.0 % PAGE_BYTES;
+        let end = page_up(start.saturating_add(length));
+        (start < end).then_some(Pages { start, end })
+    }
+
+    /// The pages that the program break gains when it moves up from `old` to `new`.
+    pub(super) fn between(old: Avma, new: Avma) -> Option<Pages> {
+        let (start, end) = (page_up(old.0), page_up(new.0));
+        (start < end).then_some(Pages { start, end })
+    }
+
+    fn bytes(self) -> u64 {
+        self.end - self.start
+    }
+}
+
+/// The first page boundary not below `address`, or the last one there is.
+fn page_up(address: u64) -> u64 {
+    let last = u64::MAX - (PAGE_BYTES - 1);
+    address.checked_next_multiple_of(PAGE_BYTES).unwrap_or(last)
+}
+
+/// A change of the accounts of a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Posting {
+    pub(super) site: SiteId,
+    pub(super) change: Change,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+}
+
+/// What came of a call: what to charge, and what had to be left out for want of room.
+#[derive(Debug, Default)]
+pub(super) struct Outcome {
+    pub(super) postings: Vec<Posting>,
+    /// Pieces that were not kept.
+    pub(super) left_out: u64,
+}
+
+/// What a `munmap` or `mremap` took.
+#[derive(Debug)]
+pub(super) struct Released {
+    pages: Option<Pages>,
+    cuts: Vec<Cut>,
+    /// Whose memory it was.
+    pub(super) incarnation: Incarnation,
+}
+
+impl Released {
+    /// Whether it took a range where nothing was known.
+    pub(super) fn is_orphan(&self) -> bool {
+        self.pages.is_some() && self.cuts.is_empty()
+    }
+}
+
+/// A part of a mapping that was taken out.
+#[derive(Clone, Copy, Debug)]
+struct Cut {
+    pages: Pages,
+    mapping: MappingId,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct MappingId(u32);
+
+/// What one call mapped, and what is left of it.
+#[derive(Clone, Copy, Debug)]
+struct Mapping {
+    /// To whom it is charged; `None` for address space only.
+    site: Option<SiteId>,
+    claim: Claim,
+    /// Pieces that are mapped.
+    pieces: u32,
+    /// Cuts in a [`Released`] that refer to it.
+    cuts: u32,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Piece {
+    end: u64,
+    mapping: MappingId,
+}
+
+/// The mappings of one process.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Mappings {
+    /// By start; they do not overlap.
+    pieces: BTreeMap<u64, Piece>,
+    mappings: Vec<Mapping>,
+    vacant: Vec<MappingId>,
+}
+
+impl Mappings {
+    /// How many pieces there are.
+    pub(super) fn len(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Whether nothing is mapped.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
+    }
+
+    /// Maps pages and charges them to `site`; what they overlap is unmapped.
+    ///
+    /// `room` is how many pieces more there may be.
+    pub(super) fn map(&mut self, pages: Pages, site: Option<SiteId>, room: usize) -> Outcome {
+        let mut ledger = Ledger::new(self, room);
+        let cuts = ledger.cut(pages);
+        ledger.forget(&cuts);
+        ledger.add(pages, site);
+        ledger.outcome
+    }
+
+    /// Unmaps pages for good.
+    pub(super) fn unmap(&mut self, pages: Pages, room: usize) -> Outcome {
+        let mut ledger = Ledger::new(self, room);
+        let cuts = ledger.cut(pages);
+        ledger.forget(&cuts);
+        ledger.outcome
+    }
+
+    /// Unmaps pages, so that they can come back. To be given back, or to [`Mappings::forget`].
+    pub(super) fn release(
+        &mut self,
+        pages: Option<Pages>,
+        incarnation: Incarnation,
+        room: usize,
+    ) -> (Released, Outcome) {
+        let mut ledger = Ledger::new(self, room);
+        let mut cuts = pages.map(|pages| ledger.cut(pages)).unwrap_or_default();
+        let beyond = cuts.split_off(cuts.len().min(MOST_CUTS));
+        ledger.outcome.left_out += beyond.len() as u64;
+        ledger.forget(&beyond);
+        (Released { pages, cuts, incarnation }, ledger.outcome)
+    }
+
+    /// The call has succeeded: what it released never comes back.
+    pub(super) fn forget(&mut self, released: &Released) {
+        Ledger::new(self, 0).forget(&released.cuts);
+    }
+
+    /// The call has failed: maps again what it released, where nothing else is mapped now.
+    pub(super) fn restore(&mut self, released: &Released, room: usize) -> Outcome {
+        let mut ledger = Ledger::new(self, room);
+        for cut in &released.cuts {
+            for pages in ledger.gaps(cut.pages) {
+                ledger.reclaim(pages, cut.mapping);
+            }
+        }
+        ledger.forget(&released.cuts);
+        ledger.outcome
+    }
+
+    /// Maps at `pages` what was released, in the same order; growth is charged to `growth`.
+    ///
+    /// `released` is `None` if the start of the call was lost: then all of it is growth. Growth
+    /// of address space is address space.
+    pub(super) fn remap(
+        &mut self,
+        released: Option<&Released>,
+        pages: Pages,
+        growth: SiteId,
+        room: usize,
+    ) -> Outcome {
+        let mut ledger = Ledger::new(self, room);
+        let overlapped = ledger.cut(pages);
+        ledger.forget(&overlapped);
+        let old = released.and_then(|released| released.pages);
+        let cuts = released.map_or(&[][..], |released| &released.cuts);
+        for cut in cuts {
+            if let Some(old) = old
+                && let Some(moved) = move_cut(cut.pages, old, pages)
+            {
+                ledger.reclaim(moved, cut.mapping);
+            }
+        }
+        let kept = old.map_or(0, Pages::bytes);
+        if kept < pages.bytes() {
+            let site = match cuts.last() {
+                Some(cut) => ledger.mapping(cut.mapping).site.map(|_| growth),
+                None => Some(growth),
+            };
+            ledger.add(Pages { start: pages.start + kept, end: pages.end }, site);
+        }
+        ledger.forget(cuts);
+        ledger.outcome
+    }
+
+    /// What a child has after `fork`, and what that changes for the sites.
+    pub(super) fn fork(&self) -> (Mappings, Vec<Posting>) {
+        let mut child = self.clone();
+        for (index, mapping) in child.mappings.iter_mut().enumerate() {
+            mapping.claim = Claim::Inherited;
+            // What a call under way in the parent has released does not come back in the child.
+            if mapping.cuts > 0 && mapping.pieces == 0 {
+                child.vacant.push(MappingId(index as u32));
+            }
+            mapping.cuts = 0;
+        }
+        let postings = child.postings(|_| Change::Inherit);
+        (child, postings)
+    }
+
+    /// What changes for the sites when the program ends.
+    pub(super) fn end(&self) -> Vec<Posting> {
+        self.postings(Claim::end)
+    }
+
+    /// One posting for each mapping that has a site, with all its bytes.
+    fn postings(&self, change: impl Fn(Claim) -> Change) -> Vec<Posting> {
+        let mut bytes = vec![0u64; self.mappings.len()];
+        for (start, piece) in &self.pieces {
+            bytes[piece.mapping.0 as usize] += piece.end - start;
+        }
+        let mapped = self.mappings.iter().zip(bytes).filter(|(mapping, _)| mapping.pieces > 0);
+        mapped
+            .filter_map(|(mapping, bytes)| {
+                let change = change(mapping.claim);
+                Some(Posting { site: mapping.site?, change, blocks: 1, bytes })
+            })
+            .collect()
+    }
+}
+
+/// Where `cut` comes to lie when `old` is moved to `new`; `None` if it is cut off.
+fn move_cut(cut: Pages, old: Pages, new: Pages) -> Option<Pages> {
+    let (from, to) = (cut.start - old.start, cut.end - old.start);
+    let to = to.min(new.bytes());
+    (from < to).then(|| Pages { start: new.start + from, end: new.start + to })
+}
+
+/// The mappings during one call, and what comes of it.
+struct Ledger<'m> {
+    mappings: &'m mut Mappings,
+    most_pieces: usize,
+    outcome: Outcome,
+}
+
+impl<'m> Ledger<'m> {
+    fn new(mappings: &'m mut Mappings, room: usize) -> Ledger<'m> {
+        let most_pieces = mappings.len().saturating_add(room);
+        Ledger { mappings, most_pieces, outcome: Outcome::default() }
+    }
+
+    fn mapping(&mut self, id: MappingId) -> &mut Mapping {
+        &mut self.mappings.mappings[id.0 as usize]
+    }
+
+    fn post(&mut self, site: Option<SiteId>, change: Change, blocks: u64, bytes: u64) {
+        if let Some(site) = site {
+            self.outcome.postings.push(Posting { site, change, blocks, bytes });
+        }
+    }
+
+    fn has_room(&mut self) -> bool {
+        let room = self.mappings.pieces.len() < self.most_pieces;
+        if !room {
+            self.outcome.left_out += 1;
+        }
+        room
+    }
+
+    /// A new mapping, where nothing is mapped.
+    fn add(&mut self, pages: Pages, site: Option<SiteId>) {
+        if !self.has_room() {
+            return;
+        }
+        let mapping = Mapping { site, claim: Claim::Own, pieces: 1, cuts: 0 };
+        let id = self.mappings.vacant.pop();
+        let id = id.unwrap_or(MappingId(self.mappings.mappings.len() as u32));
+        match self.mappings.mappings.get_mut(id.0 as usize) {
+            Some(slot) => *slot = mapping,
+            None => self.mappings.mappings.push(mapping),
+        }
+        self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
+        self.post(site, Change::Acquire, 1, pages.bytes());
+    }
+
+    /// Takes out everything in `pages`, in ascending order. To be forgotten in the end.
+    fn cut(&mut self, pages: Pages) -> Vec<Cut> {
+        let Pages { start, end } = pages;
+        let mut cuts = Vec::new();
+        let before = self.mappings.pieces.range(..start).next_back();
+        if let Some((&left, &piece)) = before.filter(|(_, piece)| piece.end > start) {
+            self.mappings.pieces.insert(left, Piece { end: start, ..piece });
+            self.mapping(piece.mapping).pieces += 1;
+            cuts.push(self.take(piece, start, end));
+        }
+        while let Some((&left, &piece)) = self.mappings.pieces.range(start..end).next() {
+            self.mappings.pieces.remove(&left);
+            cuts.push(self.take(piece, left, end));
+        }
+        cuts
+    }
+
+    /// Gives up a piece from `start` to `end`; what lies beyond is a piece again.
+    fn take(&mut self, piece: Piece, start: u64, end: u64) -> Cut {
+        let Piece { end: piece_end, mapping } = piece;
+        let mut taken = piece_end - start;
+        if piece_end > end && self.has_room() {
+            self.mappings.pieces.insert(end, piece);
+            self.mapping(mapping).pieces += 1;
+            taken = end - start;
+        }
+        let state = self.mapping(mapping);
+        state.pieces -= 1;
+        state.cuts += 1;
+        let Mapping { site, claim, pieces, cuts: _ } = *state;
+        self.post(site, claim.release(), u64::from(pieces == 0), taken);
+        Cut { pages: Pages { start, end: piece_end.min(end) }, mapping }
+    }
+
+    /// Maps a part of a mapping, where nothing is mapped.
+    fn reclaim(&mut self, pages: Pages, id: MappingId) {
+        if !self.has_room() {
+            return;
+        }
+        self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
+        let state = self.mapping(id);
+        state.pieces += 1;
+        let Mapping { site, claim, pieces, cuts: _ } = *state;
+        self.post(site, claim.reclaim(), u64::from(pieces == 1), pages.bytes());
+    }
+
+    /// The parts of `pages` where nothing is mapped.
+    fn gaps(&self, pages: Pages) -> Vec<Pages> {
+        let mut gaps = Vec::new();
+        let before = self.mappings.pieces.range(..=pages.start).next_back();
+        let mut start = before.map_or(pages.start, |(_, piece)| piece.end.max(pages.start));
+        for (&left, piece) in self.mappings.pieces.range(pages.start..pages.end) {
+            if start < left {
+                gaps.push(Pages { start, end: left });
+            }
+            start = start.max(piece.end);
+        }
+        if start < pages.end {
+            gaps.push(Pages { start, end: pages.end });
+        }
+        gaps
+    }
+
+    /// Drops cuts; a mapping without pieces and cuts is no more.
+    fn forget(&mut self, cuts: &[Cut]) {
+        for cut in cuts {
+            let state = self.mapping(cut.mapping);
+            state.cuts -= 1;
+            if state.cuts == 0 && state.pieces == 0 {
+                self.mappings.vacant.push(cut.mapping);
+            }
+        }
+    }
+}

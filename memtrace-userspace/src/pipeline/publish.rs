@@ -1,0 +1,76 @@
+//! Makes a [`Snapshot`] of the pipeline's state.
+
+use std::collections::BTreeMap;
+
+use memtrace_common::unwind::End;
+
+use super::Pipeline;
+use super::account::add_usage;
+use super::heap::is_heap;
+use super::snapshot::{ProcessUsage, Snapshot, StackUsage, Totals, Usage};
+
+impl Pipeline {
+    pub(super) fn publish(&self) -> Snapshot {
+        let (heap, mapped) = (self.heap_peak.epoch(), self.mapped_peak.epoch());
+        let stacks = self.stacks.usage(|api| if is_heap(api) { heap } else { mapped });
+        let processes = self.processes.usage(heap, mapped);
+        Snapshot {
+            session: self.session.clone(),
+            now: self.now,
+            end: self.end,
+            events: self.events,
+            totals: self.totals(&processes),
+            counters: self.all_counters(&stacks),
+            stacks,
+            processes,
+            threads: self.threads.usage(heap),
+            timeline: self.timeline.points(self.now, self.level()),
+            probes: self.probes.clone(),
+            images: self.images.all().to_vec(),
+        }
+    }
+
+    fn totals(&self, processes: &[ProcessUsage]) -> Totals {
+        let (mut heap, mut mapped) = (Usage::default(), Usage::default());
+        for process in processes {
+            add_usage(&mut heap, &process.heap);
+            add_usage(&mut mapped, &process.mapped);
+        }
+        Totals {
+            heap,
+            peak_live_bytes: self.heap_peak.highest_bytes(),
+            peak_at: self.heap_peak.at(),
+            mapped,
+            temporary_allocations: self.temporary_allocations,
+        }
+    }
+
+    /// The records' counters, the anomalies, and what is known of stacks without a root.
+    fn all_counters(&self, stacks: &[StackUsage]) -> Vec<(String, u64)> {
+        let mut counters = self.counters.clone();
+        let mut add = |name: String, value: u64| add_counter(&mut counters, name, value);
+        for (name, value) in self.anomalies.named() {
+            add(name.to_owned(), value);
+        }
+        add("unknown_stacks".to_owned(), self.stacks.awaited());
+        add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
+        add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
+        let mut allocations = [0u64; End::ALL.len()];
+        for StackUsage { stack, api: _, usage } in stacks {
+            let sum = &mut allocations[stack.end as usize];
+            *sum = sum.wrapping_add(usage.allocations);
+        }
+        for &end in End::ALL.iter().filter(|&&end| end != End::Root) {
+            add(format!("stacks_ended_{}", end.name()), self.stacks.arrived(end));
+            let name = format!("allocations_with_stack_ended_{}", end.name());
+            add(name, allocations[end as usize]);
+        }
+        counters.retain(|_, value| *value != 0);
+        counters.into_iter().collect()
+    }
+}
+
+fn add_counter(counters: &mut BTreeMap<String, u64>, name: String, value: u64) {
+    let sum = counters.entry(name).or_default();
+    *sum = sum.wrapping_add(value);
+}

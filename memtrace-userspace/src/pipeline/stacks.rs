@@ -1,0 +1,274 @@
+//! Call paths, the ids under which the kernel speaks of them, and what was charged to them.
+//!
+//! In: the frames behind a stack id, at any time: before the events that name the id, after
+//! them, again, or never. Out: the [`SiteId`] of a call path and an API, to which memory is
+//! charged.
+//!
+//! ```text
+//!   WireStackId 17 ─┐
+//!   WireStackId 18 ─┴→ stack 2 (known)   ─┬→ site 0: malloc
+//!                                         └→ site 3: calloc
+//!   WireStackId 19 ──→ stack 3 (awaited) ──→ site 4: malloc, shown as the site of stack 0
+//! ```
+//!
+//! When the frames of id 19 arrive and are those of stack 2, site 4 stays where blocks refer to
+//! it and is shown as site 0 from then on. Stacks that never arrive are shown as one without
+//! frames, ended by [`End::Missing`].
+
+use std::collections::HashMap;
+use std::sync::Arc;
+
+use memtrace_common::event::Api;
+use memtrace_common::unwind::End;
+
+use super::account::{Account, Epoch, add_usage};
+use super::hash::Seed;
+use super::limits::Limits;
+use super::snapshot::{Stack, StackUsage, Usage};
+use super::wire_ids::WireIds;
+use crate::record::WireStackId;
+
+/// A call path in [`Stacks`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(super) struct StackId(u32);
+
+impl StackId {
+    /// The one that stands for all whose frames are not known.
+    const MISSING: StackId = StackId(0);
+    /// The one of [`WireStackId`] 0.
+    const NONE: StackId = StackId(1);
+}
+
+/// A call path and an API. Default: the first one made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct SiteId(u32);
+
+/// What is known of a stack.
+#[derive(Debug)]
+enum Entry {
+    Known(Arc<Stack>),
+    /// Its record has not come yet.
+    Awaited,
+    /// It was awaited, and turned out to be one that is known already.
+    Duplicate,
+}
+
+/// What was charged to a call path through an API.
+#[derive(Debug)]
+struct Site {
+    account: Account,
+    stack: StackId,
+    api: Api,
+    /// Itself, or the site whose numbers include these.
+    shown_as: SiteId,
+}
+
+/// What a stack id of the kernel means.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Meaning {
+    stack: StackId,
+    /// The API and site asked for last; most stacks have one only.
+    recent: Option<(Api, SiteId)>,
+}
+
+/// All stacks of a session.
+#[derive(Debug)]
+pub(super) struct Stacks {
+    entries: Vec<Entry>,
+    ids: HashMap<Arc<Stack>, StackId, Seed>,
+    wire_ids: WireIds,
+    sites: Vec<Site>,
+    site_ids: HashMap<(StackId, Api), SiteId, Seed>,
+    frames: usize,
+    limit: usize,
+    frame_limit: usize,
+    awaited: u64,
+    beyond_limit: u64,
+    /// How many stacks have arrived, by their [`End`].
+    arrived: [u64; End::ALL.len()],
+}
+
+impl Stacks {
+    pub(super) fn new(limits: &Limits, seed: Seed) -> Stacks {
+        let mut stacks = Stacks {
+            entries: Vec::new(),
+            ids: HashMap::with_hasher(seed),
+            wire_ids: WireIds::new(limits.stack_ids, seed),
+            sites: Vec::new(),
+            site_ids: HashMap::with_hasher(seed),
+            frames: 0,
+            limit: limits.stacks.clamp(2, u32::MAX as usize / Api::ALL.len()),
+            frame_limit: limits.stack_frames,
+            awaited: 0,
+            beyond_limit: 0,
+            arrived: [0; End::ALL.len()],
+        };
+        for end in [End::Missing, End::NoScratch] {
+            stacks.intern(Stack { end, frames: Vec::new() });
+        }
+        stacks.arrived = [0; End::ALL.len()];
+        stacks
+    }
+
+    /// The site of a stack id and an API.
+    #[inline]
+    pub(super) fn site(&mut self, wire: WireStackId, api: Api) -> SiteId {
+        if let Some(meaning) = self.wire_ids.get(wire)
+            && let Some((recent, site)) = meaning.recent
+            && recent == api
+        {
+            return site;
+        }
+        self.find_site(wire, api)
+    }
+
+    fn find_site(&mut self, wire: WireStackId, api: Api) -> SiteId {
+        if wire == WireStackId(0) {
+            return self.site_of(StackId::NONE, api);
+        }
+        let stack = match self.wire_ids.get(wire) {
+            Some(meaning) => meaning.stack,
+            None if self.entries.len() < self.limit => {
+                self.awaited += 1;
+                self.push(Entry::Awaited)
+            }
+            None => {
+                self.beyond_limit += 1;
+                StackId::MISSING
+            }
+        };
+        let site = self.site_of(stack, api);
+        self.wire_ids.set(wire, Meaning { stack, recent: Some((api, site)) });
+        site
+    }
+
+    fn site_of(&mut self, stack: StackId, api: Api) -> SiteId {
+        if let Some(&site) = self.site_ids.get(&(stack, api)) {
+            return site;
+        }
+        let shown_as = match self.entries[stack.0 as usize] {
+            Entry::Awaited => Some(self.site_of(StackId::MISSING, api)),
+            Entry::Known(_) | Entry::Duplicate => None,
+        };
+        // Fits: there are at most u32::MAX / APIs stacks.
+        let id = SiteId(self.sites.len() as u32);
+        let shown_as = shown_as.unwrap_or(id);
+        self.sites.push(Site { account: Account::default(), stack, api, shown_as });
+        self.site_ids.insert((stack, api), id);
+        id
+    }
+
+    /// The account of a site.
+    #[inline(always)]
+    pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {
+        &mut self.sites[site.0 as usize].account
+    }
+
+    /// Learns what `wire` stands for, from now on and since it was first named.
+    ///
+    /// A second record for an id is believed: earlier events keep the earlier frames.
+    pub(super) fn define(&mut self, wire: WireStackId, stack: Stack) {
+        let awaited = match self.wire_ids.get(wire).map(|meaning| meaning.stack) {
+            Some(id) if matches!(self.entries[id.0 as usize], Entry::Awaited) => Some(id),
+            _ => None,
+        };
+        let stack = match awaited {
+            Some(id) => self.arrive(id, stack),
+            None => self.intern(stack),
+        };
+        self.wire_ids.set(wire, Meaning { stack, recent: None });
+    }
+
+    /// Puts the frames into an awaited entry; returns the stack with these frames.
+    fn arrive(&mut self, id: StackId, stack: Stack) -> StackId {
+        let known = self.ids.get(&stack).copied();
+        if known.is_none() && !self.has_room_for(&stack) {
+            self.beyond_limit += 1;
+            return id;
+        }
+        self.awaited -= 1;
+        self.entries[id.0 as usize] = Entry::Duplicate;
+        if known.is_none() {
+            self.fill(id, stack);
+        }
+        for &api in Api::ALL {
+            if let Some(&site) = self.site_ids.get(&(id, api)) {
+                self.sites[site.0 as usize].shown_as = match known {
+                    Some(known) => self.site_of(known, api),
+                    None => site,
+                };
+            }
+        }
+        known.unwrap_or(id)
+    }
+
+    fn intern(&mut self, stack: Stack) -> StackId {
+        if let Some(&id) = self.ids.get(&stack) {
+            return id;
+        }
+        if self.entries.len() >= self.limit || !self.has_room_for(&stack) {
+            self.beyond_limit += 1;
+            return StackId::MISSING;
+        }
+        let id = self.push(Entry::Awaited);
+        self.fill(id, stack);
+        id
+    }
+
+    fn push(&mut self, entry: Entry) -> StackId {
+        let id = StackId(self.entries.len() as u32);
+        self.entries.push(entry);
+        id
+    }
+
+    fn has_room_for(&self, stack: &Stack) -> bool {
+        self.frames + stack.frames.len() <= self.frame_limit
+    }
+
+    fn fill(&mut self, id: StackId, stack: Stack) {
+        self.frames += stack.frames.len();
+        self.arrived[stack.end as usize] += 1;
+        let stack = Arc::new(stack);
+        self.ids.insert(Arc::clone(&stack), id);
+        self.entries[id.0 as usize] = Entry::Known(stack);
+    }
+
+    /// What was charged to each call path and API. `epoch_of` gives the peak that counts.
+    pub(super) fn usage(&self, epoch_of: impl Fn(Api) -> Epoch) -> Vec<StackUsage> {
+        let mut sums = vec![Usage::default(); self.sites.len()];
+        for site in &self.sites {
+            let usage = site.account.usage(epoch_of(site.api));
+            add_usage(&mut sums[site.shown_as.0 as usize], &usage);
+        }
+        let shown = self.sites.iter().zip(sums).filter(|(_, usage)| *usage != Usage::default());
+        shown
+            .filter_map(|(site, usage)| match &self.entries[site.stack.0 as usize] {
+                Entry::Known(stack) => {
+                    Some(StackUsage { stack: Arc::clone(stack), api: site.api, usage })
+                }
+                // Shown as another site, so its sum here is zero.
+                Entry::Awaited | Entry::Duplicate => None,
+            })
+            .collect()
+    }
+
+    /// How many distinct stacks have arrived that ended like this.
+    pub(super) fn arrived(&self, end: End) -> u64 {
+        self.arrived[end as usize]
+    }
+
+    /// Stack ids that events have named and no record has explained.
+    pub(super) fn awaited(&self) -> u64 {
+        self.awaited
+    }
+
+    /// Times a stack found no room.
+    pub(super) fn beyond_limit(&self) -> u64 {
+        self.beyond_limit
+    }
+
+    /// Stack ids forgotten because too many others came.
+    pub(super) fn forgotten_ids(&self) -> u64 {
+        self.wire_ids.forgotten()
+    }
+}

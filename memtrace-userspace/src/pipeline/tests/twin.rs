@@ -1,0 +1,269 @@
+//! The pipeline and its stupid twin get the same records and must say the same.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::oracle::{CODE_BYTES, Oracle, Path, Where};
+use super::*;
+use crate::pipeline::snapshot::{Place, StackUsage};
+
+const TIMELINE_POINTS: usize = 8;
+
+/// Everything is drawn from few values, so that it collides.
+fn records() -> impl Strategy<Value = Vec<Record>> {
+    let pid = || prop_oneof![Just(MAIN), Just(MAIN + 1), Just(CHILD)].prop_map(Pid);
+    let tid = || {
+        prop_oneof![4 => Just(MAIN), 2 => Just(MAIN + 1), 2 => Just(CHILD), 3 => 300u32..304]
+            .prop_map(Tid)
+    };
+    let ptr = || (1u64..12).prop_map(|n| Avma(n * 16));
+    let page = || (1u64..24, 0u64..8192).prop_map(|(n, rest)| (Avma(n * 4096), rest));
+    let length = || (0u64..9, any::<bool>()).prop_map(|(n, odd)| n * 4096 + u64::from(odd) * 5);
+    let wire = || (0u64..6).prop_map(WireStackId);
+    let code = || (0u64..CODE_BYTES as u64).prop_map(Avma);
+    let size = || 0u64..100;
+    let time = Time(0);
+    let api = prop_oneof![Just(Api::Malloc), Just(Api::Calloc), Just(Api::Realloc)];
+    let kind = prop_oneof![
+        4 => Just(MapKind::Anonymous),
+        1 => Just(MapKind::File),
+        2 => Just(MapKind::Reserved),
+    ];
+    let image = prop_oneof![
+        Just(Image::Anonymous),
+        Just(Image::Vdso),
+        "[ab]".prop_map(|path| Image::File { path: path.into(), build_id: vec![] }),
+    ];
+    let end = prop_oneof![3 => Just(End::Root), 1 => Just(End::NoUnwindInfo)];
+    let frames = prop_oneof![
+        prop::collection::vec(Just(Avma(3)), 0..2),
+        prop::collection::vec(code(), 0..3),
+    ];
+    let memory = prop_oneof![
+        8 => (tid(), api, ptr(), size(), wire()).prop_map(move |(tid, api, ptr, size, stack)| {
+            Record::Alloc { time, tid, api, ptr, size, stack }
+        }),
+        6 => (tid(), ptr())
+            .prop_map(move |(tid, ptr)| Record::Free { time, tid, api: Api::Free, ptr }),
+        2 => (tid(), ptr()).prop_map(move |(tid, ptr)| Record::Retire { time, tid, ptr }),
+        2 => (tid(), ptr()).prop_map(move |(tid, ptr)| Record::Restore { time, tid, ptr }),
+        4 => (tid(), page(), length(), kind, wire()).prop_map(
+            move |(tid, (start, _), length, kind, stack)| {
+                Record::Map { time, tid, start, length, kind, stack }
+            }
+        ),
+        4 => (tid(), page(), length()).prop_map(move |(tid, (start, _), length)| {
+            Record::Unmap { time, tid, start, length }
+        }),
+        2 => tid().prop_map(move |tid| Record::UnmapFailed { time, tid }),
+        2 => (tid(), page(), length()).prop_map(move |(tid, (start, _), length)| {
+            Record::RemapStart { time, tid, start, length }
+        }),
+        2 => (tid(), page(), length(), wire()).prop_map(
+            move |(tid, (start, _), length, stack)| {
+                Record::Remap { time, tid, start, length, stack }
+            }
+        ),
+        2 => (tid(), page(), page(), wire(), any::<bool>()).prop_map(
+            move |(tid, old, new, stack, first)| {
+                let old = if first { Avma(0) } else { Avma(old.0.0 + old.1) };
+                Record::Break { time, tid, old, new: Avma(new.0.0 + new.1), stack }
+            }
+        ),
+    ];
+    let life = prop_oneof![
+        2 => (pid(), tid(), "[xy]").prop_map(move |(pid, tid, name)| {
+            Record::Thread { time, pid, tid, name: name.into() }
+        }),
+        1 => tid().prop_map(move |tid| Record::ThreadExit { time, tid }),
+        2 => (wire(), pid(), end, frames)
+            .prop_map(|(id, pid, end, frames)| Record::Stack { id, pid, end, frames }),
+        2 => (pid(), code(), 0u64..20, 0u64..9, image).prop_map(
+            move |(pid, start, length, offset, image)| {
+                let end = Avma((start.0 + 1 + length).min(CODE_BYTES as u64));
+                Record::Module(Module { time, pid, start, end, offset: FileOffset(offset), image })
+            }
+        ),
+        1 => (pid(), code())
+            .prop_map(move |(pid, start)| Record::ModuleGone { time, pid, start }),
+        1 => (pid(), pid())
+            .prop_map(move |(parent, child)| Record::Fork { time, parent, child }),
+        1 => pid().prop_map(|pid| exec(0, pid.0)),
+        1 => pid().prop_map(move |pid| Record::Exit { time, pid }),
+        1 => (pid(), any::<bool>()).prop_map(move |(pid, child)| {
+            let parent = child.then_some(Pid(MAIN));
+            Record::Process(Process { time, pid, parent, exe: b"e".to_vec(), command: vec![] })
+        }),
+        1 => (pid(), size())
+            .prop_map(move |(pid, rss_bytes)| Record::Resident { time, pid, rss_bytes }),
+        1 => Just(Record::Tick { time }),
+        1 => size().prop_map(|value| Record::Counters(vec![("lost_frees".to_owned(), value)])),
+    ];
+    let record = prop_oneof![3 => memory, 1 => life];
+    let start = prop_oneof![
+        Just(vec![session(MAIN)]),
+        Just(vec![session(MAIN), process(MAIN), thread(MAIN, 300)]),
+        Just(vec![
+            session(MAIN),
+            process(MAIN),
+            thread(MAIN, MAIN),
+            thread(MAIN, 300),
+            process(MAIN + 1),
+            thread(MAIN + 1, 301),
+        ]),
+    ];
+    let step = prop_oneof![6 => 0i64..50_000, 1 => 0i64..3_000_000, 1 => -100_000i64..0];
+    (start, prop::collection::vec((record, step), 0..120)).prop_map(|(start, rest)| {
+        let mut time = 0u64;
+        let timed = rest.into_iter().map(|(record, step)| {
+            time = time.saturating_add_signed(step);
+            at(record, Time(time))
+        });
+        start.into_iter().chain(timed).collect()
+    })
+}
+
+/// The record at another time, if it has one.
+fn at(mut record: Record, now: Time) -> Record {
+    match &mut record {
+        Record::Process(Process { time, .. })
+        | Record::Module(Module { time, .. })
+        | Record::ModuleGone { time, .. }
+        | Record::Thread { time, .. }
+        | Record::ThreadExit { time, .. }
+        | Record::Alloc { time, .. }
+        | Record::Free { time, .. }
+        | Record::Retire { time, .. }
+        | Record::Restore { time, .. }
+        | Record::Map { time, .. }
+        | Record::Unmap { time, .. }
+        | Record::UnmapFailed { time, .. }
+        | Record::RemapStart { time, .. }
+        | Record::Remap { time, .. }
+        | Record::Break { time, .. }
+        | Record::Fork { time, .. }
+        | Record::Exec { time, .. }
+        | Record::Exit { time, .. }
+        | Record::Resident { time, .. }
+        | Record::Tick { time }
+        | Record::End { time, .. } => *time = now,
+        Record::Session(_)
+        | Record::Probe(_)
+        | Record::BeforeAttach(_)
+        | Record::Stack { .. }
+        | Record::Counters(_) => {}
+    }
+    record
+}
+
+fn path(snapshot: &Snapshot, stack: &StackUsage) -> Path {
+    let place = |place: &Place| match *place {
+        Place::InFile { image, offset } => {
+            let name = match &*snapshot.images[image as usize] {
+                Image::File { path, .. } => format!("{path:?}"),
+                Image::Vdso => "vdso".to_owned(),
+                Image::Anonymous => panic!("anonymous memory is no file"),
+            };
+            Where::File(name, offset.0)
+        }
+        Place::Anonymous { pid, address } => Where::Anonymous(pid.0, address.0),
+        Place::Unknown { pid, address } => Where::Unknown(pid.0, address.0),
+    };
+    (stack.stack.end, stack.stack.frames.iter().map(place).collect())
+}
+
+fn sum(parts: impl Iterator<Item = Usage>) -> Usage {
+    parts.fold(Usage::default(), |mut sum, part| {
+        crate::pipeline::account::add_usage(&mut sum, &part);
+        sum
+    })
+}
+
+fn assert_equal(snapshot: &Snapshot, oracle: &Oracle) {
+    let mut stacks = BTreeMap::new();
+    for stack in &snapshot.stacks {
+        let key = (path(snapshot, stack), stack.api);
+        assert!(stacks.insert(key, stack.usage).is_none(), "two entries for a stack and an API");
+    }
+    let mut expected = oracle.heap(|path, api, _, _| (path, api));
+    expected.append(&mut oracle.mapped(|path, api, _| (path, api)));
+    expected.retain(|_, usage| *usage != Usage::default());
+    assert_eq!(stacks, expected);
+
+    let heap = oracle.heap(|_, _, process, _| process);
+    let mapped = oracle.mapped(|_, _, process| process);
+    let of = |sums: &BTreeMap<usize, Usage>, n| sums.get(&n).copied().unwrap_or_default();
+    let processes: Vec<_> = snapshot
+        .processes
+        .iter()
+        .map(|p| {
+            let ended = p.ended.map(|time| time.0);
+            let times = (p.started.0, ended, p.resident_bytes);
+            (p.pid.0, p.parent.map(|pid| pid.0), p.exe.clone(), times, p.heap, p.mapped)
+        })
+        .collect();
+    let expected: Vec<_> = oracle
+        .processes
+        .iter()
+        .enumerate()
+        .map(|(n, p)| {
+            let times = (p.started, p.ended, p.resident);
+            (p.pid, p.parent, p.exe.clone(), times, of(&heap, n), of(&mapped, n))
+        })
+        .collect();
+    assert_eq!(processes, expected);
+
+    let heap = oracle.heap(|_, _, _, thread| thread);
+    let threads: Vec<_> =
+        snapshot.threads.iter().map(|t| (t.pid.0, t.tid.0, t.name.clone(), t.heap)).collect();
+    let mut expected: Vec<_> = oracle
+        .threads
+        .iter()
+        .enumerate()
+        .map(|(n, t)| (t.pid, t.tid, t.name.clone(), of(&heap, n)))
+        .collect();
+    expected.sort_by_key(|&(pid, tid, _, _)| (pid, tid));
+    assert_eq!(threads, expected);
+
+    let totals = &snapshot.totals;
+    assert_eq!((totals.peak_live_bytes, totals.peak_at.0), oracle.peak);
+    assert_eq!(totals.heap.peak_bytes, totals.peak_live_bytes);
+    assert_eq!(totals.heap, sum(snapshot.threads.iter().map(|thread| thread.heap)));
+    assert_eq!(totals.heap, sum(snapshot.processes.iter().map(|process| process.heap)));
+    assert_eq!(totals.mapped, sum(snapshot.processes.iter().map(|process| process.mapped)));
+    assert_eq!(totals.temporary_allocations, oracle.temporary);
+    assert_eq!((snapshot.now.0, snapshot.events), (oracle.now, oracle.events));
+    assert_eq!(snapshot.counters, oracle.counters());
+
+    let timeline: Vec<_> = snapshot
+        .timeline
+        .iter()
+        .map(|p| {
+            let (allocated, count) = (p.allocated_bytes, p.allocations);
+            let peak = p.peak_live_bytes;
+            [p.time.0, p.live_bytes, peak, p.mapped_bytes, allocated, count, p.resident_bytes]
+        })
+        .collect();
+    assert_eq!(timeline, oracle.timeline(TIMELINE_POINTS as u64));
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+
+    #[test]
+    fn pipeline_equals_its_twin(records in records(), stops in prop::collection::vec(0usize..120, 3)) {
+        let limits = Limits { timeline_points: TIMELINE_POINTS, ..Limits::default() };
+        let (mut pipeline, mut oracle) = (Pipeline::new(limits), Oracle::default());
+        for (n, record) in records.iter().enumerate() {
+            pipeline.apply(record);
+            oracle.apply(record);
+            // A snapshot in between changes nothing.
+            if stops.contains(&n) {
+                assert_equal(&pipeline.snapshot(), &oracle);
+            }
+        }
+
+        assert_equal(&pipeline.snapshot(), &oracle);
+    }
+}

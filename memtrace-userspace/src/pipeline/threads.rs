@@ -1,0 +1,163 @@
+//! Threads: which process a thread id belongs to, and what each thread allocated.
+//!
+//! Thread ids are used again, so a thread has an entry of its own, [`ThreadId`], from its start
+//! on; blocks refer to that.
+
+use std::collections::HashMap;
+
+use memtrace_common::addr::Avma;
+
+use super::account::{Account, Epoch};
+use super::hash::Seed;
+use super::live_set::Block;
+use super::mappings::Released;
+use super::processes::{Incarnation, RunningId};
+use super::snapshot::ThreadUsage;
+use crate::record::{Pid, Tid};
+
+/// A thread seen in a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct ThreadId(u32);
+
+impl ThreadId {
+    /// One more than the highest number: 31 bits are enough.
+    pub(super) const LIMIT: usize = 1 << 31;
+
+    pub(super) fn to_bits(self) -> u32 {
+        self.0
+    }
+
+    pub(super) fn from_bits(bits: u32) -> ThreadId {
+        ThreadId(bits)
+    }
+}
+
+/// Who did something: a thread, in a process that runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Actor {
+    pub(super) thread: ThreadId,
+    pub(super) process: RunningId,
+}
+
+/// A block that `realloc` took and may give back.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Retired {
+    pub(super) address: Avma,
+    /// `None` if nothing was known at the address.
+    pub(super) block: Option<Block>,
+    /// Whose memory it was in.
+    pub(super) incarnation: Incarnation,
+}
+
+/// A thread, or all those of a process beyond the limit.
+#[derive(Debug)]
+pub(super) struct Thread {
+    pid: Pid,
+    tid: Tid,
+    name: Vec<u8>,
+    /// The blocks it allocated, whoever freed them.
+    pub(super) heap: Account,
+    /// The block it allocated last, if that can still turn out to be temporary.
+    pub(super) newest: Option<Avma>,
+    /// The block that its `realloc` under way took.
+    pub(super) retired: Option<Retired>,
+    /// The mappings that its `munmap` or `mremap` under way took.
+    pub(super) released: Option<Box<Released>>,
+}
+
+/// All threads of a session.
+#[derive(Debug)]
+pub(super) struct Threads {
+    all: Vec<Thread>,
+    running: HashMap<Tid, Actor, Seed>,
+    /// The last one asked for: events come in runs.
+    recent: Option<(Tid, Actor)>,
+    running_limit: usize,
+}
+
+impl Threads {
+    pub(super) fn new(running_limit: usize, seed: Seed) -> Threads {
+        Threads {
+            all: Vec::new(),
+            running: HashMap::with_hasher(seed),
+            recent: None,
+            running_limit,
+        }
+    }
+
+    /// How many entries there are.
+    pub(super) fn len(&self) -> usize {
+        self.all.len()
+    }
+
+    /// Makes an entry; it has no thread id yet that leads to it.
+    pub(super) fn add(&mut self, pid: Pid, tid: Tid, name: Vec<u8>) -> ThreadId {
+        let id = ThreadId(self.all.len() as u32);
+        self.all.push(Thread {
+            pid,
+            tid,
+            name,
+            heap: Account::default(),
+            newest: None,
+            retired: None,
+            released: None,
+        });
+        id
+    }
+
+    /// Whether another thread may run.
+    pub(super) fn has_room(&self) -> bool {
+        self.running.len() < self.running_limit
+    }
+
+    /// Lets `tid` mean `actor`, until it ends.
+    pub(super) fn start(&mut self, tid: Tid, actor: Actor) {
+        self.recent = None;
+        self.running.insert(tid, actor);
+    }
+
+    /// Lets `tid` mean nothing; returns what it meant.
+    pub(super) fn end(&mut self, tid: Tid) -> Option<Actor> {
+        self.recent = None;
+        self.running.remove(&tid)
+    }
+
+    /// The thread that has this id now.
+    #[inline(always)]
+    pub(super) fn find(&mut self, tid: Tid) -> Option<Actor> {
+        if let Some((recent, actor)) = self.recent
+            && recent == tid
+        {
+            return Some(actor);
+        }
+        let &actor = self.running.get(&tid)?;
+        self.recent = Some((tid, actor));
+        Some(actor)
+    }
+
+    #[inline(always)]
+    pub(super) fn get_mut(&mut self, id: ThreadId) -> &mut Thread {
+        &mut self.all[id.0 as usize]
+    }
+
+    /// Gives a thread its name, unless the entry stands for many.
+    pub(super) fn rename(&mut self, id: ThreadId, name: Vec<u8>) {
+        let thread = self.get_mut(id);
+        if thread.tid != Tid(0) {
+            thread.name = name;
+        }
+    }
+
+    /// All threads by pid and tid, those of one id in order of appearance.
+    pub(super) fn usage(&self, epoch: Epoch) -> Vec<ThreadUsage> {
+        let usage = |thread: &Thread| ThreadUsage {
+            pid: thread.pid,
+            tid: thread.tid,
+            name: thread.name.clone(),
+            heap: thread.heap.usage(epoch),
+        };
+        let mut threads: Vec<_> = self.all.iter().map(usage).collect();
+        threads.sort_by_key(|thread| (thread.pid, thread.tid));
+        threads
+    }
+}

@@ -1,0 +1,463 @@
+//! A live session: from a target to a trace file and snapshots.
+//!
+//! ```text
+//!   tracer thread ─ batches of records ─┬→ writer thread ─→ trace file
+//!    drains the ring                    └→ pipeline thread ─→ snapshots ─→ caller
+//!   caller's thread: signals, the duration, `on_snapshot`
+//! ```
+//!
+//! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
+//! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
+
+use std::ffi::OsString;
+use std::fs::File;
+use std::io::BufWriter;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use thiserror::Error;
+use tokio::signal::unix::{SignalKind, signal};
+use tokio::sync::mpsc;
+
+use crate::live::attach::kernel_release;
+use crate::live::launch::{self, Prepared};
+use crate::live::loader::{Capacity, Program};
+use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
+use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::{Limits, Pipeline};
+use crate::record::{EndReason, Origin, Pid, Record, Session};
+use crate::trace::{WriteError, Writer};
+
+/// Records that are handed on together.
+const BATCH_RECORDS: usize = 16 * 1024;
+
+/// Batches that may wait in a channel.
+const BATCHES: usize = 16;
+
+/// How long the tracer sleeps when the ring is empty.
+const IDLE: Duration = Duration::from_millis(4);
+
+/// How often time passes for an idle target, and the daemon shows the kernel that it lives.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a launched program has after Ctrl-C, which it gets too, to end by itself.
+const GRACE: Duration = Duration::from_secs(2);
+
+/// What to trace.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Target {
+    /// Running processes.
+    Attach(Vec<Pid>),
+    /// A command, from its first instruction, and its children.
+    Launch(Vec<OsString>),
+}
+
+/// How to trace it.
+#[derive(Clone, Debug)]
+pub struct RecordOptions {
+    /// What to trace.
+    pub target: Target,
+    /// The trace file, if there is to be one.
+    pub output: Option<PathBuf>,
+    /// When to stop; without it, at the target's end or on Ctrl-C.
+    pub duration: Option<Duration>,
+    /// Time between two snapshots.
+    pub snapshot_interval: Duration,
+    /// Size of the event ring in bytes; made a power of two.
+    pub ring_bytes: u64,
+    /// How long an event waits for room in the ring before it is dropped; 0 to drop at once.
+    pub back_pressure: Duration,
+    /// Whether to trace the children of processes that are attached to.
+    pub children: Children,
+    /// What the probes do.
+    pub program: Program,
+}
+
+impl RecordOptions {
+    /// The usual way to trace `target`.
+    pub fn new(target: Target) -> Self {
+        let children = match target {
+            Target::Attach(_) => Children::Ignore,
+            Target::Launch(_) => Children::Follow,
+        };
+        RecordOptions {
+            target,
+            output: None,
+            duration: None,
+            snapshot_interval: Duration::from_millis(500),
+            ring_bytes: 32 << 20,
+            back_pressure: Duration::from_millis(500),
+            children,
+            program: Program::Trace,
+        }
+    }
+}
+
+/// What a session did.
+#[derive(Clone, Debug)]
+pub struct SessionSummary {
+    /// The state at the end.
+    pub snapshot: Arc<Snapshot>,
+    /// Size of the trace file in bytes, if one was written.
+    pub trace_bytes: Option<u64>,
+    /// How the launched command ended, if it did.
+    pub exit_status: Option<std::process::ExitStatus>,
+}
+
+/// Why a session cannot start or go on.
+#[derive(Debug, Error)]
+pub enum SessionError {
+    /// The target cannot be traced, or no longer.
+    #[error(transparent)]
+    Tracer(#[from] TracerError),
+    /// The command cannot be run.
+    #[error("cannot run {command}; check its name and that it may be executed")]
+    Command {
+        /// The command's name.
+        command: String,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The trace file cannot be made.
+    #[error("cannot create {}; name another file with -o", path.display())]
+    Create {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The trace file cannot be written.
+    #[error(
+        "cannot write {}; free some space or name another file with -o; the target runs on, and \
+         what was written so far can be read",
+        path.display()
+    )]
+    Write {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: WriteError,
+    },
+    /// Signals cannot be received.
+    #[error("cannot set up signals and timers")]
+    Runtime(#[source] std::io::Error),
+}
+
+type Batch = Arc<Vec<Record>>;
+
+/// Traces until the end, the duration is over, Ctrl-C, or `on_snapshot` breaks off.
+pub fn run(
+    options: RecordOptions,
+    mut on_snapshot: impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
+) -> Result<SessionSummary, SessionError> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(SessionError::Runtime)?;
+    let output = options.output.as_deref().map(create).transpose()?;
+    let started = start(&options);
+    let (tracer, launched) = match started {
+        Ok(started) => started,
+        Err(error) => {
+            discard(options.output.as_deref());
+            return Err(error);
+        }
+    };
+
+    let stop = Arc::new(Stop::default());
+    let (to_pipeline, pipeline_batches) = sync_channel(BATCHES);
+    let (to_writer, writer) = match output {
+        Some((path, file)) => {
+            let (sender, batches) = sync_channel(BATCHES);
+            (Some(sender), Some(std::thread::spawn(move || write(path, file, &batches))))
+        }
+        None => (None, None),
+    };
+    let (snapshot_sender, mut snapshots) = mpsc::channel(1);
+    let interval = options.snapshot_interval;
+    let pipeline =
+        std::thread::spawn(move || count(&pipeline_batches, interval, &snapshot_sender));
+    let tracer = {
+        let stop = Arc::clone(&stop);
+        std::thread::spawn(move || trace(tracer, &stop, to_writer, &to_pipeline))
+    };
+
+    runtime
+        .block_on(attend(&options, &stop, &mut snapshots, &mut on_snapshot))
+        .map_err(SessionError::Runtime)?;
+    drop(snapshots);
+
+    let traced = join(tracer);
+    let snapshot = join(pipeline);
+    let trace_bytes = writer.map(join).transpose()?;
+    traced?;
+    let exit_status = launched.and_then(|launched| launched.status());
+    Ok(SessionSummary { snapshot, trace_bytes, exit_status })
+}
+
+/// What asks the tracer to end.
+#[derive(Debug, Default)]
+struct Stop {
+    interrupted: AtomicBool,
+    duration_over: AtomicBool,
+}
+
+impl Stop {
+    fn reason(&self) -> Option<EndReason> {
+        if self.interrupted.load(Ordering::Relaxed) {
+            Some(EndReason::Interrupted)
+        } else if self.duration_over.load(Ordering::Relaxed) {
+            Some(EndReason::DurationOver)
+        } else {
+            None
+        }
+    }
+}
+
+/// The launched command.
+struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
+
+impl Launched {
+    /// How it ended; `None` if it has not.
+    fn status(self) -> Option<std::process::ExitStatus> {
+        let mut child = self.0.join().ok()?.ok()?;
+        child.try_wait().ok().flatten()
+    }
+}
+
+fn create(path: &Path) -> Result<(PathBuf, File), SessionError> {
+    match File::create(path) {
+        Ok(file) => Ok((path.to_owned(), file)),
+        Err(source) => Err(SessionError::Create { path: path.to_owned(), source }),
+    }
+}
+
+/// Removes the empty file of a session that did not start.
+fn discard(path: Option<&Path>) {
+    if let Some(path) = path
+        && path.is_file()
+        && let Err(error) = std::fs::remove_file(path)
+    {
+        tracing::warn!("the empty file {} is left: {error}", path.display());
+    }
+}
+
+/// Loads the kernel half and attaches, or launches.
+fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionError> {
+    let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
+    let capacity = Capacity {
+        ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
+        rows: 6 << 20,
+        buckets: 3 << 20,
+        modules: 1 << 16,
+    };
+    let mut tracer = Tracer::new(Options {
+        capacity,
+        back_pressure: options.back_pressure,
+        program: options.program,
+        children: options.children,
+    })?;
+    match &options.target {
+        Target::Attach(pids) => {
+            let first = pids.first().copied().unwrap_or(Pid(0));
+            tracer.begin_session(session(first, Origin::Attached));
+            for pid in pids {
+                tracer.attach(*pid)?;
+            }
+            Ok((tracer, None))
+        }
+        Target::Launch(command) => {
+            let failed = |source| SessionError::Command {
+                command: command
+                    .first()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default(),
+                source,
+            };
+            let prepared: Prepared = launch::prepare(command).map_err(failed)?;
+            tracer.begin_session(session(prepared.pid, Origin::Launched));
+            tracer.expect(prepared.pid)?;
+            let child = prepared.go().map_err(failed)?;
+            // The kernel stops the child at its first instruction; `spawn` has returned by then.
+            match wait_for_exec(&mut tracer, &child)? {
+                true => Ok((tracer, Some(Launched(child)))),
+                false => match child.join() {
+                    Ok(Err(source)) => Err(failed(source)),
+                    _ => Ok((tracer, None)),
+                },
+            }
+        }
+    }
+}
+
+/// Waits until the child runs its program; false if it could not.
+fn wait_for_exec(
+    tracer: &mut Tracer,
+    child: &JoinHandle<std::io::Result<std::process::Child>>,
+) -> Result<bool, TracerError> {
+    loop {
+        tracer.drain(BATCH_RECORDS)?;
+        if tracer.has_processes() {
+            return Ok(true);
+        }
+        if child.is_finished() {
+            // It may have run its program just now.
+            tracer.drain(BATCH_RECORDS)?;
+            return Ok(tracer.has_processes());
+        }
+        tracer.tick()?;
+        tracer.wait(IDLE);
+    }
+}
+
+fn session(pid: Pid, origin: Origin) -> Session {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Session {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_release(),
+        started_unix_s: since_epoch.as_secs(),
+        pid,
+        origin,
+    }
+}
+
+/// The tracer thread.
+fn trace(
+    mut tracer: Tracer,
+    stop: &Stop,
+    to_writer: Option<SyncSender<Batch>>,
+    to_pipeline: &SyncSender<Batch>,
+) -> Result<(), TracerError> {
+    // A receiver that is gone has failed, and says why itself.
+    let send = |batch: Vec<Record>| -> bool {
+        let batch = Arc::new(batch);
+        let written = to_writer.as_ref().is_none_or(|writer| writer.send(Arc::clone(&batch)).is_ok());
+        written && to_pipeline.send(batch).is_ok()
+    };
+    let mut next_tick = Instant::now();
+    let reason = loop {
+        let drained = tracer.drain(BATCH_RECORDS)?;
+        if Instant::now() >= next_tick {
+            tracer.tick()?;
+            next_tick = Instant::now() + TICK;
+        }
+        let ready = tracer.records();
+        let reason = stop.reason();
+        if !ready.is_empty() && (drained == Drained::Some || ready.len() > 1) {
+            let batch = std::mem::replace(ready, Vec::with_capacity(BATCH_RECORDS));
+            if !send(batch) {
+                break EndReason::Interrupted;
+            }
+        }
+        if let Some(reason) = reason {
+            break reason;
+        }
+        if tracer.is_done() {
+            break EndReason::TargetExited;
+        }
+        if drained == Drained::All {
+            tracer.wait(IDLE);
+        }
+    };
+    send(tracer.finish(reason)?);
+    Ok(())
+}
+
+/// The writer thread: gives the size of the file.
+fn write(path: PathBuf, file: File, batches: &Receiver<Batch>) -> Result<u64, SessionError> {
+    let failed = |source| SessionError::Write { path: path.clone(), source };
+    let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file)).map_err(failed)?;
+    for batch in batches {
+        for record in batch.iter() {
+            writer.write(record).map_err(failed)?;
+        }
+    }
+    writer.finish().map_err(failed)?;
+    Ok(std::fs::metadata(&path).map_or(0, |metadata| metadata.len()))
+}
+
+/// The pipeline thread: gives the last snapshot.
+fn count(
+    batches: &Receiver<Batch>,
+    interval: Duration,
+    snapshots: &mpsc::Sender<Arc<Snapshot>>,
+) -> Arc<Snapshot> {
+    let mut pipeline = Pipeline::new(Limits::default());
+    let mut next = Instant::now() + interval;
+    for batch in batches {
+        for record in batch.iter() {
+            pipeline.apply(record);
+        }
+        if Instant::now() >= next {
+            // A view that is still busy with the last one does not need this one.
+            if snapshots.try_reserve().is_ok_and(|place| {
+                place.send(pipeline.snapshot());
+                true
+            }) {
+                next = Instant::now() + interval;
+            }
+        }
+    }
+    pipeline.snapshot()
+}
+
+/// Waits for the end of the session, for signals and for time, and hands snapshots on.
+async fn attend(
+    options: &RecordOptions,
+    stop: &Stop,
+    snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
+    on_snapshot: &mut impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
+) -> std::io::Result<()> {
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut hang_up = signal(SignalKind::hangup())?;
+    let far = Duration::from_secs(u32::MAX.into());
+    let duration = tokio::time::sleep(options.duration.unwrap_or(far));
+    tokio::pin!(duration);
+    let grace = tokio::time::sleep(far);
+    tokio::pin!(grace);
+    loop {
+        tokio::select! {
+            snapshot = snapshots.recv() => match snapshot {
+                Some(snapshot) => if on_snapshot(&snapshot).is_break() {
+                    stop.interrupted.store(true, Ordering::Relaxed);
+                },
+                None => return Ok(()),
+            },
+            _ = interrupt.recv() => match options.target {
+                // The command has got the signal too.
+                Target::Launch(_) if !grace_is_running(&grace, far) => {
+                    grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
+                }
+                Target::Launch(_) | Target::Attach(_) => {
+                    stop.interrupted.store(true, Ordering::Relaxed);
+                }
+            },
+            _ = terminate.recv() => stop.interrupted.store(true, Ordering::Relaxed),
+            _ = hang_up.recv() => stop.interrupted.store(true, Ordering::Relaxed),
+            () = &mut grace, if !grace.is_elapsed() => {
+                stop.interrupted.store(true, Ordering::Relaxed);
+            }
+            () = &mut duration, if !duration.is_elapsed() => {
+                stop.duration_over.store(true, Ordering::Relaxed);
+            }
+        }
+    }
+}
+
+fn grace_is_running(grace: &tokio::time::Sleep, far: Duration) -> bool {
+    grace.deadline() < tokio::time::Instant::now() + far / 2
+}
+
+/// The thread's result; a panic in it goes on here.
+fn join<T>(thread: JoinHandle<T>) -> T {
+    match thread.join() {
+        Ok(value) => value,
+        Err(panic) => std::panic::resume_unwind(panic),
+    }
+}

@@ -1,0 +1,445 @@
+//! One object that is loaded: its files, its symbol table and, once asked for, its DWARF.
+//!
+//! In: the path and build id of an image. Out: frames for file offsets. Up to four files work
+//! together, and each is checked before it is believed:
+//!
+//! ```text
+//!   image ───── build id must be the image's         segments, .symtab, .dynsym, maybe DWARF
+//!     ├ debug ─ same build id, or the link's CRC     .symtab, DWARF
+//!     │   └ alternate ─ the link's build id          the DWARF that several files share
+//!     └ .gnu_debugdata, inside the image             .symtab of local functions
+//! ```
+//!
+//! The image must be there: the segments of a separate debug file do not tell file offsets. The
+//! others are a bonus, and what is wrong with them is counted.
+
+use std::collections::{HashMap, HashSet};
+use std::ffi::OsStr;
+use std::os::unix::ffi::OsStrExt;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use memtrace_common::addr::FileOffset;
+use object::Object;
+use self_cell::self_cell;
+
+use super::dwarf::{DwarfError, RawFrame, Surroundings, Units};
+use super::mapped::{self, FileBytes};
+use super::meter::Meter;
+use super::object::{self as elf, Elf, Segments, Store};
+use super::table::{Symbol, Table};
+use super::{Counters, Frame, Miss, Options, SymbolError, debug_files, demangle, hex, xz};
+
+/// A decompressed `.gnu_debugdata`; they are rarely above 2 MiB.
+const MAX_MINI_BYTES: usize = 256 << 20;
+
+/// Names and frames that are remembered per object.
+const MAX_MEMO_BYTES: usize = 64 << 20;
+
+/// Memory that parsed DWARF takes, per step of the meter: measured 3 to 6 on C++ and Rust.
+const HEAP_BYTES_PER_STEP: usize = 8;
+
+/// The files, which everything else borrows from.
+struct Files {
+    path: PathBuf,
+    image: FileBytes,
+    debug: Option<(PathBuf, FileBytes)>,
+    alternate: Option<FileBytes>,
+    mini: Option<Vec<u8>>,
+    store: Store,
+    meter: Meter,
+}
+
+impl Files {
+    fn heap_bytes(&self) -> usize {
+        let Files { path: _, image, debug, alternate, mini, store, meter } = self;
+        let debug = debug.as_ref().map(|(_, bytes)| bytes);
+        let files = [Some(image), debug, alternate.as_ref()];
+        let parsed = usize::try_from(meter.steps()).unwrap_or(usize::MAX);
+        files.into_iter().flatten().map(FileBytes::heap_bytes).sum::<usize>()
+            + mini.as_ref().map_or(0, Vec::capacity)
+            + store.heap_bytes()
+            + parsed.saturating_mul(HEAP_BYTES_PER_STEP)
+    }
+
+    /// The file that DWARF is read from.
+    fn dwarf_file(&self) -> &[u8] {
+        self.debug.as_ref().map_or(&self.image, |(_, bytes)| bytes)
+    }
+}
+
+/// What is read from the files.
+struct Index<'a> {
+    segments: Segments,
+    table: Table<'a>,
+    dwarf: DwarfState<'a>,
+}
+
+enum DwarfState<'a> {
+    Absent,
+    NotAskedFor,
+    Ready(Box<Units<'a>>),
+    Unusable,
+}
+
+self_cell!(
+    struct Cell {
+        owner: Files,
+        #[not_covariant]
+        dependent: Index,
+    }
+);
+
+/// An object that is ready to answer.
+pub(super) struct Loaded {
+    cell: Cell,
+    memo: Memo,
+}
+
+/// Finds and opens the files of an image.
+pub(super) fn load(
+    options: &Options,
+    counters: &mut Counters,
+    path: &[u8],
+    build_id: &[u8],
+) -> Result<Result<Loaded, Miss>, SymbolError> {
+    let path = Path::new(OsStr::from_bytes(path));
+    let (path, image) = match find_image(options, path, build_id)? {
+        Ok(found) => found,
+        Err(miss) => return Ok(Err(miss)),
+    };
+    if build_id.is_empty() {
+        counters.unverified_images += 1;
+    }
+    Ok(open(options, counters, path, image))
+}
+
+/// The first candidate that is the image, or the most telling reason why none is.
+fn find_image(
+    options: &Options,
+    path: &Path,
+    build_id: &[u8],
+) -> Result<Result<(PathBuf, FileBytes), Miss>, SymbolError> {
+    let mut miss = Miss::NoSuchFile { path: path.into() };
+    let mut error = None;
+    for candidate in debug_files::images(options, path, build_id) {
+        let found = match mapped::open(&candidate) {
+            Ok(Ok(bytes)) => match check_build_id(&candidate, &bytes, build_id) {
+                Ok(()) => return Ok(Ok((candidate, bytes))),
+                Err(miss) => miss,
+            },
+            Ok(Err(miss)) => miss,
+            Err(unreadable) => {
+                error.get_or_insert(unreadable);
+                continue;
+            }
+        };
+        if matches!(miss, Miss::NoSuchFile { .. }) && !matches!(found, Miss::NoSuchFile { .. }) {
+            miss = found;
+        }
+    }
+    error.map_or(Ok(Err(miss)), Err)
+}
+
+fn check_build_id(path: &Path, bytes: &[u8], expected: &[u8]) -> Result<(), Miss> {
+    let elf = parse(path, bytes)?;
+    let found = elf.build_id().ok().flatten().unwrap_or_default();
+    if expected.is_empty() || found == expected {
+        return Ok(());
+    }
+    Err(Miss::BuildIdDiffers { path: path.into(), expected: hex(expected), found: hex(found) })
+}
+
+fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Elf<'a>, Miss> {
+    elf::parse(bytes).map_err(|error| Miss::NotElf { path: path.into(), reason: error.to_string() })
+}
+
+/// Collects the files that go with `image`, and reads what is needed at once.
+fn open(
+    options: &Options,
+    counters: &mut Counters,
+    path: PathBuf,
+    image: FileBytes,
+) -> Result<Loaded, Miss> {
+    let elf = parse(&path, &image)?;
+    let is_complete = elf::has_debug_info(&elf) && elf::has_symtab(&elf);
+    let debug = if is_complete { None } else { find_debug(options, counters, &path, &elf) };
+    let mini = find_mini(counters, &elf);
+    let (debug_path, debug_bytes) =
+        debug.as_ref().map_or((&path, &*image), |(path, bytes)| (path, bytes));
+    let alternate = find_alternate(options, counters, debug_path, debug_bytes);
+    let (store, meter) = (Store::default(), Meter::new());
+    let files = Files { path, image, debug, alternate, mini, store, meter };
+    let cell = Cell::try_new(files, index)?;
+    counters.symbols_left_out += cell.with_dependent(|_, index| index.table.left_out());
+    Ok(Loaded { cell, memo: Memo::default() })
+}
+
+fn index(files: &Files) -> Result<Index<'_>, Miss> {
+    let image = parse(&files.path, &files.image)?;
+    let debug = files.debug.as_ref().and_then(|(_, bytes)| elf::parse(bytes).ok());
+    let mini = files.mini.as_ref().and_then(|bytes| elf::parse(bytes).ok());
+    let symbols = [Some(&image), debug.as_ref(), mini.as_ref()];
+    let table = Table::build(symbols.into_iter().flatten().flat_map(elf::functions));
+    let has_dwarf = elf::has_debug_info(debug.as_ref().unwrap_or(&image));
+    let dwarf = if has_dwarf { DwarfState::NotAskedFor } else { DwarfState::Absent };
+    Ok(Index { segments: Segments::of(&image), table, dwarf })
+}
+
+/// Tries out `candidates` in turn; the first that passes `check` is the one.
+fn first_that_fits(
+    counters: &mut Counters,
+    candidates: Vec<PathBuf>,
+    check: impl Fn(&[u8]) -> bool,
+) -> Option<(PathBuf, FileBytes)> {
+    for candidate in candidates {
+        match mapped::open(&candidate) {
+            Ok(Ok(bytes)) if check(&bytes) => return Some((candidate, bytes)),
+            Ok(Err(Miss::NoSuchFile { .. })) => {}
+            Ok(Ok(_) | Err(_)) => counters.debug_files_rejected += 1,
+            Err(SymbolError::Unreadable { .. }) => counters.debug_files_unreadable += 1,
+        }
+    }
+    None
+}
+
+fn has_build_id(bytes: &[u8], build_id: &[u8]) -> bool {
+    let elf = elf::parse(bytes);
+    elf.is_ok_and(|elf| elf.build_id().ok().flatten() == Some(build_id))
+}
+
+fn find_debug(
+    options: &Options,
+    counters: &mut Counters,
+    path: &Path,
+    image: &Elf<'_>,
+) -> Option<(PathBuf, FileBytes)> {
+    if let Ok(Some(build_id)) = image.build_id() {
+        let candidates = debug_files::by_build_id(options, build_id);
+        let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id));
+        if found.is_some() {
+            return found;
+        }
+    }
+    let (link, crc) = image.gnu_debuglink().ok()??;
+    let mut candidates = debug_files::by_link(options, path, link);
+    // The link is relative to where the image really is: /usr/bin/app may be a symbolic link.
+    if let Ok(real) = path.canonicalize()
+        && real != path
+    {
+        candidates.extend(debug_files::by_link(options, &real, link));
+    }
+    first_that_fits(counters, candidates, |bytes| {
+        crc32fast::hash(bytes) == crc && elf::parse(bytes).is_ok()
+    })
+}
+
+fn find_alternate(
+    options: &Options,
+    counters: &mut Counters,
+    debug_path: &Path,
+    debug_bytes: &[u8],
+) -> Option<FileBytes> {
+    let elf = elf::parse(debug_bytes).ok()?;
+    let (link, build_id) = elf.gnu_debugaltlink().ok()??;
+    let candidates = debug_files::by_alternate_link(options, debug_path, link, build_id);
+    let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id));
+    if found.is_none() {
+        counters.alternate_files_missing += 1;
+    }
+    found.map(|(_, bytes)| bytes)
+}
+
+fn find_mini(counters: &mut Counters, image: &Elf<'_>) -> Option<Vec<u8>> {
+    use object::ObjectSection;
+    let compressed = image.section_by_name(".gnu_debugdata")?.data().ok()?;
+    match xz::decompress(compressed, MAX_MINI_BYTES) {
+        Ok(bytes) => Some(bytes),
+        Err(error) => {
+            tracing::debug!(%error, "cannot decompress .gnu_debugdata");
+            counters.debug_files_rejected += 1;
+            None
+        }
+    }
+}
+
+impl Loaded {
+    /// The frames at `offset` of the image.
+    pub(super) fn symbolize(
+        &mut self,
+        options: &Options,
+        counters: &mut Counters,
+        offset: FileOffset,
+    ) -> Result<Arc<[Frame]>, Miss> {
+        if let Some(known) = self.memo.frames.get(&offset) {
+            return known.clone();
+        }
+        if self.memo.bytes > MAX_MEMO_BYTES {
+            self.memo = Memo::default();
+            counters.memory_resets += 1;
+        }
+        let memo = &mut self.memo;
+        let found = self.cell.with_dependent_mut(|files, index| {
+            find_frames(options, counters, memo, files, index, offset)
+        });
+        self.memo.remember(offset, found.clone());
+        found
+    }
+
+    /// Memory used, in bytes; that of parsed DWARF is an estimate.
+    pub(super) fn heap_bytes(&self) -> usize {
+        let table = self.cell.with_dependent(|_, index| index.table.heap_bytes());
+        self.cell.borrow_owner().heap_bytes() + table + self.memo.bytes
+    }
+}
+
+fn find_frames<'a>(
+    options: &Options,
+    counters: &mut Counters,
+    memo: &mut Memo,
+    files: &'a Files,
+    index: &mut Index<'a>,
+    offset: FileOffset,
+) -> Result<Arc<[Frame]>, Miss> {
+    let Index { segments, table, dwarf } = index;
+    let path = || files.path.as_path().into();
+    let svma = segments.svma(offset).ok_or_else(|| Miss::NotLoaded { path: path(), offset })?;
+    let symbol = table.find(svma);
+    let mut frames = Vec::new();
+    let mut physical_is_mangled = false;
+    if let Some(units) = dwarf.units(options, counters, files) {
+        let around = surroundings(options, files);
+        let result = units.frames(svma, around, |raw| {
+            physical_is_mangled = raw.function.is_some_and(demangle::is_mangled);
+            frames.push(memo.frame(raw));
+        });
+        counters.debug_info_failures += u64::from(result.is_err());
+        counters.debug_info_rebuilds += units.take_rebuilds();
+    }
+    complete(memo, &mut frames, physical_is_mangled, symbol);
+    if !frames.is_empty() {
+        return Ok(frames.into());
+    }
+    if table.is_empty() && matches!(dwarf, DwarfState::Absent) {
+        return Err(Miss::NoSymbols { path: path() });
+    }
+    Err(Miss::NoSymbolHere { path: path(), offset })
+}
+
+/// Completes what DWARF told (perhaps nothing) with what the symbol table knows.
+fn complete(
+    memo: &mut Memo,
+    frames: &mut Vec<Frame>,
+    physical_is_mangled: bool,
+    symbol: Option<Symbol<'_>>,
+) {
+    if frames.is_empty() && symbol.is_some() {
+        frames.push(Frame::default());
+    }
+    let Some((physical, inlined)) = frames.split_last_mut() else {
+        return;
+    };
+    for frame in inlined {
+        frame.inlined = true;
+    }
+    let Some(symbol) = symbol else {
+        return;
+    };
+    physical.symbol_start = Some(symbol.start);
+    // Compilers leave the linkage name of some functions away (GCC: of local classes and lambdas).
+    // DWARF then says `operator()`; the mangled symbol tells whose.
+    let symbol_tells_more = !physical_is_mangled && demangle::is_mangled(symbol.name);
+    if physical.function.is_none() || symbol_tells_more {
+        physical.function = Some(memo.function(symbol.name));
+    }
+}
+
+fn surroundings<'o, 'a>(options: &'o Options, files: &'a Files) -> Surroundings<'o, 'a>
+where
+    'a: 'o,
+{
+    Surroundings { options, image: &files.path, store: &files.store, meter: &files.meter }
+}
+
+impl<'a> DwarfState<'a> {
+    /// The debug information, loaded when it is first asked for.
+    fn units(
+        &mut self,
+        options: &Options,
+        counters: &mut Counters,
+        files: &'a Files,
+    ) -> Option<&mut Units<'a>> {
+        if matches!(self, DwarfState::NotAskedFor) {
+            *self = match load_units(options, files) {
+                Ok(units) => DwarfState::Ready(Box::new(units)),
+                Err(error) => {
+                    tracing::debug!(path = %files.path.display(), %error, "no debug information");
+                    counters.debug_info_failures += 1;
+                    DwarfState::Unusable
+                }
+            };
+        }
+        match self {
+            DwarfState::Ready(units) => Some(units),
+            DwarfState::Absent | DwarfState::NotAskedFor | DwarfState::Unusable => None,
+        }
+    }
+}
+
+fn load_units<'a>(options: &Options, files: &'a Files) -> Result<Units<'a>, DwarfError> {
+    let parsed = |bytes: &'a [u8]| elf::parse(bytes).map_err(|_| DwarfError::NotElf);
+    let elf = parsed(files.dwarf_file())?;
+    let alternate = files.alternate.as_deref().map(parsed).transpose()?;
+    Units::load(&elf, alternate.as_ref(), surroundings(options, files))
+}
+
+/// What has been found out, so that it is found out once.
+#[derive(Default)]
+struct Memo {
+    frames: HashMap<FileOffset, Result<Arc<[Frame]>, Miss>>,
+    functions: HashMap<Vec<u8>, Arc<str>>,
+    files: HashSet<Arc<str>>,
+    bytes: usize,
+}
+
+impl Memo {
+    fn remember(&mut self, offset: FileOffset, found: Result<Arc<[Frame]>, Miss>) {
+        let frames = found.as_ref().map_or(0, |frames| frames.len());
+        // Twice the entry: hash tables keep room to grow.
+        self.bytes += 2 * size_of::<(FileOffset, Result<Arc<[Frame]>, Miss>)>();
+        self.bytes += frames * size_of::<Frame>();
+        self.frames.insert(offset, found);
+    }
+
+    fn frame(&mut self, raw: RawFrame<'_>) -> Frame {
+        let RawFrame { function, file, line } = raw;
+        Frame {
+            function: function.map(|name| self.function(name)),
+            file: file.map(|file| self.file(file)),
+            line,
+            inlined: false,
+            symbol_start: None,
+        }
+    }
+
+    /// The demangled form of a name.
+    fn function(&mut self, name: &[u8]) -> Arc<str> {
+        if let Some(known) = self.functions.get(name) {
+            return Arc::clone(known);
+        }
+        let demangled: Arc<str> = demangle::demangle(name).into();
+        self.bytes += name.len() + demangled.len() + 2 * size_of::<(Vec<u8>, Arc<str>)>();
+        self.functions.insert(name.to_vec(), Arc::clone(&demangled));
+        demangled
+    }
+
+    fn file(&mut self, name: &str) -> Arc<str> {
+        if let Some(known) = self.files.get(name) {
+            return Arc::clone(known);
+        }
+        let name: Arc<str> = name.into();
+        self.bytes += name.len() + 2 * size_of::<Arc<str>>();
+        self.files.insert(Arc::clone(&name));
+        name
+    }
+}

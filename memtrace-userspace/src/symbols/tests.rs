@@ -1,0 +1,10 @@
+//! The symbolizer as a whole, on files that the tests build.
+//!
+//! `oracle` compares with binutils, `separate` moves debug information elsewhere, `hostile` damages
+//! files. All need a C compiler and binutils: without them a test is skipped with a message,
+//! except in CI (`CI=true`), where it fails.
+
+mod hostile;
+mod oracle;
+mod programs;
+mod separate;

@@ -1,0 +1,428 @@
+//! Records to columns.
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
+use rustc_hash::FxHashMap;
+
+use crate::record::{Record, Tid, Time, WireStackId};
+use crate::trace::bytes::{address_delta, delta, put_varint};
+use crate::trace::model::{Block, Model, StackIndex, ThreadIndex};
+use crate::trace::rows;
+
+use super::{ADDRESS, API, COLUMNS, SIZE, STACK, column, kind};
+
+/// What a block's header says about its records.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::trace) struct Summary {
+    /// How many records there are.
+    pub(in crate::trace) records: u32,
+    /// Lowest and highest time; `None` if no record has one.
+    pub(in crate::trace) times: Option<(Time, Time)>,
+    /// Whether the block starts with an empty model.
+    pub(in crate::trace) independent: bool,
+}
+
+/// A run of records of one thread.
+#[derive(Clone, Copy, Debug)]
+struct Run {
+    tid: Tid,
+    thread: ThreadIndex,
+    records: u64,
+}
+
+/// Builds one payload after the other.
+#[derive(Debug)]
+pub(in crate::trace) struct Encoder {
+    model: Model,
+    columns: [Vec<u8>; COLUMNS],
+    /// The times of the block, which are written when their common unit is known.
+    times: Vec<u64>,
+    run: Option<Run>,
+    independent: bool,
+    /// Where a thread stands in the model.
+    thread_indices: FxHashMap<Tid, ThreadIndex>,
+    /// Where a stack stands in the model.
+    stack_indices: FxHashMap<WireStackId, StackIndex>,
+    /// Number of the last alloc at an address, for those that the model can go back to.
+    recent: FxHashMap<u64, u64>,
+}
+
+impl Encoder {
+    pub(in crate::trace) fn new() -> Encoder {
+        let mut encoder = Encoder {
+            model: Model::new(),
+            columns: Default::default(),
+            times: Vec::new(),
+            run: None,
+            independent: true,
+            thread_indices: FxHashMap::default(),
+            stack_indices: FxHashMap::default(),
+            recent: FxHashMap::default(),
+        };
+        encoder.stack_indices.insert(WireStackId(0), 0);
+        encoder
+    }
+
+    /// How many records the block has so far.
+    pub(in crate::trace) fn records(&self) -> usize {
+        self.columns[column::OPERATIONS].len()
+    }
+
+    /// How many bytes its rows have.
+    pub(in crate::trace) fn row_bytes(&self) -> usize {
+        self.columns[column::ROWS].len()
+    }
+
+    /// Appends a record.
+    #[inline]
+    pub(in crate::trace) fn push(&mut self, record: &Record) {
+        let Encoder { columns, model, .. } = self;
+        let row = &mut columns[column::ROWS];
+        match record {
+            Record::Alloc { time, tid, api, ptr, size, stack } => {
+                self.alloc(*time, *tid, *api, *ptr, *size, *stack);
+            }
+            Record::Free { time, tid, api, ptr } => self.free(*time, *tid, *api, *ptr),
+            Record::Retire { time, tid, ptr } => self.retire(*time, *tid, *ptr),
+            Record::Restore { time, tid, ptr } => self.restore(*time, *tid, *ptr),
+            Record::Map { time, tid, start, length, kind, stack } => {
+                self.timed(*time);
+                let thread = self.thread(*tid);
+                let flag = self.stack(thread, *stack);
+                self.columns[column::OPERATIONS].push(kind::MAP | flag);
+                self.range(*start, *length);
+                self.columns[column::MAPPINGS].push(rows::map_kind_number(*kind));
+            }
+            Record::Unmap { time, tid, start, length } => {
+                self.timed(*time);
+                self.thread(*tid);
+                self.columns[column::OPERATIONS].push(kind::UNMAP);
+                self.range(*start, *length);
+            }
+            Record::UnmapFailed { time, tid } => {
+                self.timed(*time);
+                self.thread(*tid);
+                self.columns[column::OPERATIONS].push(kind::UNMAP_FAILED);
+            }
+            Record::RemapStart { time, tid, start, length } => {
+                self.timed(*time);
+                self.thread(*tid);
+                self.columns[column::OPERATIONS].push(kind::REMAP_START);
+                self.range(*start, *length);
+            }
+            Record::Remap { time, tid, start, length, stack } => {
+                self.timed(*time);
+                let thread = self.thread(*tid);
+                let flag = self.stack(thread, *stack);
+                self.columns[column::OPERATIONS].push(kind::REMAP | flag);
+                self.range(*start, *length);
+            }
+            Record::Break { time, tid, old, new, stack } => {
+                self.timed(*time);
+                let thread = self.thread(*tid);
+                let flag = self.stack(thread, *stack);
+                self.columns[column::OPERATIONS].push(kind::BREAK | flag);
+                self.range(*old, new.0.wrapping_sub(old.0));
+            }
+            Record::Stack { id, pid, end, frames } => {
+                rows::put_stack(row, model, *pid, *end, frames);
+                let index = self.stack_index(*id);
+                put_varint(&mut self.columns[column::STACKS], u64::from(index));
+                self.untimed_row();
+            }
+            Record::Session(session) => {
+                rows::put_session(row, session);
+                self.untimed_row();
+            }
+            Record::Probe(probe) => {
+                rows::put_probe(row, probe);
+                self.untimed_row();
+            }
+            Record::BeforeAttach(before) => {
+                rows::put_before_attach(row, before);
+                self.untimed_row();
+            }
+            Record::Counters(counters) => {
+                rows::put_counters(row, counters);
+                self.untimed_row();
+            }
+            Record::Process(process) => {
+                rows::put_process(row, process);
+                self.timed_row(process.time);
+            }
+            Record::Module(module) => {
+                rows::put_module(row, module);
+                self.timed_row(module.time);
+            }
+            Record::ModuleGone { time, pid, start } => {
+                rows::put_module_gone(row, *pid, *start);
+                self.timed_row(*time);
+            }
+            Record::Thread { time, pid, tid, name } => {
+                rows::put_thread(row, *pid, *tid, name);
+                self.timed_row(*time);
+            }
+            Record::ThreadExit { time, tid } => {
+                rows::put_thread_exit(row, *tid);
+                self.timed_row(*time);
+            }
+            Record::Fork { time, parent, child } => {
+                rows::put_fork(row, *parent, *child);
+                self.timed_row(*time);
+            }
+            Record::Exec { time, pid, exe, command } => {
+                rows::put_exec(row, *pid, exe, command);
+                self.timed_row(*time);
+            }
+            Record::Exit { time, pid } => {
+                rows::put_exit(row, *pid);
+                self.timed_row(*time);
+            }
+            Record::Resident { time, pid, rss_bytes } => {
+                rows::put_resident(row, *pid, *rss_bytes);
+                self.timed_row(*time);
+            }
+            Record::Tick { time } => {
+                rows::put_tick(row);
+                self.timed_row(*time);
+            }
+            Record::End { time, reason } => {
+                rows::put_end(row, *reason);
+                self.timed_row(*time);
+            }
+        }
+    }
+
+    /// Writes the payload of the records pushed so far to `payload` and starts the next block.
+    pub(in crate::trace) fn finish_block(&mut self, payload: &mut Vec<u8>) -> Summary {
+        self.end_run();
+        let summary = Summary {
+            records: self.records() as u32,
+            times: self
+                .times
+                .iter()
+                .min()
+                .zip(self.times.iter().max())
+                .map(|(&first, &last)| (Time(first), Time(last))),
+            independent: self.independent,
+        };
+        put_times(&mut self.columns[column::TIMES], &self.times);
+        self.times.clear();
+
+        payload.clear();
+        for column in &self.columns {
+            put_varint(payload, column.len() as u64);
+        }
+        for column in &mut self.columns {
+            payload.append(column);
+        }
+
+        self.independent = self.model.is_full();
+        if self.independent {
+            self.model.reset();
+            self.thread_indices.clear();
+            self.stack_indices.clear();
+            self.stack_indices.insert(WireStackId(0), 0);
+            self.recent.clear();
+        }
+        summary
+    }
+
+    fn untimed_row(&mut self) {
+        self.columns[column::OPERATIONS].push(kind::UNTIMED_ROW);
+    }
+
+    fn timed_row(&mut self, time: Time) {
+        self.timed(time);
+        self.columns[column::OPERATIONS].push(kind::TIMED_ROW);
+    }
+
+    #[inline]
+    fn timed(&mut self, time: Time) {
+        self.times.push(time.0);
+    }
+
+    #[inline]
+    fn alloc(&mut self, time: Time, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId) {
+        self.timed(time);
+        let thread = self.thread(tid);
+        let mut operation = kind::ALLOC | self.stack(thread, stack);
+
+        let index = self.stack_index(stack);
+        let last = self.model.stack(index);
+        if last.api == api as u8 {
+            operation |= API;
+        } else {
+            last.api = api as u8;
+            self.columns[column::APIS].push(api as u8);
+        }
+        if last.size == size {
+            operation |= SIZE;
+        } else {
+            last.size = size;
+            put_varint(&mut self.columns[column::SIZES], size);
+        }
+
+        let guess = self.model.guess_alloc(thread, size);
+        if guess == ptr.0 {
+            operation |= ADDRESS;
+        } else {
+            put_varint(&mut self.columns[column::ADDRESSES], address_delta(guess, ptr.0));
+        }
+        if let Some((forgotten, number)) = self.model.about_to_forget()
+            && self.recent.get(&forgotten) == Some(&number)
+        {
+            self.recent.remove(&forgotten);
+        }
+        self.recent.insert(ptr.0, self.model.allocs);
+        self.model.saw_alloc(thread, ptr.0, size);
+        self.columns[column::OPERATIONS].push(operation);
+    }
+
+    #[inline]
+    fn free(&mut self, time: Time, tid: Tid, api: Api, ptr: Avma) {
+        self.timed(time);
+        let thread = self.thread(tid);
+        let mut operation = kind::FREE;
+        let last_api = &mut self.model.thread(thread).free_api;
+        if *last_api == api as u8 {
+            operation |= API;
+        } else {
+            *last_api = api as u8;
+            self.columns[column::APIS].push(api as u8);
+        }
+        let (block, flag) = self.released(ptr);
+        self.model.saw_free(thread, block);
+        self.columns[column::OPERATIONS].push(operation | flag);
+    }
+
+    fn retire(&mut self, time: Time, tid: Tid, ptr: Avma) {
+        self.timed(time);
+        let thread = self.thread(tid);
+        let (block, flag) = self.released(ptr);
+        self.model.saw_retire(thread, block);
+        self.columns[column::OPERATIONS].push(kind::RETIRE | flag);
+    }
+
+    fn restore(&mut self, time: Time, tid: Tid, ptr: Avma) {
+        self.timed(time);
+        let thread = self.thread(tid);
+        let expected = self.model.take_retired(thread);
+        if expected == ptr.0 {
+            self.columns[column::OPERATIONS].push(kind::RESTORE | ADDRESS);
+        } else {
+            put_varint(&mut self.columns[column::FREED], address_delta(expected, ptr.0));
+            self.columns[column::OPERATIONS].push(kind::RESTORE);
+        }
+    }
+
+    /// Writes the address of a released block.
+    #[inline]
+    fn released(&mut self, ptr: Avma) -> (Block, u8) {
+        if let Some(number) = self.recent.get(&ptr.0) {
+            let distance = self.model.allocs - number;
+            if let Some(block) = self.model.recent(distance) {
+                put_varint(&mut self.columns[column::RECENT], distance);
+                return (block, ADDRESS);
+            }
+        }
+        put_varint(&mut self.columns[column::FREED], address_delta(self.model.freed, ptr.0));
+        (Block::of_unknown_size(ptr.0), 0)
+    }
+
+    fn range(&mut self, start: Avma, length: u64) {
+        let mappings = &mut self.columns[column::MAPPINGS];
+        put_varint(mappings, delta(self.model.mapped, start.0));
+        put_varint(mappings, length);
+        self.model.mapped = start.0;
+    }
+
+    /// Writes the stack of something that `thread` did; returns the flag for the operation.
+    #[inline]
+    fn stack(&mut self, thread: ThreadIndex, stack: WireStackId) -> u8 {
+        let expected = self.model.expected_stack(thread);
+        if self.model.stack(expected).id == stack {
+            self.model.saw_stack(thread, expected);
+            return STACK;
+        }
+        let index = self.stack_index(stack);
+        put_varint(&mut self.columns[column::STACKS], u64::from(index));
+        self.model.saw_stack(thread, index);
+        0
+    }
+
+    /// Where the stack stands in the model; a new one gets a place and its id is written.
+    #[inline]
+    fn stack_index(&mut self, stack: WireStackId) -> StackIndex {
+        let next = self.model.stacks.len() as StackIndex;
+        let index = *self.stack_indices.entry(stack).or_insert(next);
+        if index == next {
+            self.model.add_stack(stack);
+            self.columns[column::STACK_IDS].extend_from_slice(&stack.0.to_le_bytes());
+        }
+        index
+    }
+
+    /// Writes the thread of a record.
+    #[inline]
+    fn thread(&mut self, tid: Tid) -> ThreadIndex {
+        if let Some(run) = &mut self.run
+            && run.tid == tid
+        {
+            run.records += 1;
+            return run.thread;
+        }
+        self.end_run();
+        let next = self.model.threads.len() as ThreadIndex;
+        let thread = *self.thread_indices.entry(tid).or_insert(next);
+        let threads = &mut self.columns[column::THREADS];
+        put_varint(threads, u64::from(thread));
+        if thread == next {
+            self.model.add_thread(tid);
+            put_varint(threads, u64::from(tid.0));
+        }
+        self.run = Some(Run { tid, thread, records: 1 });
+        thread
+    }
+
+    fn end_run(&mut self) {
+        if let Some(run) = self.run.take() {
+            put_varint(&mut self.columns[column::THREADS], run.records);
+        }
+    }
+}
+
+/// Writes the first time, the unit of all steps, and the steps in that unit.
+///
+/// The unit is the greatest common divisor: times that a source rounded cost what their
+/// resolution costs, and exact ones stay exact.
+fn put_times(out: &mut Vec<u8>, times: &[u64]) {
+    let Some((&first, rest)) = times.split_first() else { return };
+    let steps = || {
+        rest.iter().scan(first, |last, &time| {
+            let step = time.wrapping_sub(*last) as i64;
+            *last = time;
+            Some(step)
+        })
+    };
+    let mut unit = 0;
+    for step in steps() {
+        unit = gcd(unit, step.unsigned_abs());
+        if unit == 1 {
+            break;
+        }
+    }
+    let unit = i64::try_from(unit.max(1)).unwrap_or(1);
+    put_varint(out, first);
+    put_varint(out, unit as u64);
+    for step in steps() {
+        put_varint(out, delta(0, (step / unit) as u64));
+    }
+}
+
+fn gcd(mut a: u64, mut b: u64) -> u64 {
+    while b != 0 {
+        (a, b) = (b, a % b);
+    }
+    a
+}

@@ -1,0 +1,437 @@
+//! Who allocated: which frame of a stack is charged as `self`.
+//!
+//! The innermost frames of a stack are often the allocator's own and the language runtime's
+//! wrappers. They are skipped, and the first frame that is neither is the allocating function:
+//!
+//! ```text
+//!   operator new(unsigned long)                      libstdc++   wrapper
+//!   std::__new_allocator<int>::allocate(…)           inlined     wrapper
+//!   std::vector<int>::_M_realloc_insert(…)           a.out       <- self: the growth is visible
+//!   fill()                                           a.out          total
+//!   main                                             a.out          total
+//! ```
+//!
+//! The rule looks at names alone. What grows a container (`std::vector`, `RawVec`) stays, because
+//! a reader can do something about it; what only forwards a size to the allocator does not.
+
+/// A frame as the rule sees it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Candidate<'a> {
+    /// The function, demangled; `None` if it has no name.
+    pub function: Option<&'a str>,
+    /// What tells modules apart.
+    pub module: &'a str,
+}
+
+/// Index of the frame that allocated, in `frames` from the innermost outwards.
+///
+/// `first frame that is no wrapper`, with one refinement: nameless frames that a wrapper of their
+/// own module called are the allocator's inside (Debian's libc names only what it exports). A
+/// stack of wrappers alone is charged to its outermost frame. `None` only for no frames.
+pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> Option<usize> {
+    let mut outermost = None;
+    let mut nameless: Option<(usize, &str)> = None;
+    for (index, frame) in frames.into_iter().enumerate() {
+        outermost = Some(index);
+        match (frame.function, nameless) {
+            (None, None) => nameless = Some((index, frame.module)),
+            (None, Some((_, module))) if module == frame.module => {}
+            (Some(name), None) if is_wrapper(name, frame.module) => {}
+            (Some(name), Some((_, module)))
+                if module == frame.module && is_wrapper(name, module) =>
+            {
+                nameless = None;
+            }
+            (Some(_), None) => return Some(index),
+            (_, Some((start, _))) => return Some(start),
+        }
+    }
+    nameless.map(|(start, _)| start).or(outermost)
+}
+
+/// Whether a function only passes a request on to the allocator, or is the allocator.
+///
+/// `module` is the path of its file: some of the C library's names are too common to mean the
+/// allocator anywhere else.
+pub fn is_wrapper(function: &str, module: &str) -> bool {
+    let name = without_decoration(function);
+    is_plt_stub(function)
+        || ALLOCATOR.binary_search(&name).is_ok()
+        || (is_c_library(module) && C_LIBRARY_INSIDE.binary_search(&name).is_ok())
+        || ALLOCATOR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
+        || is_operator_new_or_delete(name)
+        || is_cpp_allocator(name)
+        || is_rust_allocator(name)
+}
+
+/// Functions of the C library's allocators and the C wrappers of the memory system calls.
+const ALLOCATOR: &[&str] = &[
+    "__brk",
+    "__calloc",
+    "__free",
+    "__libc_calloc",
+    "__libc_free",
+    "__libc_malloc",
+    "__libc_malloc_impl",
+    "__libc_memalign",
+    "__libc_pvalloc",
+    "__libc_realloc",
+    "__libc_reallocarray",
+    "__libc_valloc",
+    "__malloc",
+    "__mmap",
+    "__mmap64",
+    "__mremap",
+    "__munmap",
+    "__posix_memalign",
+    "__realloc",
+    "__sbrk",
+    "_int_free",
+    "_int_malloc",
+    "_int_memalign",
+    "_int_realloc",
+    "_mid_memalign",
+    "aligned_alloc",
+    "brk",
+    "calloc",
+    "cfree",
+    "free",
+    "malloc",
+    "memalign",
+    "mmap",
+    "mmap64",
+    "mremap",
+    "munmap",
+    "posix_memalign",
+    "pvalloc",
+    "realloc",
+    "reallocarray",
+    "sbrk",
+    "syscall",
+    "valloc",
+];
+
+/// Functions inside the C library's allocator, glibc's and musl's.
+const C_LIBRARY_INSIDE: &[&str] = &[
+    "__default_morecore",
+    "__expand_heap",
+    "__glibc_morecore",
+    "__malloc_alloc_meta",
+    "_int_new_arena",
+    "alloc_group",
+    "alloc_new_heap",
+    "alloc_slot",
+    "arena_get2",
+    "arena_get_retry",
+    "grow_heap",
+    "heap_trim",
+    "malloc_consolidate",
+    "malloc_hook_ini",
+    "mremap_chunk",
+    "munmap_chunk",
+    "new_heap",
+    "ptmalloc_init",
+    "shrink_heap",
+    "sysmalloc",
+    "sysmalloc_mmap",
+    "sysmalloc_mmap_fallback",
+    "systrim",
+    "tcache_init",
+    "tcache_key_initialize",
+];
+
+/// Whether a file is the C library or its loader, by its name.
+fn is_c_library(module: &str) -> bool {
+    let file = module.rsplit('/').next().unwrap_or(module);
+    ["libc.", "libc-", "ld-linux", "ld-musl", "ld-2."].iter().any(|start| file.starts_with(start))
+}
+
+/// What the functions of jemalloc, mimalloc and tcmalloc start with.
+const ALLOCATOR_PREFIXES: &[&str] = &["_mi_", "je_", "mi_", "tc_", "tcmalloc::"];
+
+/// A procedure linkage table entry, as symbolizers name it: `malloc@plt`.
+fn is_plt_stub(function: &str) -> bool {
+    function.ends_with("@plt")
+}
+
+/// Only the global ones: `Arena::operator new(unsigned long)` is the program's own.
+fn is_operator_new_or_delete(name: &str) -> bool {
+    name.strip_prefix("operator new")
+        .or_else(|| name.strip_prefix("operator delete"))
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with(['(', '[']))
+}
+
+/// The default allocators of libstdc++ and libc++, which forward to `operator new`.
+fn is_cpp_allocator(name: &str) -> bool {
+    const TYPES: &[&str] = &[
+        "__gnu_cxx::__alloc_traits<",
+        "__gnu_cxx::new_allocator<",
+        "std::__1::allocator<",
+        "std::__1::allocator_traits<",
+        "std::__allocator_traits_base",
+        "std::__new_allocator<",
+        "std::allocator<",
+        "std::allocator_traits<",
+    ];
+    const FUNCTIONS: &[&str] = &[
+        "std::__1::__allocate_at_least",
+        "std::__1::__libcpp_allocate",
+        "std::__1::__libcpp_operator_new",
+    ];
+    const METHODS: &[&str] = &["allocate", "allocate_at_least", "deallocate"];
+    let name = without_return_type(name);
+    FUNCTIONS.iter().any(|prefix| name.starts_with(prefix))
+        || (TYPES.iter().any(|prefix| name.starts_with(prefix))
+            && method(name).is_some_and(|method| METHODS.contains(&method)))
+}
+
+/// The default allocators of Rust, and what the compiler and `alloc` put before them.
+fn is_rust_allocator(name: &str) -> bool {
+    const FUNCTIONS: &[&str] = &[
+        "alloc",
+        "alloc_impl",
+        "alloc_impl_runtime",
+        "alloc_zeroed",
+        "allocate",
+        "allocate_zeroed",
+        "box_new",
+        "box_new_uninit",
+        "dealloc",
+        "deallocate",
+        "exchange_malloc",
+        "grow",
+        "grow_impl",
+        "grow_impl_runtime",
+        "grow_zeroed",
+        "realloc",
+        "realloc_fallback",
+        "aligned_malloc",
+        "shrink",
+    ];
+    const PLACES: &[&str] = &[
+        "<alloc::alloc::Global",
+        "<std::alloc::System",
+        "alloc::alloc::",
+        "alloc::boxed::box_new",
+        "std::alloc::System",
+        "std::sys::alloc::",
+        "std::sys::pal::unix::alloc::",
+    ];
+    let last = name.rsplit("::").next().unwrap_or(name);
+    let last = last.split('<').next().unwrap_or(last);
+    is_rust_entry(last)
+        || (FUNCTIONS.contains(&last) && PLACES.iter().any(|place| name.starts_with(place)))
+}
+
+/// `__rust_alloc`, `__rdl_realloc`, `__rg_alloc_zeroed`: the compiler's names for the allocator.
+fn is_rust_entry(last: &str) -> bool {
+    ["__rust_", "__rdl_", "__rg_"]
+        .iter()
+        .find_map(|prefix| last.strip_prefix(prefix))
+        .is_some_and(|rest| matches!(rest, "alloc" | "alloc_zeroed" | "realloc" | "dealloc"))
+}
+
+/// The name without what is put around it: glibc's `__GI_`, versions, clones, Rust's hash.
+fn without_decoration(name: &str) -> &str {
+    const CLONES: &[&str] = &[".part.", ".cold", ".constprop.", ".isra.", ".llvm.", ".lto_priv."];
+    let name = name.strip_prefix("__GI_").unwrap_or(name);
+    let mut name = name.split('@').next().unwrap_or(name);
+    if let Some(end) = CLONES.iter().filter_map(|clone| name.find(clone)).min() {
+        name = &name[..end];
+    }
+    match name.rsplit_once("::h") {
+        Some((start, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
+            start
+        }
+        _ => name,
+    }
+}
+
+/// `void* f<int>(int)` without `void* `: demanglers write the result of template functions.
+fn without_return_type(name: &str) -> &str {
+    let mut depth = 0u32;
+    for (index, c) in name.char_indices() {
+        match c {
+            '<' | '(' => depth += 1,
+            '>' | ')' => depth = depth.saturating_sub(1),
+            ' ' if depth == 0 => {
+                let rest = &name[index + 1..];
+                return if rest.starts_with('[') { name } else { rest };
+            }
+            _ => {}
+        }
+    }
+    name
+}
+
+/// The last part of a C++ name, without template and call arguments.
+fn method(name: &str) -> Option<&str> {
+    let mut depth = 0u32;
+    let mut start = 0;
+    let mut end = name.len();
+    for (index, c) in name.char_indices() {
+        match c {
+            '(' | '[' if depth == 0 => {
+                end = index;
+                break;
+            }
+            '<' | '(' => depth += 1,
+            '>' | ')' => depth = depth.saturating_sub(1),
+            ':' if depth == 0 => start = index + 1,
+            _ => {}
+        }
+    }
+    name.get(start..end)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn charged(frames: &[(Option<&str>, &str)]) -> Option<usize> {
+        allocating_frame(frames.iter().map(|&(function, module)| Candidate { function, module }))
+    }
+
+    #[test]
+    fn direct_caller_of_malloc_is_charged() {
+        assert_eq!(charged(&[(Some("leak"), "a"), (Some("main"), "a")]), Some(0));
+    }
+
+    #[test]
+    fn operator_new_is_skipped() {
+        let stack = [(Some("operator new(unsigned long)"), "libstdc++"), (Some("main"), "a")];
+
+        assert_eq!(charged(&stack), Some(1));
+    }
+
+    #[test]
+    fn vector_growth_is_charged() {
+        let stack = [
+            (Some("operator new(unsigned long)"), "libstdc++"),
+            (Some("std::__new_allocator<int>::allocate(unsigned long, void const*)"), "a"),
+            (Some("std::vector<int, std::allocator<int> >::_M_realloc_insert<int>(int&&)"), "a"),
+            (Some("main"), "a"),
+        ];
+
+        assert_eq!(charged(&stack), Some(2));
+    }
+
+    #[test]
+    fn nameless_caller_is_charged() {
+        assert_eq!(charged(&[(None, "a"), (Some("main"), "a")]), Some(0));
+    }
+
+    #[test]
+    fn nameless_frames_between_wrappers_are_the_allocators_inside() {
+        let stack = [
+            (Some("mmap"), "libc"),
+            (None, "libc"),
+            (None, "libc"),
+            (Some("malloc"), "libc"),
+            (Some("main"), "a"),
+        ];
+
+        assert_eq!(charged(&stack), Some(4));
+    }
+
+    #[test]
+    fn nameless_frames_of_another_module_are_charged() {
+        let stack = [(Some("mmap"), "libc"), (None, "plugin"), (Some("malloc"), "libc")];
+
+        assert_eq!(charged(&stack), Some(1));
+    }
+
+    #[test]
+    fn nameless_frames_before_the_programs_code_are_charged() {
+        assert_eq!(
+            charged(&[(Some("mmap"), "libc"), (None, "libc"), (Some("f"), "libc")]),
+            Some(1)
+        );
+        assert_eq!(charged(&[(Some("mmap"), "libc"), (None, "libc")]), Some(1));
+    }
+
+    #[test]
+    fn stack_of_wrappers_is_charged_to_its_outermost_frame() {
+        assert_eq!(charged(&[(Some("malloc"), "libc"), (Some("calloc"), "libc")]), Some(1));
+        assert_eq!(charged(&[]), None);
+    }
+
+    #[test]
+    fn allocator_table_is_sorted_for_the_search() {
+        assert!(ALLOCATOR.is_sorted());
+        assert!(C_LIBRARY_INSIDE.is_sorted());
+    }
+
+    #[test]
+    fn wrappers_are_recognised() {
+        let wrappers = [
+            "malloc",
+            "malloc@plt",
+            "printf@plt",
+            "malloc@@GLIBC_2.2.5",
+            "calloc.part.0",
+            "_int_realloc",
+            "__GI___libc_malloc",
+            "__GI___sbrk",
+            "sysmalloc",
+            "alloc_new_heap.part.0",
+            "je_arena_malloc_hard",
+            "mi_heap_malloc",
+            "tc_newarray",
+            "operator new(unsigned long)",
+            "operator new[](unsigned long, std::align_val_t)",
+            "operator new",
+            "operator delete(void*, unsigned long)",
+            "std::allocator<char>::allocate(unsigned long)",
+            "std::allocator_traits<std::allocator<int> >::allocate(std::allocator<int>&, unsigned long)",
+            "__gnu_cxx::new_allocator<std::pair<int const, a::b> >::allocate(unsigned long, void const*)",
+            "std::__1::allocator<int>::allocate[abi:v160006](unsigned long)",
+            "void* std::__1::__libcpp_operator_new[abi:v160006]<unsigned long>(unsigned long)",
+            "__rust_alloc",
+            "__rustc::__rust_alloc",
+            "__rustc[5224e6b81cd82a8f]::__rdl_alloc",
+            "std::alloc::__default_lib_allocator::__rdl_realloc",
+            "alloc::alloc::alloc",
+            "alloc::alloc::exchange_malloc",
+            "alloc::alloc::Global::alloc_impl",
+            "<alloc::alloc::Global as core::alloc::Allocator>::allocate",
+            "<std::alloc::System as core::alloc::global::GlobalAlloc>::alloc",
+            "std::sys::alloc::unix::<impl core::alloc::global::GlobalAlloc for std::alloc::System>::alloc",
+            "alloc::alloc::exchange_malloc::h0123456789abcdef",
+        ];
+        for name in wrappers {
+            assert!(is_wrapper(name, "/lib/libc.so.6"), "{name}");
+        }
+    }
+
+    #[test]
+    fn user_visible_code_is_not_a_wrapper() {
+        let code = [
+            "main",
+            "xmalloc",
+            "new_heap",
+            "alloc_slot",
+            "mallocator",
+            "my_malloc",
+            "jemalloc_stats",
+            "_dl_new_object",
+            "_dl_map_object",
+            "__libc_start_main",
+            "Arena::operator new(unsigned long)",
+            "operator newline(int)",
+            "std::vector<int, std::allocator<int> >::_M_realloc_insert<int>(int&&)",
+            "std::_Vector_base<int, std::allocator<int> >::_M_allocate(unsigned long)",
+            "std::allocator<int>::allocator()",
+            "alloc::raw_vec::RawVec<T,A>::grow_one",
+            "<alloc::vec::Vec<T> as core::clone::Clone>::clone",
+            "alloc::alloc::handle_alloc_error",
+            "__rust_begin_short_backtrace",
+            "std::sys::backtrace::__rust_begin_short_backtrace",
+            "game::alloc",
+            "void fill<std::allocator<int> >(int)",
+        ];
+        for name in code {
+            assert!(!is_wrapper(name, "/srv/app"), "{name}");
+        }
+    }
+}

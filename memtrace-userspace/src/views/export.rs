@@ -1,0 +1,4 @@
+//! Reports of a whole session: one file per format.
+
+pub mod json;
+pub mod text;

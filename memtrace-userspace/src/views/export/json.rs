@@ -1,0 +1,596 @@
+//! The JSON report, as `docs/report.schema.json` describes it.
+//!
+//! The structs here are the wire format and nothing else uses them. Keys may be added; removing
+//! one or changing its meaning raises [`VERSION`]. Equal snapshots give equal bytes.
+//!
+//! The lists are written with one entry per line, so that a report can be read with `grep` and
+//! compared with `diff`.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::ser::Formatter;
+
+use crate::pipeline::snapshot::{Place, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
+use crate::record::{EndReason, Origin, ProbeCost};
+use crate::views::printable::printable;
+use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
+use crate::views::{caveats, counters};
+
+/// The report's `version`.
+pub const VERSION: u32 = 1;
+
+/// Writes the report; at most `top` functions and stacks, if a limit is given.
+///
+/// Totals and counters always cover everything.
+pub fn write(
+    out: impl Write,
+    snapshot: &Snapshot,
+    ranking: &Ranking,
+    top: Option<usize>,
+) -> io::Result<()> {
+    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX));
+    let mut serializer =
+        serde_json::Serializer::with_formatter(out, OneEntryPerLine { depth: 0, empty: true });
+    report.serialize(&mut serializer).map_err(io::Error::from)?;
+    serializer.into_inner().write_all(b"\n")
+}
+
+#[derive(Serialize)]
+struct Report<'r> {
+    format: &'static str,
+    version: u32,
+    target: Target,
+    capture: Capture<'r>,
+    totals: Totals,
+    functions: Vec<Function<'r>>,
+    stacks: Vec<Stack<'r>>,
+    threads: Vec<Thread>,
+    timeline: Vec<TimelineStep>,
+    spikes: [(); 0],
+    leaks: [(); 0],
+    modules_without_names: Vec<NamelessModule<'r>>,
+    counters: serde_json::Map<String, serde_json::Value>,
+    caveats: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Target {
+    pid: Option<u32>,
+    exe: Option<String>,
+    command: Vec<String>,
+    processes: Vec<Process>,
+}
+
+#[derive(Serialize)]
+struct Process {
+    pid: u32,
+    parent: Option<u32>,
+    exe: String,
+    command: Vec<String>,
+    started_ns: u64,
+    ended_ns: Option<u64>,
+    heap: Usage,
+    mapped: Usage,
+    before_attach: Option<BeforeAttach>,
+    resident_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct BeforeAttach {
+    heap_bytes: u64,
+    anonymous_bytes: u64,
+    resident_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Capture<'r> {
+    mode: &'static str,
+    origin: Option<&'static str>,
+    end: Option<&'static str>,
+    tool_version: Option<&'r str>,
+    started_unix_s: Option<u64>,
+    duration_ns: u64,
+    events: u64,
+    lost_events: u64,
+    stacks: u64,
+    truncated_stacks: u64,
+    truncated_allocations: u64,
+    kernel: Option<&'r str>,
+    probes: Vec<Probe>,
+}
+
+#[derive(Serialize)]
+struct Probe {
+    symbol: String,
+    module: String,
+    offset: u64,
+    kind: &'static str,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    allocations: u64,
+    allocated_bytes: u64,
+    frees: u64,
+    freed_bytes: u64,
+    live_blocks: u64,
+    live_bytes: u64,
+    inherited_blocks: u64,
+    inherited_bytes: u64,
+    peak_live_bytes: u64,
+    peak_at_ns: u64,
+    mapped_bytes: u64,
+    temporary_allocations: u64,
+    mapped: Usage,
+}
+
+#[derive(Clone, Copy, Serialize)]
+struct Usage {
+    allocations: u64,
+    allocated_bytes: u64,
+    frees: u64,
+    freed_bytes: u64,
+    live_blocks: u64,
+    live_bytes: u64,
+    inherited_blocks: u64,
+    inherited_bytes: u64,
+    peak_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Function<'r> {
+    function: Option<&'r str>,
+    module: &'r str,
+    file: Option<&'r str>,
+    line: Option<u32>,
+    #[serde(rename = "self")]
+    own: Usage,
+    total: Usage,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    mapped: Option<Charge>,
+}
+
+#[derive(Serialize)]
+struct Charge {
+    #[serde(rename = "self")]
+    own: Usage,
+    total: Usage,
+}
+
+#[derive(Serialize)]
+struct Stack<'r> {
+    api: &'static str,
+    end: &'static str,
+    #[serde(flatten)]
+    usage: Usage,
+    frames: Vec<Frame<'r>>,
+}
+
+#[derive(Serialize)]
+struct Frame<'r> {
+    function: Option<&'r str>,
+    module: &'r str,
+    file: Option<&'r str>,
+    line: Option<u32>,
+    inlined: bool,
+    address: String,
+}
+
+#[derive(Serialize)]
+struct Thread {
+    pid: u32,
+    tid: u32,
+    name: String,
+    #[serde(flatten)]
+    heap: Usage,
+}
+
+#[derive(Serialize)]
+struct TimelineStep {
+    time_ns: u64,
+    live_bytes: u64,
+    peak_live_bytes: u64,
+    mapped_bytes: u64,
+    allocated_bytes: u64,
+    allocations: u64,
+    resident_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct NamelessModule<'r> {
+    module: &'r str,
+    addresses: u64,
+    reason: &'r str,
+}
+
+fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> Report<'r> {
+    Report {
+        format: "memtrace-report",
+        version: VERSION,
+        target: target(snapshot),
+        capture: capture(snapshot),
+        totals: totals(&snapshot.totals),
+        functions: ranking.functions.iter().take(top).map(function).collect(),
+        stacks: ranking.stacks.iter().take(top).map(stack).collect(),
+        threads: snapshot.threads.iter().map(thread).collect(),
+        timeline: snapshot.timeline.iter().map(timeline_step).collect(),
+        spikes: [],
+        leaks: [],
+        modules_without_names: ranking
+            .naming
+            .misses
+            .iter()
+            .map(|(module, miss)| NamelessModule {
+                module,
+                addresses: miss.addresses,
+                reason: &miss.reason,
+            })
+            .collect(),
+        counters: counters::counters(snapshot, &ranking.naming)
+            .into_iter()
+            .map(|(name, value)| (name, value.into()))
+            .collect(),
+        caveats: caveats::caveats(snapshot),
+    }
+}
+
+fn target(snapshot: &Snapshot) -> Target {
+    let pid = snapshot.session.as_ref().map(|session| session.pid);
+    let processes = &snapshot.processes;
+    let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
+    Target {
+        pid: pid.map(|pid| pid.0),
+        exe: main.map(|process| printable(&process.exe).into_owned()),
+        command: main.map(|process| command(&process.command)).unwrap_or_default(),
+        processes: processes.iter().map(process).collect(),
+    }
+}
+
+fn process(process: &ProcessUsage) -> Process {
+    let ProcessUsage {
+        pid,
+        parent,
+        exe,
+        command: arguments,
+        started,
+        ended,
+        heap,
+        mapped,
+        before_attach,
+        resident_bytes,
+    } = process;
+    Process {
+        pid: pid.0,
+        parent: parent.map(|parent| parent.0),
+        exe: printable(exe).into_owned(),
+        command: command(arguments),
+        started_ns: started.0,
+        ended_ns: ended.map(|ended| ended.0),
+        heap: usage(heap),
+        mapped: usage(mapped),
+        before_attach: before_attach.as_ref().map(|before| BeforeAttach {
+            heap_bytes: before.heap_bytes,
+            anonymous_bytes: before.anonymous_bytes,
+            resident_bytes: before.resident_bytes,
+        }),
+        resident_bytes: *resident_bytes,
+    }
+}
+
+fn command(arguments: &[Vec<u8>]) -> Vec<String> {
+    arguments.iter().map(|argument| printable(argument).into_owned()).collect()
+}
+
+fn capture(snapshot: &Snapshot) -> Capture<'_> {
+    let session = snapshot.session.as_deref();
+    let quality = caveats::stack_quality(snapshot);
+    Capture {
+        mode: "full",
+        origin: session.map(|session| match session.origin {
+            Origin::Attached => "attached",
+            Origin::Launched => "launched",
+        }),
+        end: snapshot.end.map(|end| match end {
+            EndReason::TargetExited => "target_exited",
+            EndReason::Interrupted => "interrupted",
+            EndReason::DurationOver => "duration_over",
+        }),
+        tool_version: session.map(|session| session.tool_version.as_str()),
+        started_unix_s: session.map(|session| session.started_unix_s),
+        duration_ns: snapshot.now.0,
+        events: snapshot.events,
+        lost_events: caveats::lost_events(snapshot),
+        stacks: quality.stacks,
+        truncated_stacks: quality.truncated_stacks,
+        truncated_allocations: quality.truncated_allocations,
+        kernel: session.map(|session| session.kernel.as_str()),
+        probes: snapshot
+            .probes
+            .iter()
+            .map(|probe| Probe {
+                symbol: printable(probe.symbol.as_bytes()).into_owned(),
+                module: printable(&probe.module).into_owned(),
+                offset: probe.offset.0,
+                kind: match probe.cost {
+                    ProbeCost::Emulated => "emulated",
+                    ProbeCost::Stepped => "stepped",
+                },
+            })
+            .collect(),
+    }
+}
+
+fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
+    let crate::pipeline::snapshot::Totals {
+        heap,
+        peak_live_bytes,
+        peak_at,
+        mapped,
+        temporary_allocations,
+    } = totals;
+    Totals {
+        allocations: heap.allocations,
+        allocated_bytes: heap.allocated_bytes,
+        frees: heap.frees,
+        freed_bytes: heap.freed_bytes,
+        live_blocks: heap.live_blocks,
+        live_bytes: heap.live_bytes,
+        inherited_blocks: heap.inherited_blocks,
+        inherited_bytes: heap.inherited_bytes,
+        peak_live_bytes: *peak_live_bytes,
+        peak_at_ns: peak_at.0,
+        mapped_bytes: mapped.live_bytes,
+        temporary_allocations: *temporary_allocations,
+        mapped: usage(mapped),
+    }
+}
+
+fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
+    let crate::pipeline::snapshot::Usage {
+        allocations,
+        allocated_bytes,
+        frees,
+        freed_bytes,
+        live_blocks,
+        live_bytes,
+        inherited_blocks,
+        inherited_bytes,
+        peak_bytes,
+    } = *usage;
+    Usage {
+        allocations,
+        allocated_bytes,
+        frees,
+        freed_bytes,
+        live_blocks,
+        live_bytes,
+        inherited_blocks,
+        inherited_bytes,
+        peak_bytes,
+    }
+}
+
+fn charge(charge: &ranking::Charge) -> Charge {
+    Charge { own: usage(&charge.own), total: usage(&charge.total) }
+}
+
+fn function(charged: &FunctionUsage) -> Function<'_> {
+    let function = &charged.function;
+    let Charge { own, total } = charge(&charged.heap);
+    Function {
+        function: function.name.as_deref(),
+        module: &function.module,
+        file: function.file.as_deref(),
+        line: charged.line,
+        own,
+        total,
+        mapped: (charged.mapped != ranking::Charge::default()).then(|| charge(&charged.mapped)),
+    }
+}
+
+fn stack(symbolized: &SymbolizedUsage) -> Stack<'_> {
+    Stack {
+        api: symbolized.api.name(),
+        end: symbolized.stack.end.name(),
+        usage: usage(&symbolized.usage),
+        frames: symbolized
+            .stack
+            .frames
+            .iter()
+            .map(|frame| {
+                let function = &frame.function;
+                Frame {
+                    function: function.name.as_deref(),
+                    module: &function.module,
+                    file: function.file.as_deref(),
+                    line: frame.line,
+                    inlined: frame.inlined,
+                    address: address(frame.place),
+                }
+            })
+            .collect(),
+    }
+}
+
+/// Offset in the module's file; address in the process for code without a file.
+fn address(place: Place) -> String {
+    match place {
+        Place::InFile { image: _, offset } => format!("{offset:#x}"),
+        Place::Anonymous { pid: _, address } | Place::Unknown { pid: _, address } => {
+            format!("{address:#x}")
+        }
+    }
+}
+
+fn thread(thread: &ThreadUsage) -> Thread {
+    let ThreadUsage { pid, tid, name, heap } = thread;
+    Thread { pid: pid.0, tid: tid.0, name: printable(name).into_owned(), heap: usage(heap) }
+}
+
+fn timeline_step(point: &TimelinePoint) -> TimelineStep {
+    let TimelinePoint {
+        time,
+        live_bytes,
+        peak_live_bytes,
+        mapped_bytes,
+        allocated_bytes,
+        allocations,
+        resident_bytes,
+    } = *point;
+    TimelineStep {
+        time_ns: time.0,
+        live_bytes,
+        peak_live_bytes,
+        mapped_bytes,
+        allocated_bytes,
+        allocations,
+        resident_bytes,
+    }
+}
+
+/// Breaks lines in the report and in its lists, and nowhere deeper.
+struct OneEntryPerLine {
+    depth: usize,
+    empty: bool,
+}
+
+impl OneEntryPerLine {
+    fn begin(&mut self, out: &mut (impl ?Sized + Write), bracket: &[u8]) -> io::Result<()> {
+        self.depth += 1;
+        self.empty = true;
+        out.write_all(bracket)
+    }
+
+    fn entry(&mut self, out: &mut (impl ?Sized + Write), first: bool) -> io::Result<()> {
+        self.empty = false;
+        match (first, self.depth) {
+            (true, 1..=2) => self.break_line(out),
+            (false, 1..=2) => {
+                out.write_all(b",")?;
+                self.break_line(out)
+            }
+            (true, _) => Ok(()),
+            (false, _) => out.write_all(b", "),
+        }
+    }
+
+    fn end(&mut self, out: &mut (impl ?Sized + Write), bracket: &[u8]) -> io::Result<()> {
+        self.depth -= 1;
+        if self.depth < 2 && !self.empty {
+            self.break_line(out)?;
+        }
+        self.empty = false;
+        out.write_all(bracket)
+    }
+
+    fn break_line(&self, out: &mut (impl ?Sized + Write)) -> io::Result<()> {
+        out.write_all(b"\n")?;
+        (0..self.depth).try_for_each(|_| out.write_all(b"  "))
+    }
+}
+
+impl Formatter for OneEntryPerLine {
+    fn begin_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"[")
+    }
+
+    fn end_array<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"]")
+    }
+
+    fn begin_array_value<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.entry(out, first)
+    }
+
+    fn begin_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.begin(out, b"{")
+    }
+
+    fn end_object<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        self.end(out, b"}")
+    }
+
+    fn begin_object_key<W: ?Sized + Write>(&mut self, out: &mut W, first: bool) -> io::Result<()> {
+        self.entry(out, first)
+    }
+
+    fn begin_object_value<W: ?Sized + Write>(&mut self, out: &mut W) -> io::Result<()> {
+        out.write_all(b": ")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::frames::Names;
+    use crate::views::ranking::{SortKey, rank};
+
+    fn json(snapshot: &Snapshot, names: &mut Names, top: Option<usize>) -> String {
+        let ranking = rank(snapshot, names, SortKey::Live);
+        let mut out = Vec::new();
+        write(&mut out, snapshot, &ranking, top).expect("a Vec takes all");
+        String::from_utf8(out).expect("JSON is UTF-8")
+    }
+
+    fn assert_valid(report: &str) {
+        let schema = include_str!("../../../../docs/report.schema.json");
+        let schema = serde_json::from_str(schema).expect("the schema is JSON");
+        let validator = jsonschema::validator_for(&schema).expect("the schema is a schema");
+        let report = serde_json::from_str(report).expect("the report is JSON");
+        let errors: Vec<String> =
+            validator.iter_errors(&report).map(|e| format!("{}: {e}", e.instance_path())).collect();
+        assert_eq!(errors, Vec::<String>::new());
+    }
+
+    #[test]
+    fn report_is_valid_and_unchanged() {
+        let report = json(&fixture::snapshot(), &mut fixture::names(), None);
+
+        assert_valid(&report);
+        insta::assert_snapshot!(report);
+    }
+
+    #[test]
+    fn report_of_nothing_is_valid() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.session = None;
+        snapshot.end = None;
+        snapshot.stacks.clear();
+        snapshot.processes.clear();
+        snapshot.counters.clear();
+
+        assert_valid(&json(&snapshot, &mut fixture::names(), None));
+    }
+
+    #[test]
+    fn report_with_an_unknown_key_type_is_invalid() {
+        let report = json(&fixture::snapshot(), &mut fixture::names(), None)
+            .replace("\"pid\": 4242", "\"pid\": \"4242\"");
+        let schema = include_str!("../../../../docs/report.schema.json");
+        let schema = serde_json::from_str(schema).expect("the schema is JSON");
+        let report = serde_json::from_str(&report).expect("the report is JSON");
+
+        assert!(!jsonschema::is_valid(&schema, &report));
+    }
+
+    #[test]
+    fn order_of_stacks_in_the_snapshot_does_not_matter() {
+        let mut snapshot = fixture::snapshot();
+        let forwards = json(&snapshot, &mut fixture::names(), None);
+        snapshot.stacks.reverse();
+
+        assert_eq!(json(&snapshot, &mut fixture::names(), None), forwards);
+    }
+
+    #[test]
+    fn top_limits_lists_and_not_totals() {
+        let report = json(&fixture::snapshot(), &mut fixture::names(), Some(1));
+
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        assert_eq!(report["functions"].as_array().map(Vec::len), Some(1));
+        assert_eq!(report["stacks"].as_array().map(Vec::len), Some(1));
+        assert_eq!(report["totals"]["allocations"], 12 * 1024 + 256 + 1_234_567 + 3);
+    }
+}

@@ -1,0 +1,454 @@
+//! The text report: what a person reads first.
+//!
+//! Header, caveats, totals, the functions that hold most, the stacks behind them, threads, and
+//! every counter that is not zero with a word about what it means. Tables fit the given width;
+//! names of frames are never cut, they are broken over lines.
+
+use std::fmt::{self, Write};
+
+use crate::pipeline::snapshot::{Snapshot, Usage};
+use crate::views::counters::{self, Weight, explain_end};
+use crate::views::frames::{Frame, Miss, Naming};
+use crate::views::label::{amount, frame_labels, function_label};
+use crate::views::layout::{cut, wrap};
+use crate::views::printable::printable;
+use crate::views::quantity::{bar, bytes, count, counted, share, sparkline};
+use crate::views::ranking::{FunctionUsage, Memory, Ranking, SortKey, SymbolizedUsage};
+use crate::views::style::Style;
+use crate::views::{caveats, quantity, summary};
+
+/// How many functions are shown unless told otherwise.
+const DEFAULT_FUNCTIONS: usize = 20;
+/// How many stacks are shown unless told otherwise.
+const DEFAULT_STACKS: usize = 10;
+/// How many threads are shown; a program may have had thousands.
+const THREADS: usize = 20;
+/// How many frames of a stack are shown at its inner and at its outer end.
+const INNER_FRAMES: usize = 30;
+const OUTER_FRAMES: usize = 5;
+
+/// How a text report looks.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Cells per line.
+    pub width: usize,
+    /// Colour, or none.
+    pub style: Style,
+    /// The order; without one, there is a table by live bytes and one by bytes at the peak.
+    pub sort: Option<SortKey>,
+    /// The most functions and stacks to show.
+    pub top: Option<usize>,
+}
+
+/// The report as text. Leaves the ranking in the order of the last table.
+pub fn render(snapshot: &Snapshot, ranking: &mut Ranking, options: &Options) -> String {
+    let mut report = Report { out: String::new(), snapshot, options };
+    report.write(ranking).expect("writing to a String cannot fail");
+    report.out
+}
+
+struct Report<'r> {
+    out: String,
+    snapshot: &'r Snapshot,
+    options: &'r Options,
+}
+
+impl Report<'_> {
+    fn write(&mut self, ranking: &mut Ranking) -> fmt::Result {
+        self.header()?;
+        self.caveats()?;
+        self.totals()?;
+        let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
+            Some(key) => (std::slice::from_ref(key), *key),
+            None => (&[SortKey::Peak, SortKey::Live], SortKey::Live),
+        };
+        for &key in tables {
+            ranking.sort(key);
+            self.functions(&ranking.functions, key)?;
+        }
+        self.stacks(&ranking.stacks, Memory::Heap, by_stack)?;
+        self.stacks(&ranking.stacks, Memory::Mapped, by_stack)?;
+        self.processes()?;
+        self.threads()?;
+        self.nameless_modules(&ranking.naming)?;
+        self.counters(&ranking.naming)
+    }
+
+    fn heading(&mut self, text: &str) -> fmt::Result {
+        writeln!(self.out, "\n{}", self.options.style.heading(text))
+    }
+
+    /// A line of `label` and text, broken where it is too wide.
+    fn field(&mut self, label: &str, text: &str) -> fmt::Result {
+        let lines = wrap(text, self.options.width.saturating_sub(13));
+        for (index, line) in lines.into_iter().enumerate() {
+            let label = if index == 0 { label } else { "" };
+            writeln!(self.out, "  {label:<10} {line}")?;
+        }
+        Ok(())
+    }
+
+    fn header(&mut self) -> fmt::Result {
+        let title = format!("memtrace report: {}", summary::target(self.snapshot));
+        let title = cut(&title, self.options.width);
+        writeln!(self.out, "{}", self.options.style.heading(&title))?;
+        if let Some(command) = summary::command(self.snapshot) {
+            self.field("command", &cut(&command, 4 * self.options.width))?;
+        }
+        self.field("captured", &summary::capture(self.snapshot))?;
+        self.field("events", &summary::loss(self.snapshot))?;
+        self.field("probes", &summary::probes(self.snapshot))
+    }
+
+    fn caveats(&mut self) -> fmt::Result {
+        let caveats = caveats::caveats(self.snapshot);
+        if caveats.is_empty() {
+            return Ok(());
+        }
+        self.heading("Caveats")?;
+        for caveat in caveats {
+            for (index, line) in
+                wrap(&caveat, self.options.width.saturating_sub(4)).into_iter().enumerate()
+            {
+                let mark = if index == 0 { "!" } else { " " };
+                writeln!(self.out, "  {}", self.options.style.warning(&format!("{mark} {line}")))?;
+            }
+        }
+        Ok(())
+    }
+
+    fn totals(&mut self) -> fmt::Result {
+        let totals = &self.snapshot.totals;
+        let Usage {
+            allocations,
+            allocated_bytes,
+            frees,
+            freed_bytes,
+            live_blocks,
+            live_bytes,
+            inherited_blocks,
+            inherited_bytes,
+            peak_bytes: _, // `peak_live_bytes` is the same
+        } = totals.heap;
+        self.heading("Totals")?;
+        self.field("live", &format!("{} in {}", bytes(live_bytes), counted(live_blocks, "block")))?;
+        self.field(
+            "peak",
+            &format!(
+                "{} after {}",
+                bytes(totals.peak_live_bytes),
+                quantity::duration(summary::since_start(totals.peak_at))
+            ),
+        )?;
+        self.field(
+            "allocated",
+            &format!(
+                "{} in {}, {} of them temporary ({})",
+                bytes(allocated_bytes),
+                counted(allocations, "allocation"),
+                count(totals.temporary_allocations),
+                share(totals.temporary_allocations, allocations),
+            ),
+        )?;
+        self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))?;
+        if inherited_blocks > 0 {
+            let text = format!(
+                "{} in {}, copies that children hold since their fork",
+                bytes(inherited_bytes),
+                counted(inherited_blocks, "block")
+            );
+            self.field("inherited", &text)?;
+        }
+        self.field(
+            "mapped",
+            &format!(
+                "{} in {} (mmap and brk, the allocator's own among them)",
+                bytes(totals.mapped.live_bytes),
+                counted(totals.mapped.live_blocks, "mapping")
+            ),
+        )?;
+        let live: Vec<u64> = self.snapshot.timeline.iter().map(|p| p.peak_live_bytes).collect();
+        if live.len() > 1 {
+            let width = self.options.width.saturating_sub(13);
+            self.field("over time", &sparkline(&live, width))?;
+        }
+        Ok(())
+    }
+
+    /// ```text
+    ///        self   share                  total    calls  function
+    ///    12.0 MiB   85.7%  ████████     12.0 MiB   12,288  leak_per_request  server.c:41
+    /// ```
+    fn functions(&mut self, functions: &[FunctionUsage], key: SortKey) -> fmt::Result {
+        let whole = key.of(&self.snapshot.totals.heap);
+        let shown: Vec<_> = functions
+            .iter()
+            .filter(|f| key.of(&f.heap.own) > 0)
+            .take(self.options.top.unwrap_or(DEFAULT_FUNCTIONS))
+            .collect();
+        self.heading(&format!("Top functions by {}", key.title()))?;
+        if shown.is_empty() {
+            return writeln!(self.out, "  none");
+        }
+        // "  " self 10, " " share 6, " " bar, " " total 10, " " work 10, "  " name
+        let spare = self.options.width.saturating_sub(2 + 10 + 1 + 6 + 1 + 1 + 10 + 1 + 10 + 2);
+        let bar_width = (spare / 4).clamp(4, 20);
+        let name_width = spare.saturating_sub(bar_width).max(12);
+        let work = match key {
+            SortKey::Live | SortKey::Peak | SortKey::Allocated => SortKey::Allocations,
+            SortKey::Allocations => SortKey::Allocated,
+        };
+        let work_title = match work {
+            SortKey::Allocations => "calls",
+            SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
+        };
+        let head = format!(
+            "  {:>10} {:>6} {:bar_width$} {:>10} {:>10}  function",
+            "self", "share", "", "total", work_title
+        );
+        writeln!(self.out, "{}", self.options.style.faint(&head))?;
+        for function in &shown {
+            let own = key.of(&function.heap.own);
+            writeln!(
+                self.out,
+                "  {:>10} {:>6} {} {:>10} {:>10}  {}",
+                amount(key, own),
+                share(own, whole),
+                bar(own, whole, bar_width),
+                amount(key, key.of(&function.heap.total)),
+                amount(work, work.of(&function.heap.own)),
+                function_label(&function.function, function.line, name_width),
+            )?;
+        }
+        Ok(())
+    }
+
+    fn stacks(&mut self, stacks: &[SymbolizedUsage], memory: Memory, key: SortKey) -> fmt::Result {
+        let shown: Vec<_> = stacks
+            .iter()
+            .filter(|s| Memory::of(s.api) == memory && key.of(&s.usage) > 0)
+            .take(self.options.top.unwrap_or(DEFAULT_STACKS))
+            .collect();
+        if shown.is_empty() {
+            return Ok(());
+        }
+        let (title, whole) = match memory {
+            Memory::Heap => ("Top stacks", key.of(&self.snapshot.totals.heap)),
+            Memory::Mapped => ("Top mappings", key.of(&self.snapshot.totals.mapped)),
+        };
+        self.heading(&format!("{title} by {}", key.title()))?;
+        for (index, stack) in shown.into_iter().enumerate() {
+            let usage = &stack.usage;
+            let head = format!(
+                "  {}. {} ({}) {}: {} live, {} at peak, {}",
+                index + 1,
+                amount(key, key.of(usage)),
+                share(key.of(usage), whole),
+                stack.api.name(),
+                bytes(usage.live_bytes),
+                bytes(usage.peak_bytes),
+                counted(usage.allocations, "call"),
+            );
+            writeln!(self.out, "{}", cut(&head, self.options.width))?;
+            self.frames(&stack.stack.frames)?;
+            if stack.stack.end != memtrace_common::unwind::End::Root {
+                let end = format!("cut off here: {}", explain_end(stack.stack.end));
+                writeln!(self.out, "        {}", self.options.style.warning(&end))?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Repeated frames of a recursion are one line, the middle of a deep stack is left out.
+    fn frames(&mut self, frames: &[Frame]) -> fmt::Result {
+        let labels = frame_labels(frames);
+        let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
+        for (index, label) in labels.iter().enumerate() {
+            if hidden > 0 && index == INNER_FRAMES {
+                writeln!(self.out, "        … {hidden} more frames …")?;
+            }
+            if hidden > 0 && (INNER_FRAMES..INNER_FRAMES + hidden).contains(&index) {
+                continue;
+            }
+            for (index, part) in
+                wrap(label, self.options.width.saturating_sub(9)).into_iter().enumerate()
+            {
+                writeln!(self.out, "     {}  {part}", if index == 0 { " " } else { "  " })?;
+            }
+        }
+        Ok(())
+    }
+
+    fn processes(&mut self) -> fmt::Result {
+        if self.snapshot.processes.len() < 2 {
+            return Ok(());
+        }
+        self.heading("Processes")?;
+        let name_width = self.options.width.saturating_sub(45).max(12);
+        for process in self.snapshot.processes.iter().take(THREADS) {
+            writeln!(
+                self.out,
+                "  {:>8} {:>10} live {:>10} allocated  {}",
+                process.pid.0,
+                bytes(process.heap.live_bytes),
+                bytes(process.heap.allocated_bytes),
+                cut(&printable(&process.exe), name_width),
+            )?;
+        }
+        self.more(self.snapshot.processes.len(), THREADS)
+    }
+
+    fn threads(&mut self) -> fmt::Result {
+        let mut threads: Vec<_> =
+            self.snapshot.threads.iter().filter(|t| t.heap.allocations > 0).collect();
+        if threads.is_empty() {
+            return Ok(());
+        }
+        threads.sort_by_key(|t| std::cmp::Reverse(t.heap.allocated_bytes));
+        self.heading("Threads by allocated bytes")?;
+        let head =
+            format!("  {:>10} {:>10} {:>7} {:>8}  name", "allocated", "live", "calls", "tid");
+        writeln!(self.out, "{}", self.options.style.faint(&head))?;
+        let name_width = self.options.width.saturating_sub(43).max(12);
+        for thread in threads.iter().take(THREADS) {
+            writeln!(
+                self.out,
+                "  {:>10} {:>10} {:>7} {:>8}  {}",
+                bytes(thread.heap.allocated_bytes),
+                bytes(thread.heap.live_bytes),
+                count(thread.heap.allocations),
+                thread.tid.0,
+                cut(&printable(&thread.name), name_width),
+            )?;
+        }
+        self.more(threads.len(), THREADS)
+    }
+
+    fn more(&mut self, all: usize, shown: usize) -> fmt::Result {
+        match all.saturating_sub(shown) {
+            0 => Ok(()),
+            more => writeln!(self.out, "  … and {more} more"),
+        }
+    }
+
+    fn nameless_modules(&mut self, naming: &Naming) -> fmt::Result {
+        if naming.misses.is_empty() {
+            return Ok(());
+        }
+        self.heading("Without names")?;
+        for (module, Miss { addresses, reason }) in &naming.misses {
+            let text = format!("{} in {module}: {reason}", counted(*addresses, "place"));
+            for line in wrap(&text, self.options.width.saturating_sub(2)) {
+                writeln!(self.out, "  {line}")?;
+            }
+        }
+        Ok(())
+    }
+
+    fn counters(&mut self, naming: &Naming) -> fmt::Result {
+        let counters = counters::counters(self.snapshot, naming);
+        if counters.is_empty() {
+            return Ok(());
+        }
+        self.heading("Counters")?;
+        for (name, value) in &counters {
+            let (weight, meaning) = counters::explain(name);
+            let text = if meaning.is_empty() { name.clone() } else { format!("{name}: {meaning}") };
+            let lines = wrap(&text, self.options.width.saturating_sub(14));
+            for (index, line) in lines.into_iter().enumerate() {
+                let value = if index == 0 { count(*value) } else { String::new() };
+                let indent = if index == 0 { "" } else { "  " };
+                let line = format!("  {value:>8}  {indent}{line}");
+                match weight {
+                    Weight::Loss => writeln!(self.out, "{}", self.options.style.warning(&line))?,
+                    Weight::Notice | Weight::Work => writeln!(self.out, "{line}")?,
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::layout::width;
+    use crate::views::ranking::rank;
+
+    fn text(snapshot: &Snapshot, options: &Options) -> String {
+        let mut names = fixture::names();
+        let mut ranking = rank(snapshot, &mut names, SortKey::Live);
+        render(snapshot, &mut ranking, options)
+    }
+
+    fn plain(width: usize) -> Options {
+        Options { width, style: Style::Plain, sort: None, top: None }
+    }
+
+    #[test]
+    fn report_at_80_columns() {
+        insta::assert_snapshot!(text(&fixture::snapshot(), &plain(80)));
+    }
+
+    #[test]
+    fn report_at_120_columns() {
+        insta::assert_snapshot!(text(&fixture::snapshot(), &plain(120)));
+    }
+
+    #[test]
+    fn report_sorted_by_allocations() {
+        let options = Options { sort: Some(SortKey::Allocations), top: Some(2), ..plain(80) };
+
+        insta::assert_snapshot!(text(&fixture::snapshot(), &options));
+    }
+
+    #[test]
+    fn no_line_is_wider_than_the_terminal() {
+        for columns in [70, 80, 100, 200] {
+            for line in text(&fixture::snapshot(), &plain(columns)).lines() {
+                assert!(width(line) <= columns, "{columns}: {line}");
+            }
+        }
+    }
+
+    #[test]
+    fn plain_report_has_no_escapes() {
+        assert!(!text(&fixture::snapshot(), &plain(80)).contains('\x1b'));
+    }
+
+    #[test]
+    fn report_of_nothing_says_none() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.stacks.clear();
+        snapshot.counters.clear();
+        snapshot.totals = Default::default();
+
+        let text = text(&snapshot, &plain(80));
+
+        assert!(text.contains("Top functions by live bytes\n  none\n"), "{text}");
+    }
+
+    #[test]
+    fn recursion_is_one_line() {
+        let mut snapshot = fixture::snapshot();
+        let stack = std::sync::Arc::make_mut(&mut snapshot.stacks[0].stack);
+        stack.frames = [vec![stack.frames[0]; 200], vec![stack.frames[2]]].concat();
+
+        let text = text(&snapshot, &plain(80));
+
+        assert!(text.contains("leak_per_request  src/server.c:41 × 200\n"), "{text}");
+    }
+
+    #[test]
+    fn middle_of_a_deep_stack_is_left_out() {
+        let mut snapshot = fixture::snapshot();
+        let stack = std::sync::Arc::make_mut(&mut snapshot.stacks[0].stack);
+        stack.frames =
+            [[stack.frames[0], stack.frames[1]].repeat(100), vec![stack.frames[2]]].concat();
+
+        let text = text(&snapshot, &plain(80));
+
+        assert!(text.contains("… 166 more frames …\n"), "{text}");
+    }
+}

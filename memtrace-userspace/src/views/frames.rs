@@ -1,0 +1,322 @@
+//! Stacks with names.
+//!
+//! In: the stacks of a snapshot and a way to look names up. Out: [`SymbolizedStack`]s, whose
+//! frames run from the allocating function outwards to the thread's root, and [`Function`]s, each
+//! once. Everything is remembered, so that a live view asks for each address once.
+//!
+//! ```text
+//!   Place ──lookup──> inlined frames, then the physical function     (one to many)
+//!   Stack ──────────> frames, minus the allocator's wrappers         (see `attribution`)
+//! ```
+//!
+//! All names are printable when they leave here. It opens no file: the symbolizer does that,
+//! behind the [`Lookup`].
+
+use std::borrow::Cow;
+use std::collections::BTreeMap;
+use std::error::Error;
+use std::sync::Arc;
+
+use memtrace_common::addr::FileOffset;
+use memtrace_common::unwind::End;
+use rustc_hash::{FxHashMap, FxHashSet};
+
+use crate::pipeline::snapshot::{Place, Stack};
+use crate::record::Image;
+use crate::symbols::{self, SymbolError, Symbolizer};
+use crate::views::attribution::{self, Candidate};
+use crate::views::printable::{printable, printable_str};
+
+/// The frames at an address, innermost first; the reason, if there are none.
+pub type Found = Result<Arc<[symbols::Frame]>, String>;
+
+/// Finds the names of an address in a file. The symbolizer is one.
+pub trait Lookup: Send {
+    /// Looks at a lookup offset in a file.
+    fn frames(&mut self, image: &Image, offset: FileOffset) -> Found;
+
+    /// What had to be given up so far, by name; zero values are absent.
+    fn counters(&self) -> Vec<(&'static str, u64)>;
+}
+
+impl Lookup for Symbolizer {
+    fn frames(&mut self, image: &Image, offset: FileOffset) -> Found {
+        match self.symbolize(image, offset) {
+            Ok(Ok(frames)) => Ok(frames),
+            Ok(Err(miss)) => Err(miss.to_string()),
+            Err(error @ SymbolError::Unreadable { .. }) => Err(match error.source() {
+                Some(cause) => format!("{error}: {cause}"),
+                None => error.to_string(),
+            }),
+        }
+    }
+
+    fn counters(&self) -> Vec<(&'static str, u64)> {
+        Symbolizer::counters(self)
+    }
+}
+
+/// What could not be named, and why.
+#[derive(Clone, Debug, PartialEq, Eq, Default)]
+pub struct Naming {
+    /// Modules with addresses that have no name; sorted by path.
+    pub misses: BTreeMap<Arc<str>, Miss>,
+    /// What the symbolizer had to give up, by name; zero values are absent.
+    pub counters: Vec<(&'static str, u64)>,
+}
+
+/// The addresses of a module that have no name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Miss {
+    /// How many there are.
+    pub addresses: u64,
+    /// Why the first one has none; printable.
+    pub reason: String,
+}
+
+/// A function, told apart from others by all that is known of it.
+///
+/// Made once by its [`Names`] and shared: the order is that of the name, then of the place.
+#[derive(Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Function {
+    /// Its name, demangled and printable; `None` stands for all nameless code of the module.
+    pub name: Option<Arc<str>>,
+    /// Path of the file it lies in, or `[vdso]`, `[anonymous]`, `[unknown]`; printable.
+    pub module: Arc<str>,
+    /// Its source file, printable.
+    pub file: Option<Arc<str>>,
+    /// Tells it apart quickly.
+    pub id: FunctionId,
+}
+
+/// Number of a [`Function`] among those of one [`Names`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct FunctionId(usize);
+
+/// One frame of a stack.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Frame {
+    /// The function.
+    pub function: Arc<Function>,
+    /// The line in it.
+    pub line: Option<u32>,
+    /// Whether the next frame holds its code.
+    pub inlined: bool,
+    /// Where its code is.
+    pub place: Place,
+}
+
+/// A call path with names.
+#[derive(Debug)]
+pub struct SymbolizedStack {
+    /// From the allocating function outwards; empty if nothing of the stack is known.
+    pub frames: Vec<Frame>,
+    /// Where the walk ended, and why.
+    pub end: End,
+    /// The functions of `frames` in order, each once, with the line of its innermost frame.
+    pub functions: Vec<(Arc<Function>, Option<u32>)>,
+}
+
+/// What makes two functions one: name, module, source file.
+type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
+
+/// Names for the stacks of one session.
+pub struct Names {
+    lookup: Box<dyn Lookup>,
+    functions: FxHashMap<Identity, Arc<Function>>,
+    places: FxHashMap<Place, Arc<[Frame]>>,
+    stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
+    misses: BTreeMap<Arc<str>, Miss>,
+}
+
+impl Names {
+    /// Names from this source.
+    pub fn new(lookup: impl Lookup + 'static) -> Names {
+        Names {
+            lookup: Box::new(lookup),
+            functions: FxHashMap::default(),
+            places: FxHashMap::default(),
+            stacks: FxHashMap::default(),
+            misses: BTreeMap::new(),
+        }
+    }
+
+    /// What could not be named so far.
+    pub fn naming(&self) -> Naming {
+        Naming { misses: self.misses.clone(), counters: self.lookup.counters() }
+    }
+
+    /// The stack with names. `images` is the table of the snapshot that the stack comes from.
+    pub fn symbolize(&mut self, images: &[Arc<Image>], stack: &Arc<Stack>) -> Arc<SymbolizedStack> {
+        if let Some(known) = self.stacks.get(stack) {
+            return Arc::clone(known);
+        }
+        let mut frames = Vec::with_capacity(stack.frames.len());
+        for &place in &stack.frames {
+            frames.extend_from_slice(&self.place(images, place));
+        }
+        let candidates = frames.iter().map(|frame| {
+            let Function { name, module, .. } = &*frame.function;
+            Candidate { function: name.as_deref(), module }
+        });
+        if let Some(first) = attribution::allocating_frame(candidates) {
+            frames.drain(..first);
+        }
+        let symbolized = Arc::new(SymbolizedStack {
+            functions: each_function_once(&frames),
+            frames,
+            end: stack.end,
+        });
+        self.stacks.insert(Arc::clone(stack), Arc::clone(&symbolized));
+        symbolized
+    }
+
+    fn place(&mut self, images: &[Arc<Image>], place: Place) -> Arc<[Frame]> {
+        if let Some(known) = self.places.get(&place) {
+            return Arc::clone(known);
+        }
+        let frames: Arc<[Frame]> = match place {
+            Place::InFile { image, offset } => match images.get(image as usize) {
+                Some(image) => self.look_up(image, offset, place),
+                None => Arc::new([self.nameless("[unknown]".into(), place)]),
+            },
+            Place::Anonymous { .. } => Arc::new([self.nameless("[anonymous]".into(), place)]),
+            Place::Unknown { .. } => Arc::new([self.nameless("[unknown]".into(), place)]),
+        };
+        self.places.insert(place, Arc::clone(&frames));
+        frames
+    }
+
+    fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Arc<[Frame]> {
+        let module = module_name(image);
+        let named = match self.lookup.frames(image, offset) {
+            Ok(named) => named,
+            Err(reason) => {
+                let reason = printable_str(&reason).into_owned();
+                let miss = Miss { addresses: 0, reason };
+                self.misses.entry(Arc::clone(&module)).or_insert(miss).addresses += 1;
+                return Arc::new([self.nameless(module, place)]);
+            }
+        };
+        named
+            .iter()
+            .map(|symbols::Frame { function, file, line, inlined, symbol_start: _ }| {
+                let identity =
+                    (function.as_ref().map(shown), Arc::clone(&module), file.as_ref().map(shown));
+                Frame { function: self.intern(identity), line: *line, inlined: *inlined, place }
+            })
+            .collect()
+    }
+
+    fn nameless(&mut self, module: Arc<str>, place: Place) -> Frame {
+        let function = self.intern((None, module, None));
+        Frame { function, line: None, inlined: false, place }
+    }
+
+    fn intern(&mut self, identity: Identity) -> Arc<Function> {
+        let id = FunctionId(self.functions.len());
+        let function = self.functions.entry(identity).or_insert_with_key(|identity| {
+            let (name, module, file) = identity.clone();
+            Arc::new(Function { name, module, file, id })
+        });
+        Arc::clone(function)
+    }
+}
+
+/// How views name what is mapped.
+pub fn module_name(image: &Image) -> Arc<str> {
+    match image {
+        Image::File { path, build_id: _ } => printable(path).into(),
+        Image::Vdso => "[vdso]".into(),
+        Image::Anonymous => "[anonymous]".into(),
+    }
+}
+
+/// The last part of a path.
+pub fn base_name(path: &str) -> &str {
+    path.rsplit('/').next().unwrap_or(path)
+}
+
+fn shown(text: &Arc<str>) -> Arc<str> {
+    match printable_str(text) {
+        Cow::Borrowed(_) => Arc::clone(text),
+        Cow::Owned(escaped) => escaped.into(),
+    }
+}
+
+fn each_function_once(frames: &[Frame]) -> Vec<(Arc<Function>, Option<u32>)> {
+    let mut seen = FxHashSet::default();
+    frames
+        .iter()
+        .filter(|frame| seen.insert(frame.function.id))
+        .map(|frame| (Arc::clone(&frame.function), frame.line))
+        .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture::{self, FakeSymbols};
+
+    fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
+        stack
+            .frames
+            .iter()
+            .map(|frame| {
+                let name = frame.function.name.as_deref().unwrap_or("??");
+                format!("{name}{}", if frame.inlined { " (inlined)" } else { "" })
+            })
+            .collect()
+    }
+
+    #[test]
+    fn inlined_frames_come_before_their_function() {
+        let snapshot = fixture::snapshot();
+        let mut names = fixture::names();
+
+        let stack = names.symbolize(&snapshot.images, &snapshot.stacks[1].stack);
+
+        assert_eq!(shown_frames(&stack), ["cache::Entry::build (inlined)", "cache_fill", "main"]);
+    }
+
+    #[test]
+    fn wrappers_are_cut_off_the_inner_end() {
+        let snapshot = fixture::snapshot();
+        let mut names = fixture::names();
+
+        let stack = names.symbolize(&snapshot.images, &snapshot.stacks[2].stack);
+
+        assert_eq!(shown_frames(&stack), ["parse", "parse", "main"]);
+        assert_eq!(stack.functions.len(), 2);
+    }
+
+    #[test]
+    fn first_reason_for_missing_names_is_kept() {
+        let snapshot = fixture::snapshot();
+        let mut names = Names::new(FakeSymbols(|_, offset| Err(format!("nothing at {offset:#x}"))));
+
+        names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
+        names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
+
+        let miss = Miss { addresses: 3, reason: "nothing at 0x1000".to_owned() };
+        assert_eq!(names.naming().misses, BTreeMap::from([("/srv/app/server".into(), miss)]));
+    }
+
+    #[test]
+    fn hostile_names_are_printable() {
+        let snapshot = fixture::snapshot();
+        let mut names = Names::new(FakeSymbols(|_, _| {
+            Ok(Arc::new([symbols::Frame {
+                function: Some("f\x1b[2J".into()),
+                file: Some("a\u{202e}.c".into()),
+                ..symbols::Frame::default()
+            }]))
+        }));
+
+        let stack = names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
+
+        let function = &stack.frames[0].function;
+        assert_eq!(function.name.as_deref(), Some("f\\x1b[2J"));
+        assert_eq!(function.file.as_deref(), Some("a\\u{202e}.c"));
+    }
+}

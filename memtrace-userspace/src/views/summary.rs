@@ -1,0 +1,90 @@
+//! The lines that open every text view: what is traced, how long, how completely.
+
+use std::time::Duration;
+
+use crate::pipeline::snapshot::Snapshot;
+use crate::record::{EndReason, Origin, ProbeCost, Time};
+use crate::views::frames::base_name;
+use crate::views::printable::printable;
+use crate::views::{caveats, quantity};
+
+/// A session time as a duration.
+pub fn since_start(time: Time) -> Duration {
+    Duration::from_nanos(time.0)
+}
+
+/// `server (pid 4242)`, `server (pid 4242) and 3 more processes`.
+pub fn target(snapshot: &Snapshot) -> String {
+    let pid = snapshot.session.as_ref().map(|session| session.pid);
+    let processes = &snapshot.processes;
+    let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
+    let name = match main {
+        Some(process) => {
+            let exe = printable(&process.exe);
+            format!("{} (pid {})", base_name(&exe), process.pid.0)
+        }
+        None => match pid {
+            Some(pid) => format!("pid {}", pid.0),
+            None => "unknown target".to_owned(),
+        },
+    };
+    match processes.len() {
+        0 | 1 => name,
+        2 => format!("{name} and 1 more process"),
+        more => format!("{name} and {} more processes", more - 1),
+    }
+}
+
+/// The command line of the main process, its arguments separated by blanks.
+pub fn command(snapshot: &Snapshot) -> Option<String> {
+    let pid = snapshot.session.as_ref().map(|session| session.pid);
+    let processes = &snapshot.processes;
+    let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first())?;
+    let arguments: Vec<_> = main.command.iter().map(|argument| printable(argument)).collect();
+    Some(arguments.join(" "))
+}
+
+/// `12.3 s, attached, full mode, kernel 6.18.44, ended: duration over`.
+pub fn capture(snapshot: &Snapshot) -> String {
+    let mut parts = vec![quantity::duration(since_start(snapshot.now))];
+    if let Some(session) = &snapshot.session {
+        let origin = match session.origin {
+            Origin::Attached => "attached while running",
+            Origin::Launched => "traced from its start",
+        };
+        parts.push(origin.to_owned());
+        parts.push("full mode".to_owned());
+        parts.push(format!("kernel {}", printable(session.kernel.as_bytes())));
+    }
+    if let Some(end) = snapshot.end {
+        let end = match end {
+            EndReason::TargetExited => "target exited",
+            EndReason::Interrupted => "interrupted",
+            EndReason::DurationOver => "duration over",
+        };
+        parts.push(format!("ended: {end}"));
+    }
+    parts.join(", ")
+}
+
+/// `9 (7 emulated, 2 single-stepped)`.
+pub fn probes(snapshot: &Snapshot) -> String {
+    let all = snapshot.probes.len();
+    let stepped = snapshot.probes.iter().filter(|p| p.cost == ProbeCost::Stepped).count();
+    match stepped {
+        0 => format!("{all}, all emulated"),
+        _ => format!("{all} ({} emulated, {stepped} single-stepped)", all - stepped),
+    }
+}
+
+/// `2.5M events, 5 lost, 5 stacks, 1 truncated`.
+pub fn loss(snapshot: &Snapshot) -> String {
+    let quality = caveats::stack_quality(snapshot);
+    format!(
+        "{} recorded, {} lost; {} stacks, {} truncated",
+        quantity::count(snapshot.events),
+        quantity::count(caveats::lost_events(snapshot)),
+        quantity::count(quality.stacks),
+        quantity::count(quality.truncated_stacks),
+    )
+}
