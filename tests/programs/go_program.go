@@ -20,10 +20,12 @@ func grow(level int) int {
 	return grow(level-1) + int(room[level%256])
 }
 
+// 150 MB, never touched: more than the 64 MiB that the runtime maps at a time.
+//
 //go:noinline
 func allocate() [][]byte {
 	var blocks [][]byte
-	for i := 0; i < 2000; i++ {
+	for i := 0; i < 15000; i++ {
 		blocks = append(blocks, make([]byte, 10007))
 	}
 	return blocks
@@ -56,7 +58,7 @@ func main() {
 	}
 	blocks := allocate()
 	rendezvous("done")
-	if len(blocks) != 2000 {
+	if len(blocks) != 15000 {
 		os.Exit(10)
 	}
 }

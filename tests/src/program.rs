@@ -68,6 +68,15 @@ pub enum Toolchain {
     Cgo,
 }
 
+/// Whether the C library or a library allocates before `main`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Startup {
+    /// Nothing is allocated through the functions that are probed.
+    Silent,
+    /// Something is; a table's totals then hold only from `ready` on.
+    Allocates,
+}
+
 /// A test program.
 #[derive(Clone, Copy, Debug)]
 pub struct Program {
@@ -77,20 +86,26 @@ pub struct Program {
     pub source: &'static str,
     /// What builds it.
     pub toolchain: Toolchain,
+    /// Whether something is allocated before `main`.
+    pub startup: Startup,
     /// Files that it loads or executes, to be built beside it.
     pub companions: &'static [Program],
 }
 
 const fn program(name: &'static str, source: &'static str, toolchain: Toolchain) -> Program {
-    Program { name, source, toolchain, companions: &[] }
+    Program { name, source, toolchain, startup: Startup::Silent, companions: &[] }
 }
 
 /// Leaks, frees, nested callers.
 pub const LEAK: Program = program("leak", "leak.c", Toolchain::C);
 /// [`LEAK`] with the C library in the executable.
-pub const LEAK_STATIC: Program = program("leak_static", "leak.c", Toolchain::StaticC);
+pub const LEAK_STATIC: Program =
+    Program { startup: Startup::Allocates, ..program("leak_static", "leak.c", Toolchain::StaticC) };
 /// [`LEAK`] with jemalloc.
-pub const LEAK_JEMALLOC: Program = program("leak_jemalloc", "leak.c", Toolchain::Jemalloc);
+pub const LEAK_JEMALLOC: Program = Program {
+    startup: Startup::Allocates,
+    ..program("leak_jemalloc", "leak.c", Toolchain::Jemalloc)
+};
 /// [`LEAK`] with musl as a shared library.
 pub const LEAK_MUSL: Program = program("leak_musl", "leak.c", Toolchain::Musl);
 /// [`LEAK`] with musl in the executable.

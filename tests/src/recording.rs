@@ -130,9 +130,17 @@ impl Running {
 
     /// Sends it a signal, such as `INT`.
     pub fn signal(&self, name: &str) -> Result<()> {
+        self.kill(name, &self.pid().to_string())
+    }
+
+    /// Sends a signal to its process group, which it must lead.
+    pub fn signal_group(&self, name: &str) -> Result<()> {
+        self.kill(name, &format!("-{}", self.pid()))
+    }
+
+    fn kill(&self, name: &str, receiver: &str) -> Result<()> {
         let status = Command::new("kill")
-            .arg(format!("-{name}"))
-            .arg(self.pid().to_string())
+            .args([&format!("-{name}"), "--", receiver])
             .status()
             .context("run kill")?;
         if !status.success() {

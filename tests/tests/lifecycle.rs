@@ -1,5 +1,6 @@
 //! Attaching and detaching: what was before, who ends first, and what is left behind.
 
+use std::os::unix::process::CommandExt;
 use std::process::{Command, Stdio};
 
 use anyhow::{Result, ensure};
@@ -151,13 +152,16 @@ fn ctrl_c_ends_a_launched_command_and_writes_the_trace() -> Result<()> {
     let trace = trace_path("ctrl_c")?;
     let mut record = memtrace()?;
     record.args(["record", "-o"]).arg(&trace).args(["--", "sleep", "1000"]);
-    let mut running = Running::start(record.stdin(Stdio::null()))?;
+    let mut running = Running::start(record.stdin(Stdio::null()).process_group(0))?;
     running.wait_for_stderr(ATTACHED)?;
 
-    running.signal("INT")?;
+    // A terminal sends it to the whole group.
+    running.signal_group("INT")?;
 
     running.finish()?.require_success("memtrace record")?;
-    ensure!(report(&trace)?.json["capture"]["end"] == "interrupted", "the end");
+    let report = report(&trace)?;
+    let end = &report.json["capture"]["end"];
+    ensure!(end == "interrupted" || end == "target_exited", "{end}");
     Ok(())
 }
 
@@ -171,8 +175,8 @@ fn go_program_gets_a_clear_answer_and_runs_on() -> Result<()> {
 
     ensure!(finished.stderr.contains("Go"), "it does not say what it sees:\n{}", finished.stderr);
     let report = report(&trace)?;
-    ensure!(report.number("/totals/allocations")? == 0, "Go's heap is not seen");
-    ensure!(report.number("/totals/mapped/allocated_bytes")? >= 20 << 20, "its mappings are");
+    ensure!(report.number("/totals/allocations")? == 0, "Go calls no malloc");
+    ensure!(report.number("/totals/mapped/allocated_bytes")? >= 128 << 20, "its mappings are not");
     ensure!(report.number("/capture/lost_events")? == 0, "{}", report.json["counters"]);
     Ok(())
 }

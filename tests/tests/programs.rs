@@ -3,7 +3,7 @@
 use anyhow::Result;
 use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
-use memtrace_tests::program::{self, FramePointers, Program};
+use memtrace_tests::program::{self, FramePointers, Program, Startup};
 use memtrace_tests::recording::{record_attached, record_launched, report, trace_path};
 
 fn launched(program: Program, frame_pointers: FramePointers, stacks: Stacks) -> Result<()> {
@@ -13,7 +13,11 @@ fn launched(program: Program, frame_pointers: FramePointers, stacks: Stacks) -> 
 
     record_launched(&trace, &[&executable])?;
 
-    compare(&program.table()?, &report(&trace)?, stacks)
+    let mut table = program.table()?;
+    if program.startup == Startup::Allocates {
+        table.totals.clear();
+    }
+    compare(&table, &report(&trace)?, stacks)
 }
 
 fn attached(program: Program, frame_pointers: FramePointers, stacks: Stacks) -> Result<()> {
@@ -72,7 +76,6 @@ tests_of! {
     own_allocator: OWN_ALLOCATOR, Complete;
     cxx_objects: CXX_OBJECTS, Complete;
     cxx_exception: CXX_EXCEPTION, Complete;
-    fork_both: FORK_BOTH, Complete;
     exec_again: EXEC_AGAIN, Complete;
     dlopen_plugins: DLOPEN_PLUGINS, Complete;
     thread_churn: THREAD_CHURN, Complete;
@@ -81,4 +84,48 @@ tests_of! {
     rust_program: RUST_PROGRAM, Complete;
     // Go switches stacks on the way into C.
     cgo_program: CGO_PROGRAM, MayEndEarly;
+}
+
+mod fork_both {
+    use super::*;
+    use memtrace_tests::table::{Subject, Table};
+
+    #[test]
+    fn launched_with_frame_pointers() -> Result<()> {
+        launched(program::FORK_BOTH, FramePointers::Kept, Stacks::Complete)
+    }
+
+    #[test]
+    fn launched_without_frame_pointers() -> Result<()> {
+        launched(program::FORK_BOTH, FramePointers::Omitted, Stacks::Complete)
+    }
+
+    #[test]
+    fn attached_sees_the_parent_alone() -> Result<()> {
+        privileged!();
+        let executable = program::FORK_BOTH.build(FramePointers::Omitted)?;
+        let trace = trace_path("attached-fork_both")?;
+
+        record_attached(&trace, &executable)?;
+
+        compare(&of_the_parent(program::FORK_BOTH.table()?), &report(&trace)?, Stacks::Complete)
+    }
+
+    /// What is left of the table if the children are not traced.
+    fn of_the_parent(mut table: Table) -> Table {
+        let mut absent = Vec::new();
+        table.rows.retain(|row| {
+            let Subject::Function(name) = &row.subject else { return true };
+            let child = name.contains("child");
+            if child {
+                absent.push(name.clone());
+            }
+            !child
+        });
+        table.absent = absent;
+        table.processes.truncate(1);
+        table.process_count = None;
+        table.totals = table.processes[0].columns.clone();
+        table
+    }
 }

@@ -47,7 +47,7 @@ fn disk_that_fills_up_leaves_no_partial_file_unsaid() -> Result<()> {
     ensure!(finished.status.code() == Some(2), "{}", finished.status);
     require_words(&finished.stderr, &["trace.mtrace", "no space left"])?;
     if trace.exists() {
-        require_words(&finished.stderr, &["partial"])?;
+        require_words(&finished.stderr, &["written so far"])?;
         require_orderly(&report_on(&trace)?)?;
     }
     Ok(())

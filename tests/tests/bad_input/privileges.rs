@@ -6,7 +6,7 @@ use super::*;
 fn public_memtrace(test: &str) -> Result<PathBuf> {
     let directory = std::env::temp_dir().join(format!("{test}-{}", std::process::id()));
     fs::create_dir_all(&directory).context("create a directory for all users")?;
-    make_executable(&directory)?;
+    fs::set_permissions(&directory, fs::Permissions::from_mode(0o777))?;
     let path = directory.join("memtrace");
     fs::copy(memtrace_path()?, &path).context("copy memtrace")?;
     make_executable(&path)?;

@@ -12,7 +12,7 @@ fn pid_that_does_not_exist_is_refused() -> Result<()> {
 
     let finished = record_pid(pid, &trace)?;
 
-    require_refusal(&finished, &[&pid.to_string(), "no such process"])?;
+    require_refusal(&finished, &[&pid.to_string(), "no process has the id"])?;
     ensure!(!trace.exists(), "it left a file");
     Ok(())
 }

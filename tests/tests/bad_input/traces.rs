@@ -16,7 +16,7 @@ fn truncated_trace_is_read_as_far_as_it_goes() -> Result<()> {
         let finished = report_on(&cut)?;
 
         require_orderly(&finished).with_context(|| format!("{length} bytes"))?;
-        require_words(&finished.stderr, &["cut.mtrace"])
+        require_words(&finished.stderr, &["the trace"])
             .with_context(|| format!("{length} bytes"))?;
     }
     Ok(())
