@@ -108,7 +108,9 @@ pub struct Settings {
 }
 
 /// Offsets in bytes of the members of kernel structures, from the running kernel's BTF.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout,
+)]
 #[repr(C)]
 pub struct KernelOffsets {
     /// `task_struct.pid`.

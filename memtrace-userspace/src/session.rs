@@ -180,8 +180,7 @@ pub fn run(
     };
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let interval = options.snapshot_interval;
-    let pipeline =
-        std::thread::spawn(move || count(&pipeline_batches, interval, &snapshot_sender));
+    let pipeline = std::thread::spawn(move || count(&pipeline_batches, interval, &snapshot_sender));
     let tracer = {
         let stop = Arc::clone(&stop);
         std::thread::spawn(move || trace(tracer, &stop, to_writer, &to_pipeline))
@@ -336,7 +335,8 @@ fn trace(
     // A receiver that is gone has failed, and says why itself.
     let send = |batch: Vec<Record>| -> bool {
         let batch = Arc::new(batch);
-        let written = to_writer.as_ref().is_none_or(|writer| writer.send(Arc::clone(&batch)).is_ok());
+        let written =
+            to_writer.as_ref().is_none_or(|writer| writer.send(Arc::clone(&batch)).is_ok());
         written && to_pipeline.send(batch).is_ok()
     };
     let mut next_tick = Instant::now();

@@ -152,8 +152,10 @@ impl Tracer {
         match result {
             Err(TracerError::Process(error)) => {
                 tracing::debug!("{error}");
-                if !matches!(error, ProcessError::NoSuchProcess { .. } | ProcessError::Zombie { .. })
-                {
+                if !matches!(
+                    error,
+                    ProcessError::NoSuchProcess { .. } | ProcessError::Zombie { .. }
+                ) {
                     self.anomalies.attach_failures += 1;
                 }
                 Ok(())
@@ -298,8 +300,7 @@ impl Tracer {
             .modules
             .iter()
             .map(|(start, Module { end, offset, key })| {
-                let bias =
-                    self.images.get(key).and_then(|image| image.load_bias(*start, *offset));
+                let bias = self.images.get(key).and_then(|image| image.load_bias(*start, *offset));
                 let placed = self.placed.get(key).copied().unwrap_or(Placed::NOTHING);
                 match bias {
                     Some(bias) => tables::module(*start, *end, bias, placed),
@@ -324,8 +325,7 @@ impl Tracer {
     /// Places the probes of every file of `pid` that has none yet.
     fn place_probes(&mut self, pid: Pid) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let keys: Vec<Key> =
-            traced.modules.values().map(|module| module.key.clone()).collect();
+        let keys: Vec<Key> = traced.modules.values().map(|module| module.key.clone()).collect();
         for key in keys {
             let Some(image) = self.images.get(&key) else { continue };
             let (Some(file), record::Image::File { path, .. }) = (&image.file, &image.image) else {

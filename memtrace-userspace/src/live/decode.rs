@@ -146,14 +146,10 @@ mod tests {
 
     #[test]
     fn unknown_numbers_are_errors() {
-        let mut free =
-            Free { header: header(Kind::Free, Api::Free as u8, 0), ptr: 0x5000 };
+        let mut free = Free { header: header(Kind::Free, Api::Free as u8, 0), ptr: 0x5000 };
 
         free.header.api = 200;
-        assert_eq!(
-            decode(free.as_bytes()),
-            Err(DecodeError::Unknown { what: "api", found: 200 })
-        );
+        assert_eq!(decode(free.as_bytes()), Err(DecodeError::Unknown { what: "api", found: 200 }));
         free.header.kind = 99;
         assert_eq!(
             decode(free.as_bytes()),

@@ -34,7 +34,8 @@ impl Guardian {
             // Ctrl-C at the terminal must not reach it.
             .process_group(0)
             .spawn()?;
-        let pipe = child.stdin.take().ok_or_else(|| io::Error::other("the guardian has no pipe"))?;
+        let pipe =
+            child.stdin.take().ok_or_else(|| io::Error::other("the guardian has no pipe"))?;
         Ok(Guardian { child, pipe })
     }
 

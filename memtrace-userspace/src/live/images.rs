@@ -69,8 +69,9 @@ impl Analysis {
             // The mapping starts at a page boundary, the segment may start behind it.
             let begin = segment.0 & !0xfff;
             let end = segment.0.checked_add(*size)?;
-            (begin <= offset.0 && offset.0 < end)
-                .then(|| start.0.wrapping_sub(svma.0.wrapping_add(offset.0).wrapping_sub(segment.0)))
+            (begin <= offset.0 && offset.0 < end).then(|| {
+                start.0.wrapping_sub(svma.0.wrapping_add(offset.0).wrapping_sub(segment.0))
+            })
         })
     }
 
@@ -112,11 +113,7 @@ impl Images {
     }
 
     /// Reads what `mappings` show and is not known yet, and gives the keys of these.
-    pub fn read<'a>(
-        &mut self,
-        pid: Pid,
-        mappings: impl Iterator<Item = &'a Mapping>,
-    ) -> Vec<Key> {
+    pub fn read<'a>(&mut self, pid: Pid, mappings: impl Iterator<Item = &'a Mapping>) -> Vec<Key> {
         let mut new: HashMap<Key, &Mapping> = HashMap::new();
         for mapping in mappings {
             let key = Key::of(mapping);

@@ -441,10 +441,7 @@ impl Tracer {
 }
 
 /// Closes links in the background: each waits for the kernel's grace period.
-pub(super) fn close(
-    closers: &mut Vec<std::thread::JoinHandle<()>>,
-    mut links: Vec<UProbeLink>,
-) {
+pub(super) fn close(closers: &mut Vec<std::thread::JoinHandle<()>>, mut links: Vec<UProbeLink>) {
     closers.retain(|closer| !closer.is_finished());
     while !links.is_empty() {
         let some = links.split_off(links.len().saturating_sub(LINKS_PER_CLOSER));
