@@ -123,7 +123,7 @@ impl Images {
         }
         let mut analyses: Vec<(Key, Analysis)> =
             new.into_par_iter().map(|(key, mapping)| (key, analyse(pid, mapping))).collect();
-        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(&order(&b.image)));
+        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(order(&b.image)));
         analyses
             .into_iter()
             .map(|(key, analysis)| {
