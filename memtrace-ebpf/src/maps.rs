@@ -105,7 +105,7 @@ static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Indices in [`SHARED`].
 pub mod shared {
-    /// `CLOCK_MONOTONIC` when the daemon last showed that it lives; written by the daemon.
+    /// `CLOCK_MONOTONIC` when the daemon last showed that it lives; 0 once it detaches.
     pub const HEARTBEAT_NS: u32 = 0;
     /// The ring's consumer position at which the last event gave up waiting.
     pub const STALLED_AT: u32 = 1;

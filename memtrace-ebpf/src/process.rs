@@ -1,9 +1,10 @@
 //! The life of processes and threads, and stopping a process until the daemon has attached.
 //!
-//! A process is stopped only where nothing of its own can notice: a new child before its first
+//! A process is stopped only where that disturbs it least: a new child before its first
 //! instruction, a new program before its first instruction, and (for programs that memtrace
-//! started) a call that maps code, before it returns. Nobody is stopped unless the daemon has
-//! shown a moment ago that it lives, and a guardian continues what a dead daemon left stopped.
+//! started) a call that maps code, before it returns; there, other threads' system calls may end
+//! early (`EINTR`, signal(7)). Nobody is stopped unless the daemon has shown a moment ago that it
+//! lives and the ring has room to tell it, and a guardian continues what a dead daemon left stopped.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel_str, bpf_send_signal};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
@@ -137,13 +138,18 @@ pub fn renamed(ctx: &BtfTracePointContext) -> Option<()> {
 /// Sends an event about the current thread.
 #[inline(always)]
 pub fn send_current(kind: Kind, urgency: Urgency) {
-    let event = Task {
+    emit::send(current_task(kind), Counter::LostLifecycle, urgency, Context::Tracepoint);
+}
+
+/// An event about the current thread.
+#[inline(always)]
+fn current_task(kind: Kind) -> Task {
+    Task {
         header: header(kind, 0, 0),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         parent_pid: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
-    };
-    emit::send(event, Counter::LostLifecycle, urgency, Context::Tracepoint);
+    }
 }
 
 /// Stops the current process until the daemon continues it, if the daemon lives.
@@ -155,8 +161,9 @@ pub fn stop_current() {
     if now_ns.wrapping_sub(heartbeat) > HEARTBEAT_LIMIT_NS {
         return;
     }
-    // SAFETY: a helper without preconditions.
-    if unsafe { bpf_send_signal(SIGSTOP) } == 0 {
-        send_current(Kind::Stopped, Urgency::WakeUp);
-    }
+    // Room first: whoever is stopped and not told of would stay stopped.
+    emit::reserved(current_task(Kind::Stopped), Counter::LostLifecycle, || {
+        // SAFETY: a helper without preconditions.
+        unsafe { bpf_send_signal(SIGSTOP) == 0 }
+    });
 }

@@ -258,7 +258,7 @@ impl Tracer {
         let most = self.options.capacity.ring_bytes as usize / SMALLEST_EVENT_BYTES;
         self.drain(self.out.len().saturating_add(most))?;
         self.sample(time)?;
-        // From now on nobody is stopped.
+        // From now on nobody waits for room in the ring, and nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {
