@@ -13,7 +13,7 @@ use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
 use super::images::Key;
-use super::loader::{LoadError, Role};
+use super::loader::{LoadError, Program, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, Tracer, TracerError, close};
@@ -272,7 +272,10 @@ impl Tracer {
             traced.modules = now;
             self.write_modules(pid)?;
         }
-        self.kernel.add_process(pid, self.index_of(pid))?;
+        match self.options.program {
+            Program::Trace => self.kernel.add_process(pid, self.index_of(pid))?,
+            Program::Empty => {}
+        }
         self.place_probes(pid)
     }
 
@@ -340,8 +343,8 @@ impl Tracer {
                     allocators::Role::Acquire => Role::Acquire,
                     allocators::Role::Release => Role::Release,
                 };
-                let (program, api) = (self.options.program, probe.target.api);
-                match self.kernel.attach(program, role, api, pid, &file_path, probe.offset()) {
+                let api = probe.target.api;
+                match self.kernel.attach(role, api, pid, &file_path, probe.offset()) {
                     Ok(links) => {
                         traced.links.extend(links);
                         self.out.push(Record::Probe(probe.record(path)));

@@ -79,7 +79,7 @@ pub struct Capacity {
 pub enum Program {
     /// Trace.
     Trace,
-    /// Nothing: to measure what the probes alone cost.
+    /// Find that the process is not traced, and return: what the probes alone cost.
     Empty,
 }
 
@@ -138,9 +138,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
-        for name in
-            ["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-        {
+        for name in ["acquire_enter", "acquire_return", "release_enter"] {
             uprobe(&mut ebpf, name).load().map_err(LoadError::refused)?;
         }
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
@@ -178,21 +176,16 @@ impl Kernel {
     /// Places a probe in a file for one process. For `Acquire` there are two links.
     pub fn attach(
         &mut self,
-        program: Program,
         role: Role,
         api: Api,
         pid: Pid,
         path: &Path,
         offset: FileOffset,
     ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names: &[&str] = match (program, role) {
+        let names: &[&str] = match role {
             // The return probe first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
-            (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => {
-                &["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-            }
+            Role::Acquire => &["acquire_return", "acquire_enter"],
+            Role::Release => &["release_enter"],
         };
         let mut links = Vec::with_capacity(names.len());
         for name in names {
