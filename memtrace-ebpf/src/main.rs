@@ -45,6 +45,18 @@ pub fn release_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
+/// Does nothing: what the probes alone cost.
+#[uprobe]
+pub fn empty_enter(_ctx: ProbeContext) -> u32 {
+    0
+}
+
+/// Does nothing: what the return probes alone cost.
+#[uretprobe]
+pub fn empty_return(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
 /// A system call is entered.
 #[btf_tracepoint(function = "sys_enter")]
 pub fn sys_enter(ctx: BtfTracePointContext) -> i32 {

@@ -15,7 +15,7 @@ use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
 use super::images::{Key, MAX_FILE_BYTES, Reading};
-use super::loader::{LoadError, Program, Role};
+use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, Tracer, TracerError, close};
@@ -274,10 +274,7 @@ impl Tracer {
             traced.modules = now;
             self.write_modules(pid)?;
         }
-        match self.options.program {
-            Program::Trace => self.kernel.add_process(pid, self.index_of(pid))?,
-            Program::Empty => {}
-        }
+        self.kernel.add_process(pid, self.index_of(pid))?;
         self.place_probes(pid)
     }
 
@@ -346,8 +343,8 @@ impl Tracer {
                     allocators::Role::Acquire => Role::Acquire,
                     allocators::Role::Release => Role::Release,
                 };
-                let api = probe.target.api;
-                match self.kernel.attach(role, api, pid, &file_path, probe.offset()) {
+                let (program, api) = (self.options.program, probe.target.api);
+                match self.kernel.attach(program, role, api, pid, &file_path, probe.offset()) {
                     Ok(links) => {
                         traced.links.extend(links);
                         self.out.push(Record::Probe(probe.record(path)));

@@ -79,7 +79,7 @@ pub struct Capacity {
 pub enum Program {
     /// Trace.
     Trace,
-    /// Find that the process is not traced, and return: what the probes alone cost.
+    /// Nothing: to measure what the probes alone cost.
     Empty,
 }
 
@@ -138,7 +138,9 @@ impl Kernel {
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
-        for name in ["acquire_enter", "acquire_return", "release_enter"] {
+        for name in
+            ["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
+        {
             uprobe(&mut ebpf, name).load().map_err(LoadError::refused)?;
         }
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
@@ -176,16 +178,19 @@ impl Kernel {
     /// Places a probe in a file for one process. For `Acquire` there are two links.
     pub fn attach(
         &mut self,
+        program: Program,
         role: Role,
         api: Api,
         pid: Pid,
         path: &Path,
         offset: FileOffset,
     ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names: &[&str] = match role {
+        let names: &[&str] = match (program, role) {
             // The return probe first: an entry without its return would leave a call open.
-            Role::Acquire => &["acquire_return", "acquire_enter"],
-            Role::Release => &["release_enter"],
+            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
+            (Program::Trace, Role::Release) => &["release_enter"],
+            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
+            (Program::Empty, Role::Release) => &["empty_enter"],
         };
         let mut links = Vec::with_capacity(names.len());
         for name in names {
