@@ -14,12 +14,12 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
-use super::images::{Key, MAX_FILE_BYTES, Reading};
+use super::images::{Images, Key, MAX_FILE_BYTES, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, Tracer, TracerError, close};
-use crate::record::{self, Pid, Record, Time};
+use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
 pub(super) struct Traced {
@@ -29,6 +29,8 @@ pub(super) struct Traced {
     /// The mappings of code that the kernel knows, by start.
     modules: BTreeMap<Avma, Module>,
     regions: Option<Regions>,
+    /// Code that the thread's `munmap` took last; it comes back if the call fails.
+    unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
     /// The files that have probes in this process.
     probed: HashSet<Key>,
     /// The probes.
@@ -92,6 +94,7 @@ impl Tracer {
         };
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
             traced.modules.clear();
+            traced.unmapped = None;
             traced.probed.clear();
             traced.program_break = None;
             close(&mut self.closers, std::mem::take(&mut traced.links));
@@ -127,24 +130,48 @@ impl Tracer {
     pub(super) fn code_unmapped(
         &mut self,
         pid: Pid,
+        tid: Tid,
         start: Avma,
         length: u64,
     ) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        // The thread goes on, so its last call has not failed.
+        traced.unmapped.take_if(|(of, _)| *of == tid);
+        if length == 0 {
+            return Ok(());
+        }
         let end = Avma(start.0.saturating_add(length));
-        let gone: Vec<Avma> = traced
+        let gone: Vec<(Avma, Module)> = traced
             .modules
             .range(..end)
             .filter(|(_, module)| module.end > start)
-            .map(|(start, _)| *start)
+            .map(|(start, module)| (*start, module.clone()))
             .collect();
         if gone.is_empty() {
             return Ok(());
         }
         let time = self.clock.last();
-        for start in gone {
-            traced.modules.remove(&start);
-            self.out.push(Record::ModuleGone { time, pid, start });
+        for (start, _) in &gone {
+            traced.modules.remove(start);
+            self.out.push(Record::ModuleGone { time, pid, start: *start });
+        }
+        traced.unmapped = Some((tid, gone));
+        self.write_modules(pid)
+    }
+
+    /// The thread's `munmap` or `mremap` has failed: what it took is still there.
+    ///
+    /// The process may have ended since, so its mappings cannot be read again.
+    pub(super) fn unmap_failed(&mut self, pid: Pid, tid: Tid) -> Result<(), TracerError> {
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let Some((_, kept)) = traced.unmapped.take_if(|(of, _)| *of == tid) else {
+            return Ok(());
+        };
+        let time = self.clock.last();
+        for (start, module) in kept {
+            let record = module_record(&self.images, time, pid, start, &module);
+            self.out.push(Record::Module(record));
+            traced.modules.insert(start, module);
         }
         self.write_modules(pid)
     }
@@ -211,6 +238,7 @@ impl Tracer {
                 flags,
                 modules: BTreeMap::new(),
                 regions: None,
+                unmapped: None,
                 probed: HashSet::new(),
                 links: Vec::new(),
                 program_break: None,
@@ -237,6 +265,10 @@ impl Tracer {
         let mappings = process::mappings(pid)?;
         let time = self.clock.last();
         let code: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
+        if code.is_empty() {
+            // `maps` of a process that ends is empty. Events that it sent before still need names.
+            return Err(ProcessError::NoSuchProcess { pid: pid.0 }.into());
+        }
         for key in self.images.read(pid, code.iter().copied()) {
             self.place_table(&key)?;
         }
@@ -263,13 +295,8 @@ impl Tracer {
                 if traced.modules.get(start) == Some(module) {
                     continue;
                 }
-                let image = self
-                    .images
-                    .get(&module.key)
-                    .map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
-                let Module { end, offset, key: _ } = *module;
-                let module = record::Module { time, pid, start: *start, end, offset, image };
-                self.out.push(Record::Module(module));
+                let record = module_record(&self.images, time, pid, *start, module);
+                self.out.push(Record::Module(record));
             }
             traced.modules = now;
             self.write_modules(pid)?;
@@ -373,6 +400,19 @@ impl Tracer {
         exe.take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_ok()
             && allocators::is_go(&bytes).unwrap_or(false)
     }
+}
+
+/// What the trace says of a mapping of code.
+fn module_record(
+    images: &Images,
+    time: Time,
+    pid: Pid,
+    start: Avma,
+    module: &Module,
+) -> record::Module {
+    let Module { end, offset, ref key } = *module;
+    let image = images.get(key).map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
+    record::Module { time, pid, start, end, offset, image }
 }
 
 /// Refuses what would harm the process.

@@ -391,18 +391,21 @@ impl Tracer {
             }
             Kind::Unmap => {
                 if let Some(pid) = pid {
-                    self.code_unmapped(pid, start, length)?;
+                    self.code_unmapped(pid, tid, start, length)?;
                 }
                 self.out.push(Record::Unmap { time, tid, start, length });
             }
             Kind::UnmapFailed => {
                 self.out.push(Record::UnmapFailed { time, tid });
                 if let Some(pid) = pid {
-                    self.code_changed(pid)?;
+                    self.unmap_failed(pid, tid)?;
                 }
             }
             Kind::RemapStart => {
                 let (start, length) = (Avma(old_address), pages(old_length));
+                if let Some(pid) = pid {
+                    self.code_unmapped(pid, tid, start, 0)?;
+                }
                 self.out.push(Record::RemapStart { time, tid, start, length });
             }
             Kind::Remap => self.out.push(Record::Remap { time, tid, start, length, stack }),
