@@ -236,6 +236,7 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<(), TracerError> {
         let now_ns = monotonic_ns();
         self.kernel.beat(now_ns)?;
+        self.kernel.flush_log();
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
