@@ -3,7 +3,7 @@
 //! ```text
 //!   tracer thread ─ batches of records ─┬→ writer thread ─→ trace file
 //!    drains the ring                    └→ pipeline thread ─→ snapshots ─→ caller
-//!   caller's thread: signals, the duration, `on_snapshot`
+//!   caller's thread: signals, the duration, `on_progress`
 //! ```
 //!
 //! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
@@ -13,6 +13,7 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::BufWriter;
 use std::ops::ControlFlow;
+use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -30,7 +31,7 @@ use crate::live::loader::{Capacity, Program};
 use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Origin, Pid, Record, Session};
+use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
 use crate::trace::{WriteError, Writer};
 
 /// Records that are handed on together.
@@ -98,6 +99,30 @@ impl RecordOptions {
     }
 }
 
+/// What a session tells while it runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// From now on every call of these processes is seen. Comes once, before anything else.
+    Started(&'a [Started]),
+    /// The state at a moment.
+    Snapshot(&'a Arc<Snapshot>),
+}
+
+/// A process that the session begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Started {
+    /// The process.
+    pub pid: Pid,
+    /// Its executable, as the kernel tells it, or the command as it was given.
+    pub program: Vec<u8>,
+    /// How it came under observation.
+    pub origin: Origin,
+    /// Its probes so far: what a launched command will load is not known yet.
+    pub probes: u64,
+    /// Of these, the ones that the kernel steps over.
+    pub stepped_probes: u64,
+}
+
 /// What a session did.
 #[derive(Clone, Debug)]
 pub struct SessionSummary {
@@ -150,19 +175,18 @@ pub enum SessionError {
 
 type Batch = Arc<Vec<Record>>;
 
-/// Traces until the end, the duration is over, Ctrl-C, or `on_snapshot` breaks off.
+/// Traces until the end, the duration is over, Ctrl-C, or `on_progress` breaks off.
 pub fn run(
     options: RecordOptions,
-    mut on_snapshot: impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
+    mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SessionError::Runtime)?;
     let output = options.output.as_deref().map(create).transpose()?;
-    let started = start(&options);
-    let (tracer, launched) = match started {
-        Ok(started) => started,
+    let (tracer, launched, started) = match start(&options) {
+        Ok(start) => start,
         Err(error) => {
             discard(options.output.as_deref());
             return Err(error);
@@ -170,6 +194,9 @@ pub fn run(
     };
 
     let stop = Arc::new(Stop::default());
+    if on_progress(Progress::Started(&started)).is_break() {
+        stop.interrupted.store(true, Ordering::Relaxed);
+    }
     let (to_pipeline, pipeline_batches) = sync_channel(BATCHES);
     let (to_writer, writer) = match output {
         Some((path, file)) => {
@@ -187,7 +214,7 @@ pub fn run(
     };
 
     runtime
-        .block_on(attend(&options, &stop, &mut snapshots, &mut on_snapshot))
+        .block_on(attend(&options, &stop, &mut snapshots, &mut on_progress))
         .map_err(SessionError::Runtime)?;
     drop(snapshots);
 
@@ -247,7 +274,9 @@ fn discard(path: Option<&Path>) {
 }
 
 /// Loads the kernel half and attaches, or launches.
-fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionError> {
+fn start(
+    options: &RecordOptions,
+) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
     let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
     let capacity = Capacity {
         ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
@@ -265,10 +294,13 @@ fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionE
         Target::Attach(pids) => {
             let first = pids.first().copied().unwrap_or(Pid(0));
             tracer.begin_session(session(first, Origin::Attached));
+            let mut started = Vec::with_capacity(pids.len());
             for pid in pids {
+                let before = tracer.records().len();
                 tracer.attach(*pid)?;
+                started.push(attached(*pid, &tracer.records()[before..]));
             }
-            Ok((tracer, None))
+            Ok((tracer, None, started))
         }
         Target::Launch(command) => {
             let failed = |source| SessionError::Command {
@@ -279,19 +311,49 @@ fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionE
                 source,
             };
             let prepared: Prepared = launch::prepare(command).map_err(failed)?;
-            tracer.begin_session(session(prepared.pid, Origin::Launched));
-            tracer.expect(prepared.pid)?;
+            let pid = prepared.pid;
+            tracer.begin_session(session(pid, Origin::Launched));
+            tracer.expect(pid)?;
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
+            let started = Started {
+                pid,
+                program: command.first().map(|name| name.as_bytes().to_vec()).unwrap_or_default(),
+                origin: Origin::Launched,
+                probes: 0,
+                stepped_probes: 0,
+            };
             match wait_for_exec(&mut tracer, &child)? {
-                true => Ok((tracer, Some(Launched(child)))),
+                true => Ok((tracer, Some(Launched(child)), vec![started])),
                 false => match child.join() {
                     Ok(Err(source)) => Err(failed(source)),
-                    _ => Ok((tracer, None)),
+                    _ => Ok((tracer, None, Vec::new())),
                 },
             }
         }
     }
+}
+
+/// What the records of an attach say about it.
+fn attached(pid: Pid, records: &[Record]) -> Started {
+    let mut started = Started {
+        pid,
+        program: Vec::new(),
+        origin: Origin::Attached,
+        probes: 0,
+        stepped_probes: 0,
+    };
+    for record in records {
+        match record {
+            Record::Process(process) => started.program.clone_from(&process.exe),
+            Record::Probe(probe) => {
+                started.probes += 1;
+                started.stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
+            }
+            _ => {}
+        }
+    }
+    started
 }
 
 /// Waits until the child runs its program; false if it could not.
@@ -411,7 +473,7 @@ async fn attend(
     options: &RecordOptions,
     stop: &Stop,
     snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
-    on_snapshot: &mut impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
+    on_progress: &mut impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> std::io::Result<()> {
     let mut interrupt = signal(SignalKind::interrupt())?;
     let mut terminate = signal(SignalKind::terminate())?;
@@ -424,7 +486,7 @@ async fn attend(
     loop {
         tokio::select! {
             snapshot = snapshots.recv() => match snapshot {
-                Some(snapshot) => if on_snapshot(&snapshot).is_break() {
+                Some(snapshot) => if on_progress(Progress::Snapshot(&snapshot)).is_break() {
                     stop.interrupted.store(true, Ordering::Relaxed);
                 },
                 None => return Ok(()),

@@ -9,9 +9,9 @@ use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, SessionSummary, Target};
-use memtrace_userspace::views::printable::printable_str;
+use memtrace_userspace::record::{Origin, Pid};
+use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
+use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
 use super::source::{TraceArguments, pid};
@@ -22,6 +22,7 @@ Examples:
   sudo memtrace record -p 4711                            until Ctrl-C, into memtrace.4711.mtrace
   sudo memtrace record -p 4711 -o api.mtrace --duration 30s
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
+  sudo memtrace record -p 4711 --children                 and what it starts from now on
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
 
 /// How many names are tried for a trace whose name is not given.
@@ -56,9 +57,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let ended = session::run(trace.session(target, Some(output.clone())), |snapshot| {
-        progress.set_message(progress_line(snapshot));
-        progress.tick();
+    let ended = session::run(trace.session(target, Some(output.clone())), |step| {
+        match step {
+            Progress::Started(processes) => {
+                processes.iter().for_each(|process| tell(&started_line(process)));
+            }
+            Progress::Snapshot(snapshot) => {
+                progress.set_message(progress_line(snapshot));
+                progress.tick();
+            }
+        }
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
@@ -68,6 +76,27 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         tell(&format!("the command ended with {status}"));
     }
     Ok(Outcome::Fine)
+}
+
+/// `attached to 4242 (/usr/bin/server): 12 probes, 1 of them single-stepped`.
+///
+/// Scripts wait for this line: it comes before the first event.
+fn started_line(started: &Started) -> String {
+    let Started { pid: Pid(pid), program, origin, probes, stepped_probes } = started;
+    let program = printable(program);
+    let stepped = match stepped_probes {
+        0 => String::new(),
+        stepped => format!(", {stepped} of them single-stepped"),
+    };
+    match origin {
+        Origin::Attached => {
+            format!(
+                "attached to {pid} ({program}): {}{stepped}",
+                quantity::counted(*probes, "probe")
+            )
+        }
+        Origin::Launched => format!("tracing {program} (pid {pid})"),
+    }
 }
 
 /// `recording server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB  Ctrl-C detaches`.
@@ -132,6 +161,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
+    use memtrace_userspace::live::tracer::Children;
 
     use super::super::{Cli, Command};
     use super::*;
@@ -175,6 +205,39 @@ mod tests {
         assert_eq!(session.ring_bytes, 8 << 20);
         assert_eq!(session.duration, Some(Duration::from_millis(500)));
         assert!(parse(&["-p", "1", "--ring-size", "2G"]).is_err());
+    }
+
+    #[test]
+    fn children_of_a_process_are_traced_when_asked_for() {
+        let children = |arguments: &[&str]| {
+            let Arguments { pids, trace, command, .. } = parse(arguments).expect("valid");
+            let target =
+                if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
+            trace.session(target, None).children
+        };
+
+        assert_eq!(children(&["-p", "1"]), Children::Ignore);
+        assert_eq!(children(&["-p", "1", "--children"]), Children::Follow);
+        assert_eq!(children(&["--", "make"]), Children::Follow);
+    }
+
+    #[test]
+    fn line_about_the_attach_names_the_process_and_its_probes() {
+        let attached = Started {
+            pid: Pid(7),
+            program: b"/srv/a\x1bpp".to_vec(),
+            origin: Origin::Attached,
+            probes: 12,
+            stepped_probes: 1,
+        };
+        let launched =
+            Started { origin: Origin::Launched, program: b"make".to_vec(), ..attached.clone() };
+
+        assert_eq!(
+            started_line(&attached),
+            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped"
+        );
+        assert_eq!(started_line(&launched), "tracing make (pid 7)");
     }
 
     #[test]
