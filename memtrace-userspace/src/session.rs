@@ -13,7 +13,6 @@ use std::ffi::OsString;
 use std::fs::File;
 use std::io::BufWriter;
 use std::ops::ControlFlow;
-use std::os::unix::ffi::OsStrExt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
@@ -25,6 +24,7 @@ use thiserror::Error;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::live::allocators::survey::Verdict;
 use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
@@ -110,17 +110,27 @@ pub enum Progress<'a> {
 
 /// A process that the session begins with.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Started {
-    /// The process.
-    pub pid: Pid,
-    /// Its executable, as the kernel tells it, or the command as it was given.
-    pub program: Vec<u8>,
-    /// How it came under observation.
-    pub origin: Origin,
-    /// Its probes so far: what a launched command will load is not known yet.
-    pub probes: u64,
-    /// Of these, the ones that the kernel steps over.
-    pub stepped_probes: u64,
+pub enum Started {
+    /// A running one.
+    Attached {
+        /// Its id.
+        pid: Pid,
+        /// Path of its executable.
+        exe: Vec<u8>,
+        /// How many probes it has.
+        probes: u64,
+        /// Of these, the ones that the kernel steps over.
+        stepped_probes: u64,
+        /// What can be traced in it.
+        verdict: Verdict,
+    },
+    /// The command. What it will load, and so its probes, are not known yet.
+    Launched {
+        /// Its id.
+        pid: Pid,
+        /// Its name as it was given.
+        command: OsString,
+    },
 }
 
 /// What a session did.
@@ -130,6 +140,8 @@ pub struct SessionSummary {
     pub snapshot: Arc<Snapshot>,
     /// Size of the trace file in bytes, if one was written.
     pub trace_bytes: Option<u64>,
+    /// What could be traced.
+    pub verdict: Verdict,
     /// How the launched command ended, if it did.
     pub exit_status: Option<std::process::ExitStatus>,
 }
@@ -221,9 +233,9 @@ pub fn run(
     let traced = join(tracer);
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
-    traced?;
+    let verdict = traced?;
     let exit_status = launched.and_then(|launched| launched.status());
-    Ok(SessionSummary { snapshot, trace_bytes, exit_status })
+    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
 }
 
 /// What asks the tracer to end.
@@ -297,8 +309,8 @@ fn start(
             let mut started = Vec::with_capacity(pids.len());
             for pid in pids {
                 let before = tracer.records().len();
-                tracer.attach(*pid)?;
-                started.push(attached(*pid, &tracer.records()[before..]));
+                let verdict = tracer.attach(*pid)?;
+                started.push(attached(*pid, verdict, &tracer.records()[before..]));
             }
             Ok((tracer, None, started))
         }
@@ -316,13 +328,8 @@ fn start(
             tracer.expect(pid)?;
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
-            let started = Started {
-                pid,
-                program: command.first().map(|name| name.as_bytes().to_vec()).unwrap_or_default(),
-                origin: Origin::Launched,
-                probes: 0,
-                stepped_probes: 0,
-            };
+            let name = command.first().cloned().unwrap_or_default();
+            let started = Started::Launched { pid, command: name };
             match wait_for_exec(&mut tracer, &child)? {
                 true => Ok((tracer, Some(Launched(child)), vec![started])),
                 false => match child.join() {
@@ -335,25 +342,19 @@ fn start(
 }
 
 /// What the records of an attach say about it.
-fn attached(pid: Pid, records: &[Record]) -> Started {
-    let mut started = Started {
-        pid,
-        program: Vec::new(),
-        origin: Origin::Attached,
-        probes: 0,
-        stepped_probes: 0,
-    };
+fn attached(pid: Pid, verdict: Verdict, records: &[Record]) -> Started {
+    let (mut exe, mut probes, mut stepped_probes) = (Vec::new(), 0, 0);
     for record in records {
         match record {
-            Record::Process(process) => started.program.clone_from(&process.exe),
+            Record::Process(process) => exe.clone_from(&process.exe),
             Record::Probe(probe) => {
-                started.probes += 1;
-                started.stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
+                probes += 1;
+                stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
             }
             _ => {}
         }
     }
-    started
+    Started::Attached { pid, exe, probes, stepped_probes, verdict }
 }
 
 /// Waits until the child runs its program; false if it could not.
@@ -393,7 +394,7 @@ fn trace(
     stop: &Stop,
     to_writer: Option<SyncSender<Batch>>,
     to_pipeline: &SyncSender<Batch>,
-) -> Result<(), TracerError> {
+) -> Result<Verdict, TracerError> {
     // A receiver that is gone has failed, and says why itself.
     let send = |batch: Vec<Record>| -> bool {
         let batch = Arc::new(batch);
@@ -426,8 +427,9 @@ fn trace(
             tracer.wait(IDLE);
         }
     };
-    send(tracer.finish(reason)?);
-    Ok(())
+    let (records, verdict) = tracer.finish(reason)?;
+    send(records);
+    Ok(verdict)
 }
 
 /// The writer thread: gives the size of the file.

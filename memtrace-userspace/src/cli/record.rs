@@ -8,8 +8,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::{Origin, Pid};
+use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
@@ -50,6 +51,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { pids, output, trace, command } = arguments;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
+    let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
         Some(output) => output,
         None => free_name(&target)?,
@@ -60,7 +62,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let ended = session::run(trace.session(target, Some(output.clone())), |step| {
         match step {
             Progress::Started(processes) => {
-                processes.iter().for_each(|process| tell(&started_line(process)));
+                for process in processes {
+                    tell(&started_line(process));
+                    if let Started::Attached { verdict, .. } = process {
+                        warning(*verdict).iter().for_each(|line| tell(line));
+                    }
+                }
             }
             Progress::Snapshot(snapshot) => {
                 progress.set_message(progress_line(snapshot));
@@ -70,32 +77,46 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
-    let SessionSummary { snapshot, trace_bytes: _, exit_status } = ended?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
     }
-    Ok(Outcome::Fine)
+    if is_launch {
+        warning(verdict).iter().for_each(|line| tell(line));
+    }
+    Ok(match verdict {
+        Verdict::NoAllocator if snapshot.events == 0 => Outcome::Failed,
+        Verdict::NoAllocator | Verdict::Traceable | Verdict::GoWithC | Verdict::Go => Outcome::Fine,
+    })
 }
 
 /// `attached to 4242 (/usr/bin/server): 12 probes, 1 of them single-stepped`.
 ///
 /// Scripts wait for this line: it comes before the first event.
 fn started_line(started: &Started) -> String {
-    let Started { pid: Pid(pid), program, origin, probes, stepped_probes } = started;
-    let program = printable(program);
-    let stepped = match stepped_probes {
-        0 => String::new(),
-        stepped => format!(", {stepped} of them single-stepped"),
-    };
-    match origin {
-        Origin::Attached => {
-            format!(
-                "attached to {pid} ({program}): {}{stepped}",
-                quantity::counted(*probes, "probe")
-            )
+    match started {
+        Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
+            let stepped = match stepped_probes {
+                0 => String::new(),
+                stepped => format!(", {stepped} of them single-stepped"),
+            };
+            let probes = quantity::counted(*probes, "probe");
+            format!("attached to {pid} ({}): {probes}{stepped}", printable(exe))
         }
-        Origin::Launched => format!("tracing {program} (pid {pid})"),
+        Started::Launched { pid: Pid(pid), command } => {
+            format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
+        }
+    }
+}
+
+/// What is not seen, if it is not everything.
+fn warning(verdict: Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Traceable => None,
+        Verdict::GoWithC | Verdict::Go | Verdict::NoAllocator => {
+            Some(format!("warning: {verdict}"))
+        }
     }
 }
 
@@ -223,15 +244,14 @@ mod tests {
 
     #[test]
     fn line_about_the_attach_names_the_process_and_its_probes() {
-        let attached = Started {
+        let attached = Started::Attached {
             pid: Pid(7),
-            program: b"/srv/a\x1bpp".to_vec(),
-            origin: Origin::Attached,
+            exe: b"/srv/a\x1bpp".to_vec(),
             probes: 12,
             stepped_probes: 1,
+            verdict: Verdict::Traceable,
         };
-        let launched =
-            Started { origin: Origin::Launched, program: b"make".to_vec(), ..attached.clone() };
+        let launched = Started::Launched { pid: Pid(7), command: "make".into() };
 
         assert_eq!(
             started_line(&attached),

@@ -13,6 +13,7 @@ use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, SegmentFlags};
 use rayon::prelude::*;
 
+use super::allocators::survey::Runtime;
 use super::allocators::{self, Plan};
 use super::process::{self, Mapped, Mapping};
 use crate::cfi;
@@ -58,6 +59,8 @@ pub struct Analysis {
     pub table: Option<cfi::Table>,
     /// The probes of its allocator functions.
     pub plan: Plan,
+    /// The language runtime that it brings along; looked for only where there are no probes.
+    pub runtime: Runtime,
     /// The file, kept open so that probes can be placed whatever becomes of its path.
     pub file: Option<File>,
 }
@@ -76,7 +79,14 @@ impl Analysis {
     }
 
     fn nothing(image: Image) -> Self {
-        Analysis { image, segments: Vec::new(), table: None, plan: Plan::default(), file: None }
+        Analysis {
+            image,
+            segments: Vec::new(),
+            table: None,
+            plan: Plan::default(),
+            runtime: Runtime::Other,
+            file: None,
+        }
     }
 
     fn of_bytes(image: Image, bytes: &[u8], file: Option<File>) -> Self {
@@ -96,7 +106,11 @@ impl Analysis {
         // for this machine has no allocator that this process could call.
         let table = cfi::compile(&elf).ok();
         let plan = allocators::plan(bytes).unwrap_or_default();
-        Analysis { image, segments, table, plan, file }
+        let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
+            true => Runtime::Go,
+            false => Runtime::Other,
+        };
+        Analysis { image, segments, table, plan, runtime, file }
     }
 }
 
@@ -112,6 +126,11 @@ impl Images {
         self.known.get(key)
     }
 
+    /// Whether any file that was read is Go's.
+    pub fn runtime(&self) -> Runtime {
+        runtime(self.known.values())
+    }
+
     /// Reads what `mappings` show and is not known yet, and gives the keys of these.
     pub fn read<'a>(&mut self, pid: Pid, mappings: impl Iterator<Item = &'a Mapping>) -> Vec<Key> {
         let mut new: HashMap<Key, &Mapping> = HashMap::new();
@@ -123,7 +142,7 @@ impl Images {
         }
         let mut analyses: Vec<(Key, Analysis)> =
             new.into_par_iter().map(|(key, mapping)| (key, analyse(pid, mapping))).collect();
-        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(&order(&b.image)));
+        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(order(&b.image)));
         analyses
             .into_iter()
             .map(|(key, analysis)| {
@@ -132,6 +151,12 @@ impl Images {
             })
             .collect()
     }
+}
+
+/// Whether any of these files is Go's.
+pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Runtime {
+    let is_go = |analysis: &Arc<Analysis>| analysis.runtime == Runtime::Go;
+    if analyses.into_iter().any(is_go) { Runtime::Go } else { Runtime::Other }
 }
 
 /// A stable order, so that equal sessions give equal traces.

@@ -41,13 +41,13 @@ pub fn prepare(command: &[OsString]) -> io::Result<Prepared> {
     let tell_and_wait = move || {
         let pid = std::process::id().to_ne_bytes();
         let mut go = [0u8; 1];
-        // SAFETY: system calls on descriptors and buffers that live; the child after fork may
-        // only make such calls.
-        let went = unsafe {
-            libc::close(go_in_parent);
-            libc::write(pid_writer.as_raw_fd(), pid.as_ptr().cast(), pid.len());
-            libc::read(go_reader.as_raw_fd(), go.as_mut_ptr().cast(), 1)
-        };
+        // The child after fork may only make system calls.
+        // SAFETY: the descriptor is the parent's, of which the child has a copy.
+        unsafe { libc::close(go_in_parent) };
+        // SAFETY: the descriptor is open and the buffer as long as is said.
+        unsafe { libc::write(pid_writer.as_raw_fd(), pid.as_ptr().cast(), pid.len()) };
+        // SAFETY: as above.
+        let went = unsafe { libc::read(go_reader.as_raw_fd(), go.as_mut_ptr().cast(), 1) };
         if went == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
     };
     // SAFETY: the closure makes system calls only.
