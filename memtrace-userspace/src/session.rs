@@ -21,7 +21,7 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::live::allocators::survey::Verdict;
@@ -197,6 +197,11 @@ pub fn run(
         .build()
         .map_err(SessionError::Runtime)?;
     let output = options.output.as_deref().map(create).transpose()?;
+    // From here on a signal asks for an orderly end, even while the probes are being placed.
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::listen().map_err(SessionError::Runtime)?
+    };
     let (tracer, launched, started) = match start(&options) {
         Ok(start) => start,
         Err(error) => {
@@ -225,9 +230,7 @@ pub fn run(
         std::thread::spawn(move || trace(tracer, &stop, to_writer, &to_pipeline))
     };
 
-    runtime
-        .block_on(attend(&options, &stop, &mut snapshots, &mut on_progress))
-        .map_err(SessionError::Runtime)?;
+    runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
     drop(snapshots);
 
     let traced = join(tracer);
@@ -236,6 +239,23 @@ pub fn run(
     let verdict = traced?;
     let exit_status = launched.and_then(|launched| launched.status());
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
+}
+
+/// The signals that end a session.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// What asks the tracer to end.
@@ -474,12 +494,11 @@ fn count(
 async fn attend(
     options: &RecordOptions,
     stop: &Stop,
+    signals: &mut Signals,
     snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
     on_progress: &mut impl FnMut(Progress<'_>) -> ControlFlow<()>,
-) -> std::io::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+) {
+    let Signals { interrupt, terminate, hang_up } = signals;
     let far = Duration::from_secs(u32::MAX.into());
     let duration = tokio::time::sleep(options.duration.unwrap_or(far));
     tokio::pin!(duration);
@@ -491,7 +510,7 @@ async fn attend(
                 Some(snapshot) => if on_progress(Progress::Snapshot(&snapshot)).is_break() {
                     stop.interrupted.store(true, Ordering::Relaxed);
                 },
-                None => return Ok(()),
+                None => return,
             },
             _ = interrupt.recv() => match options.target {
                 // The command has got the signal too.
