@@ -13,7 +13,7 @@ use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
 use super::allocators::survey::{Found, Verdict};
-use super::images::{self, Key};
+use super::images::{self, Key, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
@@ -287,6 +287,7 @@ impl Tracer {
     /// Writes the unwind table of a file that was just read.
     fn place_table(&mut self, key: &Key) -> Result<(), TracerError> {
         let Some(analysis) = self.images.get(key) else { return Ok(()) };
+        self.anomalies.files_unreadable += u64::from(analysis.reading == Reading::Failed);
         let Some(table) = &analysis.table else { return Ok(()) };
         match self.tables.place(&mut self.kernel, table)? {
             Some(placed) => {

@@ -237,7 +237,8 @@ impl Pipeline {
     }
 
     pub(super) fn fork(&mut self, parent: Pid, child: Pid) {
-        // The records of a new process may overtake its fork, but it cannot hold memory yet.
+        // The records of a new process may overtake its fork, but it cannot hold memory yet, nor
+        // can a call of it have taken any: that would refer to mappings that the copies replace.
         if let Some(id) = self.processes.find(child)
             && !self.processes.running(id).is_bare()
         {
@@ -281,10 +282,7 @@ impl Pipeline {
             None
         };
 
-        // What a thread of the child's id had under way belongs to memory that is replaced here.
-        let incarnation = self.processes.next_incarnation();
         let to = self.processes.running_mut(child);
-        to.incarnation = incarnation;
         let entry = to.entry;
         if let Some(modules) = modules.filter(|_| to.modules.is_empty()) {
             self.modules += modules.len();

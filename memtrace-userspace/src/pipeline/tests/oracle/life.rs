@@ -104,7 +104,9 @@ impl Oracle {
                 .mappings
                 .iter()
                 .any(|m| m.process == c && m.program == program && !m.pages.is_empty());
-            if blocks || mapped {
+            let taken = self.threads.iter().filter(|t| t.alive).filter_map(|t| t.released.as_ref());
+            let mut taken = taken.filter(|t| (t.process, t.program) == (c, program));
+            if blocks || mapped || taken.any(|taken| !taken.from.is_empty()) {
                 self.count("missed_process_exits");
                 self.exit(c);
             }
@@ -118,9 +120,7 @@ impl Oracle {
         if self.processes[c].code.iter().all(Option::is_none) {
             self.processes[c].code = self.processes[p].code.clone();
         }
-        self.programs += 1;
-        let program = self.programs;
-        self.processes[c].program = program;
+        let program = self.processes[c].program;
         for i in 0..self.blocks.len() {
             let Block { process, state, address, size, ref key, api, thread, .. } = self.blocks[i];
             if process == p && state == State::Held {
