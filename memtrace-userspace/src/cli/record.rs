@@ -56,7 +56,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
+    // Scripts wait for this line: from here on no call of the target is missed.
+    let mut announced = false;
     let ended = session::run(trace.session(target, Some(output.clone())), |snapshot| {
+        if !announced {
+            announced = true;
+            let line = format!("attached to {}; Ctrl-C detaches", summary::target(snapshot));
+            progress.suspend(|| tell(&line));
+        }
         progress.set_message(progress_line(snapshot));
         progress.tick();
         ControlFlow::Continue(())
