@@ -9,11 +9,11 @@
 //! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
 //! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
 
+mod output;
+
 use std::ffi::OsString;
-use std::fs::File;
-use std::io::BufWriter;
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
@@ -31,7 +31,8 @@ use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
 use crate::record::{EndReason, Origin, Pid, Record, Session};
-use crate::trace::{WriteError, Writer};
+use crate::trace::WriteError;
+use output::Output;
 
 /// Records that are handed on together.
 const BATCH_RECORDS: usize = 16 * 1024;
@@ -159,12 +160,14 @@ pub fn run(
         .enable_all()
         .build()
         .map_err(SessionError::Runtime)?;
-    let output = options.output.as_deref().map(create).transpose()?;
+    let output = options.output.as_deref().map(Output::open).transpose()?;
     let started = start(&options);
     let (tracer, launched) = match started {
         Ok(started) => started,
         Err(error) => {
-            discard(options.output.as_deref());
+            if let Some(output) = output {
+                output.discard();
+            }
             return Err(error);
         }
     };
@@ -172,9 +175,9 @@ pub fn run(
     let stop = Arc::new(Stop::default());
     let (to_pipeline, pipeline_batches) = sync_channel(BATCHES);
     let (to_writer, writer) = match output {
-        Some((path, file)) => {
+        Some(output) => {
             let (sender, batches) = sync_channel(BATCHES);
-            (Some(sender), Some(std::thread::spawn(move || write(path, file, &batches))))
+            (Some(sender), Some(std::thread::spawn(move || output.write(&batches))))
         }
         None => (None, None),
     };
@@ -226,23 +229,6 @@ impl Launched {
     fn status(self) -> Option<std::process::ExitStatus> {
         let mut child = self.0.join().ok()?.ok()?;
         child.try_wait().ok().flatten()
-    }
-}
-
-fn create(path: &Path) -> Result<(PathBuf, File), SessionError> {
-    match File::create(path) {
-        Ok(file) => Ok((path.to_owned(), file)),
-        Err(source) => Err(SessionError::Create { path: path.to_owned(), source }),
-    }
-}
-
-/// Removes the empty file of a session that did not start.
-fn discard(path: Option<&Path>) {
-    if let Some(path) = path
-        && path.is_file()
-        && let Err(error) = std::fs::remove_file(path)
-    {
-        tracing::warn!("the empty file {} is left: {error}", path.display());
     }
 }
 
@@ -366,19 +352,6 @@ fn trace(
     };
     send(tracer.finish(reason)?);
     Ok(())
-}
-
-/// The writer thread: gives the size of the file.
-fn write(path: PathBuf, file: File, batches: &Receiver<Batch>) -> Result<u64, SessionError> {
-    let failed = |source| SessionError::Write { path: path.clone(), source };
-    let mut writer = Writer::new(BufWriter::with_capacity(1 << 18, file)).map_err(failed)?;
-    for batch in batches {
-        for record in batch.iter() {
-            writer.write(record).map_err(failed)?;
-        }
-    }
-    writer.finish().map_err(failed)?;
-    Ok(std::fs::metadata(&path).map_or(0, |metadata| metadata.len()))
 }
 
 /// The pipeline thread: gives the last snapshot.

@@ -4,6 +4,8 @@
 //! are placed. So the first event that a probe sends has everything that its walk needs.
 
 use std::collections::{BTreeMap, HashSet};
+use std::fs::File;
+use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
@@ -12,7 +14,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
-use super::images::Key;
+use super::images::{Key, MAX_FILE_BYTES, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
@@ -283,6 +285,7 @@ impl Tracer {
     /// Writes the unwind table of a file that was just read.
     fn place_table(&mut self, key: &Key) -> Result<(), TracerError> {
         let Some(analysis) = self.images.get(key) else { return Ok(()) };
+        self.anomalies.files_unreadable += u64::from(analysis.reading == Reading::Failed);
         let Some(table) = &analysis.table else { return Ok(()) };
         match self.tables.place(&mut self.kernel, table)? {
             Some(placed) => {
@@ -365,8 +368,10 @@ impl Tracer {
 
     /// Whether the executable of `pid` is a Go program, which has no malloc to probe.
     fn is_go(&self, pid: Pid) -> bool {
-        let exe = PathBuf::from(format!("/proc/{}/exe", pid.0));
-        std::fs::read(exe).is_ok_and(|bytes| allocators::is_go(&bytes).unwrap_or(false))
+        let Ok(exe) = File::open(format!("/proc/{}/exe", pid.0)) else { return false };
+        let mut bytes = Vec::new();
+        exe.take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_ok()
+            && allocators::is_go(&bytes).unwrap_or(false)
     }
 }
 

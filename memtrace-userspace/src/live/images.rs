@@ -19,7 +19,7 @@ use crate::cfi;
 use crate::record::{Image, Pid};
 
 /// The largest file that is read.
-const MAX_FILE_BYTES: u64 = 2 << 30;
+pub(super) const MAX_FILE_BYTES: u64 = 2 << 30;
 
 /// The largest vDSO that is read; real ones have two pages.
 const MAX_VDSO_BYTES: u64 = 1 << 20;
@@ -48,6 +48,15 @@ impl Key {
     }
 }
 
+/// Whether the bytes behind a mapping could be read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Reading {
+    /// Yes, whatever they are; or there is no file.
+    Done,
+    /// No.
+    Failed,
+}
+
 /// A file, as far as tracing needs it.
 pub struct Analysis {
     /// What reports call it.
@@ -58,6 +67,8 @@ pub struct Analysis {
     pub table: Option<cfi::Table>,
     /// The probes of its allocator functions.
     pub plan: Plan,
+    /// Whether it could be read at all.
+    pub reading: Reading,
     /// The file, kept open so that probes can be placed whatever becomes of its path.
     pub file: Option<File>,
 }
@@ -75,12 +86,16 @@ impl Analysis {
         })
     }
 
-    fn nothing(image: Image) -> Self {
-        Analysis { image, segments: Vec::new(), table: None, plan: Plan::default(), file: None }
+    /// What has no segments, table or probes.
+    fn nothing(image: Image, reading: Reading) -> Self {
+        let (segments, plan) = (Vec::new(), Plan::default());
+        Analysis { image, segments, table: None, plan, reading, file: None }
     }
 
     fn of_bytes(image: Image, bytes: &[u8], file: Option<File>) -> Self {
-        let Ok(elf) = object::File::parse(bytes) else { return Analysis::nothing(image) };
+        let Ok(elf) = object::File::parse(bytes) else {
+            return Analysis::nothing(image, Reading::Done);
+        };
         let segments = elf
             .segments()
             .filter(|segment| {
@@ -96,7 +111,7 @@ impl Analysis {
         // for this machine has no allocator that this process could call.
         let table = cfi::compile(&elf).ok();
         let plan = allocators::plan(bytes).unwrap_or_default();
-        Analysis { image, segments, table, plan, file }
+        Analysis { image, segments, table, plan, reading: Reading::Done, file }
     }
 }
 
@@ -123,7 +138,7 @@ impl Images {
         }
         let mut analyses: Vec<(Key, Analysis)> =
             new.into_par_iter().map(|(key, mapping)| (key, analyse(pid, mapping))).collect();
-        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(&order(&b.image)));
+        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(order(&b.image)));
         analyses
             .into_iter()
             .map(|(key, analysis)| {
@@ -148,11 +163,11 @@ fn analyse(pid: Pid, mapping: &Mapping) -> Analysis {
         Mapped::File { path, deleted: _ } => {
             let mut image = Image::File { path: path.clone(), build_id: Vec::new() };
             let Ok(file) = process::open_mapped(pid, mapping) else {
-                return Analysis::nothing(image);
+                return Analysis::nothing(image, Reading::Failed);
             };
             let mut bytes = Vec::new();
             if (&file).take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_err() {
-                return Analysis::nothing(image);
+                return Analysis::nothing(image, Reading::Failed);
             }
             if let Image::File { build_id, .. } = &mut image {
                 *build_id = process::build_id(&*bytes).unwrap_or_default();
@@ -161,10 +176,10 @@ fn analyse(pid: Pid, mapping: &Mapping) -> Analysis {
         }
         Mapped::Vdso => match read_vdso(pid, mapping) {
             Ok(bytes) => Analysis::of_bytes(Image::Vdso, &bytes, None),
-            Err(_) => Analysis::nothing(Image::Vdso),
+            Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
-            Analysis::nothing(Image::Anonymous)
+            Analysis::nothing(Image::Anonymous, Reading::Done)
         }
     }
 }
@@ -173,4 +188,64 @@ fn read_vdso(pid: Pid, mapping: &Mapping) -> std::io::Result<Vec<u8>> {
     let mut bytes = vec![0; mapping.size_bytes().min(MAX_VDSO_BYTES) as usize];
     File::open(format!("/proc/{}/mem", pid.0))?.read_exact_at(&mut bytes, mapping.start.0)?;
     Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn analysis(segments: &[(u64, u64, u64)]) -> Analysis {
+        let segments = segments
+            .iter()
+            .map(|&(offset, size, svma)| (FileOffset(offset), size, Svma(svma)))
+            .collect();
+        Analysis { segments, ..Analysis::nothing(Image::Anonymous, Reading::Done) }
+    }
+
+    #[test]
+    fn load_bias_is_the_distance_between_mapping_and_segment() {
+        let elf = analysis(&[(0x1000, 0x2000, 0x401000)]);
+
+        assert_eq!(elf.load_bias(Avma(0x401000), FileOffset(0x1000)), Some(0));
+        assert_eq!(
+            elf.load_bias(Avma(0x7000_0040_1000), FileOffset(0x1000)),
+            Some(0x7000_0000_0000)
+        );
+    }
+
+    #[test]
+    fn load_bias_of_a_segment_that_starts_within_a_page_is_that_of_its_page() {
+        // gold and lld: the segment's first byte is at 0x1234, the mapping's at 0x1000.
+        let elf = analysis(&[(0x1234, 0x2000, 0x2234)]);
+
+        assert_eq!(
+            elf.load_bias(Avma(0x7000_0000_2000), FileOffset(0x1000)),
+            Some(0x7000_0000_0000)
+        );
+    }
+
+    #[test]
+    fn load_bias_of_the_rest_of_a_split_mapping_is_the_same() {
+        let elf = analysis(&[(0, 0x500, 0), (0x1000, 0x3000, 0x5000)]);
+
+        assert_eq!(
+            elf.load_bias(Avma(0x7000_0000_7000), FileOffset(0x3000)),
+            Some(0x7000_0000_0000)
+        );
+    }
+
+    #[test]
+    fn mapping_of_no_executable_segment_has_no_load_bias() {
+        let elf = analysis(&[(0x1000, 0x2000, 0x1000)]);
+
+        assert_eq!(elf.load_bias(Avma(0x7000_0000_0000), FileOffset(0)), None);
+        assert_eq!(elf.load_bias(Avma(0x7000_0000_0000), FileOffset(0x3000)), None);
+    }
+
+    #[test]
+    fn load_bias_of_hostile_segments_does_not_overflow() {
+        let elf = analysis(&[(0x1000, u64::MAX, 0), (0, 0x1000, u64::MAX)]);
+
+        assert_eq!(elf.load_bias(Avma(0), FileOffset(0)), Some(1));
+    }
 }

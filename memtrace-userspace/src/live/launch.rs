@@ -41,16 +41,16 @@ pub fn prepare(command: &[OsString]) -> io::Result<Prepared> {
     let tell_and_wait = move || {
         let pid = std::process::id().to_ne_bytes();
         let mut go = [0u8; 1];
-        // SAFETY: system calls on descriptors and buffers that live; the child after fork may
-        // only make such calls.
-        let went = unsafe {
-            libc::close(go_in_parent);
-            libc::write(pid_writer.as_raw_fd(), pid.as_ptr().cast(), pid.len());
-            libc::read(go_reader.as_raw_fd(), go.as_mut_ptr().cast(), 1)
-        };
+        // Four bytes into an empty pipe: the write below cannot fail or be cut short.
+        // SAFETY: the child's own copy of a descriptor that nothing else here uses.
+        unsafe { libc::close(go_in_parent) };
+        // SAFETY: a descriptor and a buffer that live, with its size.
+        unsafe { libc::write(pid_writer.as_raw_fd(), pid.as_ptr().cast(), pid.len()) };
+        // SAFETY: as above, one byte.
+        let went = unsafe { libc::read(go_reader.as_raw_fd(), go.as_mut_ptr().cast(), 1) };
         if went == 1 { Ok(()) } else { Err(io::Error::from_raw_os_error(libc::ECANCELED)) }
     };
-    // SAFETY: the closure makes system calls only.
+    // SAFETY: the closure makes system calls only, and makes its error without allocating.
     unsafe { command.pre_exec(tell_and_wait) };
     // `spawn` returns when the child has run its program, so it needs a thread.
     let child = std::thread::spawn(move || command.spawn());

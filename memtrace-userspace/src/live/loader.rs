@@ -190,9 +190,7 @@ impl Kernel {
             (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
             (Program::Trace, Role::Release) => &["release_enter"],
             (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => {
-                &["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-            }
+            (Program::Empty, Role::Release) => &["empty_enter"],
         };
         let mut links = Vec::with_capacity(names.len());
         for name in names {

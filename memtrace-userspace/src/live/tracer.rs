@@ -15,8 +15,7 @@ use std::time::Duration;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::Avma;
-use memtrace_common::counter::Counter;
-use memtrace_common::event::{Kind, Mapping, Task, flag};
+use memtrace_common::event::{Free, Kind, Mapping, Task, flag};
 use thiserror::Error;
 
 use super::attach::Traced;
@@ -34,6 +33,9 @@ const PAGE_BYTES: u64 = 4096;
 
 /// How often resident memory and counters are written.
 const SAMPLE_NS: u64 = 1_000_000_000;
+
+/// A free and the header that the ring puts before it.
+const SMALLEST_EVENT_BYTES: usize = size_of::<Free>() + 8;
 
 /// Links that are closed by one thread when the session ends.
 const LINKS_PER_CLOSER: usize = 1;
@@ -139,6 +141,8 @@ pub struct Tracer {
 pub(super) struct Anomalies {
     /// Children or programs that could not be attached to.
     pub attach_failures: u64,
+    /// Mapped files that could not be read: no probes, and no table.
+    pub files_unreadable: u64,
     /// Files whose unwind table had no room.
     pub tables_without_room: u64,
     /// Mappings of code that had no room.
@@ -238,16 +242,23 @@ impl Tracer {
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
-        self.children.retain(|child, _| process::inspect(*child).is_ok());
+        let gone: Vec<Pid> =
+            self.children.keys().copied().filter(|pid| process::inspect(*pid).is_err()).collect();
+        for pid in gone {
+            self.children.remove(&pid);
+            self.forget_child(pid, time);
+        }
         Ok(())
     }
 
     /// Detaches from everything, and writes what is left.
     pub fn finish(mut self, reason: EndReason) -> Result<Vec<Record>, TracerError> {
         let time = self.clock.now();
-        self.drain(usize::MAX)?;
+        // One ring's worth: a busy target would otherwise fill it as fast as it is drained.
+        let most = self.options.capacity.ring_bytes as usize / SMALLEST_EVENT_BYTES;
+        self.drain(self.out.len().saturating_add(most))?;
         self.sample(time)?;
-        // From now on nobody waits for room in the ring, and nobody is stopped.
+        // From now on nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {
@@ -289,6 +300,7 @@ impl Tracer {
         }
         let Anomalies {
             attach_failures,
+            files_unreadable,
             tables_without_room,
             modules_without_room,
             probes_refused,
@@ -301,12 +313,21 @@ impl Tracer {
             .collect();
         counters.extend([
             ("attach_failures".to_owned(), attach_failures),
+            ("code_files_unreadable".to_owned(), files_unreadable),
             ("unwind_tables_without_room".to_owned(), tables_without_room),
             ("code_mappings_without_room".to_owned(), modules_without_room),
             ("probes_refused".to_owned(), probes_refused),
         ]);
         self.out.push(Record::Counters(counters));
         Ok(())
+    }
+
+    /// A child that is not traced: the end of it, or of what is known of it.
+    ///
+    /// Its `Fork` record gave it copies of its parent's memory, and no event will take them away.
+    fn forget_child(&mut self, pid: Pid, time: Time) {
+        self.threads.retain(|_, of| *of != pid);
+        self.out.push(Record::Exit { time, pid });
     }
 
     pub(super) fn watch(&mut self, pid: Pid) {
@@ -431,6 +452,9 @@ impl Tracer {
             Kind::Stopped => {
                 if let Some(parent) = self.children.remove(&pid) {
                     self.attach_child(pid, parent)?;
+                    if !self.processes.contains_key(&pid) {
+                        self.forget_child(pid, time);
+                    }
                 }
                 continue_process(pid);
             }
@@ -470,28 +494,4 @@ fn resident_bytes(pid: Pid) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", pid.0)).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     pages.checked_mul(PAGE_BYTES)
-}
-
-/// The kernel's counters that mean that events are missing.
-pub fn lost_events(counters: &[(Counter, u64)]) -> u64 {
-    counters
-        .iter()
-        .filter(|(counter, _)| match counter {
-            Counter::LostAllocs
-            | Counter::LostFrees
-            | Counter::LostMappings
-            | Counter::LostLifecycle
-            | Counter::NoThreadSlot => true,
-            Counter::LostStacks
-            | Counter::NoScratch
-            | Counter::RingWaits
-            | Counter::AbandonedCalls
-            | Counter::OrphanReturns
-            | Counter::FailedCalls
-            | Counter::UnreadableStack
-            | Counter::StackWalks
-            | Counter::VforkCalls => false,
-        })
-        .map(|(_, value)| value)
-        .sum()
 }

@@ -237,7 +237,8 @@ impl Pipeline {
     }
 
     pub(super) fn fork(&mut self, parent: Pid, child: Pid) {
-        // The records of a new process may overtake its fork, but it cannot hold memory yet.
+        // The records of a new process may overtake its fork, but it cannot hold memory yet, nor
+        // can a call of it have taken any: that would refer to mappings that the copies replace.
         if let Some(id) = self.processes.find(child)
             && !self.processes.running(id).is_bare()
         {

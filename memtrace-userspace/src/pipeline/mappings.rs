@@ -128,6 +128,7 @@ pub(super) struct Mappings {
     /// By start; they do not overlap.
     pieces: BTreeMap<u64, Piece>,
     mappings: Vec<Mapping>,
+    /// Those without pieces and cuts.
     vacant: Vec<MappingId>,
 }
 
@@ -137,9 +138,9 @@ impl Mappings {
         self.pieces.len()
     }
 
-    /// Whether nothing is mapped.
-    pub(super) fn is_empty(&self) -> bool {
-        self.pieces.is_empty()
+    /// Whether nothing is mapped and no [`Released`] can bring anything back.
+    pub(super) fn is_bare(&self) -> bool {
+        self.mappings.len() == self.vacant.len()
     }
 
     /// Maps pages and charges them to `site`; what they overlap is unmapped.

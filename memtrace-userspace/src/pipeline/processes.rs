@@ -76,9 +76,9 @@ impl Running {
         std::mem::replace(self, new)
     }
 
-    /// Whether it holds no memory that is known.
+    /// Whether it holds no memory that is known, nor mappings that a failing call would restore.
     pub(super) fn is_bare(&self) -> bool {
-        self.heap.len() == 0 && self.mappings.is_empty()
+        self.heap.len() == 0 && self.mappings.is_bare()
     }
 }
 

@@ -119,6 +119,12 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
 /// Counters of the daemon's own parts.
 const DAEMON: &[(&str, Weight, &str)] = &[
     (TRACE_TRUNCATED, Weight::Loss, "the trace file stops early; what came after is not counted"),
+    // live
+    ("attach_failures", Weight::Loss, "children or programs that could not be attached to"),
+    ("code_files_unreadable", Weight::Loss, "mapped files not read; calls in them are not seen"),
+    ("unwind_tables_without_room", Weight::Notice, "files without unwind rows, there are too many"),
+    ("code_mappings_without_room", Weight::Notice, "code mappings without unwind rows, too many"),
+    ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),
     ("orphan_restores", Weight::Notice, "failed realloc calls that began before the attach"),

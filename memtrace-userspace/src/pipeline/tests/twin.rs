@@ -278,8 +278,14 @@ fn assert_adds_up(snapshot: &Snapshot) {
     }
 }
 
+/// 400 cases, or as many as `PROPTEST_CASES` asks for beyond that.
+fn config() -> ProptestConfig {
+    let config = ProptestConfig::default();
+    ProptestConfig { cases: config.cases.max(400), ..config }
+}
+
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 400, ..ProptestConfig::default() })]
+    #![proptest_config(config())]
 
     #[test]
     fn pipeline_equals_its_twin(records in records(), stop in 0usize..120) {

@@ -104,7 +104,9 @@ impl Oracle {
                 .mappings
                 .iter()
                 .any(|m| m.process == c && m.program == program && !m.pages.is_empty());
-            if blocks || mapped {
+            let taken = self.threads.iter().filter(|t| t.alive).filter_map(|t| t.released.as_ref());
+            let mut taken = taken.filter(|t| (t.process, t.program) == (c, program));
+            if blocks || mapped || taken.any(|taken| !taken.from.is_empty()) {
                 self.count("missed_process_exits");
                 self.exit(c);
             }
