@@ -19,6 +19,17 @@ use memtrace_common::event::{Header, Kind};
 
 use crate::maps::{EVENTS, count, set_shared_value, setting, shared, shared_value};
 
+/// Tells the operator of a decision, in a debug build of the object (feature `log`).
+macro_rules! tell {
+    ($ctx:expr, $($message:tt)+) => {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!($ctx, $($message)+);
+        #[cfg(not(feature = "log"))]
+        let _ = $ctx;
+    };
+}
+pub(crate) use tell;
+
 /// Room that a waiting event asks for: the largest event and some for other CPUs.
 const WAIT_FOR_BYTES: u64 = 64 * 1024;
 

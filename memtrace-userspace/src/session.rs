@@ -3,7 +3,7 @@
 //! ```text
 //!   tracer thread ─ batches of records ─┬→ writer thread ─→ trace file
 //!    drains the ring                    └→ pipeline thread ─→ snapshots ─→ caller
-//!   caller's thread: signals, the duration, `on_snapshot`
+//!   caller's thread: signals, the duration, `on_progress`
 //! ```
 //!
 //! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
@@ -21,16 +21,17 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use thiserror::Error;
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use crate::live::allocators::survey::Verdict;
 use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
 use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Origin, Pid, Record, Session};
+use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
 use crate::trace::WriteError;
 use output::Output;
 
@@ -99,6 +100,40 @@ impl RecordOptions {
     }
 }
 
+/// What a session tells while it runs.
+#[derive(Clone, Copy, Debug)]
+pub enum Progress<'a> {
+    /// From now on every call of these processes is seen. Comes once, before anything else.
+    Started(&'a [Started]),
+    /// The state at a moment.
+    Snapshot(&'a Arc<Snapshot>),
+}
+
+/// A process that the session begins with.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Started {
+    /// A running one.
+    Attached {
+        /// Its id.
+        pid: Pid,
+        /// Path of its executable.
+        exe: Vec<u8>,
+        /// How many probes it has.
+        probes: u64,
+        /// Of these, the ones that the kernel steps over.
+        stepped_probes: u64,
+        /// What can be traced in it.
+        verdict: Verdict,
+    },
+    /// The command. What it will load, and so its probes, are not known yet.
+    Launched {
+        /// Its id.
+        pid: Pid,
+        /// Its name as it was given.
+        command: OsString,
+    },
+}
+
 /// What a session did.
 #[derive(Clone, Debug)]
 pub struct SessionSummary {
@@ -106,6 +141,8 @@ pub struct SessionSummary {
     pub snapshot: Arc<Snapshot>,
     /// Size of the trace file in bytes, if one was written.
     pub trace_bytes: Option<u64>,
+    /// What could be traced.
+    pub verdict: Verdict,
     /// How the launched command ended, if it did.
     pub exit_status: Option<std::process::ExitStatus>,
 }
@@ -151,19 +188,23 @@ pub enum SessionError {
 
 type Batch = Arc<Vec<Record>>;
 
-/// Traces until the end, the duration is over, Ctrl-C, or `on_snapshot` breaks off.
+/// Traces until the end, the duration is over, Ctrl-C, or `on_progress` breaks off.
 pub fn run(
     options: RecordOptions,
-    mut on_snapshot: impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
+    mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(SessionError::Runtime)?;
+    // From here on a signal asks for an orderly end, even while the probes are being placed.
+    let mut signals = {
+        let _context = runtime.enter();
+        Signals::listen().map_err(SessionError::Runtime)?
+    };
     let output = options.output.as_deref().map(Output::open).transpose()?;
-    let started = start(&options);
-    let (tracer, launched) = match started {
-        Ok(started) => started,
+    let (tracer, launched, started) = match start(&options) {
+        Ok(start) => start,
         Err(error) => {
             if let Some(output) = output {
                 output.discard();
@@ -173,6 +214,9 @@ pub fn run(
     };
 
     let stop = Arc::new(Stop::default());
+    if on_progress(Progress::Started(&started)).is_break() {
+        stop.interrupted.store(true, Ordering::Relaxed);
+    }
     let (to_pipeline, pipeline_batches) = sync_channel(BATCHES);
     let (to_writer, writer) = match output {
         Some(output) => {
@@ -189,17 +233,32 @@ pub fn run(
         std::thread::spawn(move || trace(tracer, &stop, to_writer, &to_pipeline))
     };
 
-    runtime
-        .block_on(attend(&options, &stop, &mut snapshots, &mut on_snapshot))
-        .map_err(SessionError::Runtime)?;
+    runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
     drop(snapshots);
 
     let traced = join(tracer);
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
-    traced?;
+    let verdict = traced?;
     let exit_status = launched.and_then(|launched| launched.status());
-    Ok(SessionSummary { snapshot, trace_bytes, exit_status })
+    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
+}
+
+/// The signals that end a session.
+struct Signals {
+    interrupt: Signal,
+    terminate: Signal,
+    hang_up: Signal,
+}
+
+impl Signals {
+    fn listen() -> std::io::Result<Signals> {
+        Ok(Signals {
+            interrupt: signal(SignalKind::interrupt())?,
+            terminate: signal(SignalKind::terminate())?,
+            hang_up: signal(SignalKind::hangup())?,
+        })
+    }
 }
 
 /// What asks the tracer to end.
@@ -233,7 +292,9 @@ impl Launched {
 }
 
 /// Loads the kernel half and attaches, or launches.
-fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionError> {
+fn start(
+    options: &RecordOptions,
+) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
     let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
     let capacity = Capacity {
         ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
@@ -251,10 +312,13 @@ fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionE
         Target::Attach(pids) => {
             let first = pids.first().copied().unwrap_or(Pid(0));
             tracer.begin_session(session(first, Origin::Attached));
+            let mut started = Vec::with_capacity(pids.len());
             for pid in pids {
-                tracer.attach(*pid)?;
+                let before = tracer.records().len();
+                let verdict = tracer.attach(*pid)?;
+                started.push(attached(*pid, verdict, &tracer.records()[before..]));
             }
-            Ok((tracer, None))
+            Ok((tracer, None, started))
         }
         Target::Launch(command) => {
             let failed = |source| SessionError::Command {
@@ -265,19 +329,38 @@ fn start(options: &RecordOptions) -> Result<(Tracer, Option<Launched>), SessionE
                 source,
             };
             let prepared: Prepared = launch::prepare(command).map_err(failed)?;
-            tracer.begin_session(session(prepared.pid, Origin::Launched));
-            tracer.expect(prepared.pid)?;
+            let pid = prepared.pid;
+            tracer.begin_session(session(pid, Origin::Launched));
+            tracer.expect(pid)?;
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
+            let name = command.first().cloned().unwrap_or_default();
+            let started = Started::Launched { pid, command: name };
             match wait_for_exec(&mut tracer, &child)? {
-                true => Ok((tracer, Some(Launched(child)))),
+                true => Ok((tracer, Some(Launched(child)), vec![started])),
                 false => match child.join() {
                     Ok(Err(source)) => Err(failed(source)),
-                    _ => Ok((tracer, None)),
+                    _ => Ok((tracer, None, Vec::new())),
                 },
             }
         }
     }
+}
+
+/// What the records of an attach say about it.
+fn attached(pid: Pid, verdict: Verdict, records: &[Record]) -> Started {
+    let (mut exe, mut probes, mut stepped_probes) = (Vec::new(), 0, 0);
+    for record in records {
+        match record {
+            Record::Process(process) => exe.clone_from(&process.exe),
+            Record::Probe(probe) => {
+                probes += 1;
+                stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
+            }
+            _ => {}
+        }
+    }
+    Started::Attached { pid, exe, probes, stepped_probes, verdict }
 }
 
 /// Waits until the child runs its program; false if it could not.
@@ -317,7 +400,7 @@ fn trace(
     stop: &Stop,
     to_writer: Option<SyncSender<Batch>>,
     to_pipeline: &SyncSender<Batch>,
-) -> Result<(), TracerError> {
+) -> Result<Verdict, TracerError> {
     // A receiver that is gone has failed, and says why itself.
     let send = |batch: Vec<Record>| -> bool {
         let batch = Arc::new(batch);
@@ -350,8 +433,9 @@ fn trace(
             tracer.wait(IDLE);
         }
     };
-    send(tracer.finish(reason)?);
-    Ok(())
+    let (records, verdict) = tracer.finish(reason)?;
+    send(records);
+    Ok(verdict)
 }
 
 /// The pipeline thread: gives the last snapshot.
@@ -383,12 +467,11 @@ fn count(
 async fn attend(
     options: &RecordOptions,
     stop: &Stop,
+    signals: &mut Signals,
     snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
-    on_snapshot: &mut impl FnMut(&Arc<Snapshot>) -> ControlFlow<()>,
-) -> std::io::Result<()> {
-    let mut interrupt = signal(SignalKind::interrupt())?;
-    let mut terminate = signal(SignalKind::terminate())?;
-    let mut hang_up = signal(SignalKind::hangup())?;
+    on_progress: &mut impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) {
+    let Signals { interrupt, terminate, hang_up } = signals;
     let far = Duration::from_secs(u32::MAX.into());
     let duration = tokio::time::sleep(options.duration.unwrap_or(far));
     tokio::pin!(duration);
@@ -397,10 +480,10 @@ async fn attend(
     loop {
         tokio::select! {
             snapshot = snapshots.recv() => match snapshot {
-                Some(snapshot) => if on_snapshot(&snapshot).is_break() {
+                Some(snapshot) => if on_progress(Progress::Snapshot(&snapshot)).is_break() {
                     stop.interrupted.store(true, Ordering::Relaxed);
                 },
-                None => return Ok(()),
+                None => return,
             },
             _ = interrupt.recv() => match options.target {
                 // The command has got the signal too.

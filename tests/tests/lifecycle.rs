@@ -8,8 +8,8 @@ use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers};
 use memtrace_tests::recording::{
-    ATTACHED, Recorder, Running, memtrace, record_attached, record_launched, report, run,
-    start_waiting, trace_path,
+    Recorder, Running, memtrace, record_attached, record_launched, report, run, start_waiting,
+    trace_path,
 };
 
 fn start_steady() -> Result<Running> {
@@ -153,7 +153,7 @@ fn ctrl_c_ends_a_launched_command_and_writes_the_trace() -> Result<()> {
     let mut record = memtrace()?;
     record.args(["record", "-o"]).arg(&trace).args(["--", "sleep", "1000"]);
     let mut running = Running::start(record.stdin(Stdio::null()).process_group(0))?;
-    running.wait_for_stderr(ATTACHED)?;
+    running.wait_for_stderr("tracing sleep")?;
 
     // A terminal sends it to the whole group.
     running.signal_group("INT")?;

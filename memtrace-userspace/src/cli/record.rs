@@ -8,10 +8,11 @@ use std::path::{Path, PathBuf};
 use anyhow::{Result, bail};
 use clap::Args;
 use indicatif::{ProgressBar, ProgressStyle};
+use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, SessionSummary, Target};
-use memtrace_userspace::views::printable::printable_str;
+use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
+use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
 use super::source::{TraceArguments, pid};
@@ -22,6 +23,7 @@ Examples:
   sudo memtrace record -p 4711                            until Ctrl-C, into memtrace.4711.mtrace
   sudo memtrace record -p 4711 -o api.mtrace --duration 30s
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
+  sudo memtrace record -p 4711 --children                 and what it starts from now on
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
 
 /// How many names are tried for a trace whose name is not given.
@@ -49,6 +51,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { pids, output, trace, command } = arguments;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
+    let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
         Some(output) => output,
         None => free_name(&target)?,
@@ -56,18 +59,65 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let ended = session::run(trace.session(target, Some(output.clone())), |snapshot| {
-        progress.set_message(progress_line(snapshot));
-        progress.tick();
+    let ended = session::run(trace.session(target, Some(output.clone())), |step| {
+        match step {
+            Progress::Started(processes) => {
+                for process in processes {
+                    tell(&started_line(process));
+                    if let Started::Attached { verdict, .. } = process {
+                        warning(*verdict).iter().for_each(|line| tell(line));
+                    }
+                }
+            }
+            Progress::Snapshot(snapshot) => {
+                progress.set_message(progress_line(snapshot));
+                progress.tick();
+            }
+        }
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
-    let SessionSummary { snapshot, trace_bytes: _, exit_status } = ended?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
     }
-    Ok(Outcome::Fine)
+    if is_launch {
+        warning(verdict).iter().for_each(|line| tell(line));
+    }
+    Ok(match verdict {
+        Verdict::NoAllocator if snapshot.events == 0 => Outcome::Failed,
+        Verdict::NoAllocator | Verdict::Traceable | Verdict::GoWithC | Verdict::Go => Outcome::Fine,
+    })
+}
+
+/// `attached to 4242 (/usr/bin/server): 12 probes, 1 of them single-stepped`.
+///
+/// Scripts wait for this line: it comes before the first event.
+fn started_line(started: &Started) -> String {
+    match started {
+        Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
+            let stepped = match stepped_probes {
+                0 => String::new(),
+                stepped => format!(", {stepped} of them single-stepped"),
+            };
+            let probes = quantity::counted(*probes, "probe");
+            format!("attached to {pid} ({}): {probes}{stepped}", printable(exe))
+        }
+        Started::Launched { pid: Pid(pid), command } => {
+            format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
+        }
+    }
+}
+
+/// What is not seen, if it is not everything.
+fn warning(verdict: Verdict) -> Option<String> {
+    match verdict {
+        Verdict::Traceable => None,
+        Verdict::GoWithC | Verdict::Go | Verdict::NoAllocator => {
+            Some(format!("warning: {verdict}"))
+        }
+    }
 }
 
 /// `recording server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB  Ctrl-C detaches`.
@@ -132,6 +182,7 @@ mod tests {
     use std::time::Duration;
 
     use clap::Parser;
+    use memtrace_userspace::live::tracer::Children;
 
     use super::super::{Cli, Command};
     use super::*;
@@ -175,6 +226,38 @@ mod tests {
         assert_eq!(session.ring_bytes, 8 << 20);
         assert_eq!(session.duration, Some(Duration::from_millis(500)));
         assert!(parse(&["-p", "1", "--ring-size", "2G"]).is_err());
+    }
+
+    #[test]
+    fn children_of_a_process_are_traced_when_asked_for() {
+        let children = |arguments: &[&str]| {
+            let Arguments { pids, trace, command, .. } = parse(arguments).expect("valid");
+            let target =
+                if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
+            trace.session(target, None).children
+        };
+
+        assert_eq!(children(&["-p", "1"]), Children::Ignore);
+        assert_eq!(children(&["-p", "1", "--children"]), Children::Follow);
+        assert_eq!(children(&["--", "make"]), Children::Follow);
+    }
+
+    #[test]
+    fn line_about_the_attach_names_the_process_and_its_probes() {
+        let attached = Started::Attached {
+            pid: Pid(7),
+            exe: b"/srv/a\x1bpp".to_vec(),
+            probes: 12,
+            stepped_probes: 1,
+            verdict: Verdict::Traceable,
+        };
+        let launched = Started::Launched { pid: Pid(7), command: "make".into() };
+
+        assert_eq!(
+            started_line(&attached),
+            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped"
+        );
+        assert_eq!(started_line(&launched), "tracing make (pid 7)");
     }
 
     #[test]

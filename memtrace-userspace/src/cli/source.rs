@@ -8,9 +8,11 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use memtrace_userspace::live::loader::Program;
+use memtrace_userspace::live::tracer::Children;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, RecordOptions, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
@@ -71,18 +73,38 @@ pub(crate) struct TraceArguments {
     /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     back_pressure: Option<Duration>,
+    /// Trace the children of the process as well; those of a command always are
+    #[arg(long)]
+    children: bool,
+    /// What the probes do: for measurements of what they cost
+    #[arg(long, hide = true, value_enum, default_value_t = ProbeCost::Full)]
+    probe_cost: ProbeCost,
+}
+
+/// How much a hit of a probe costs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ProbeCost {
+    /// All that tracing takes
+    Full,
+    /// The hit alone: nothing is traced
+    Empty,
 }
 
 impl TraceArguments {
     /// A session that traces `target` into `output`.
     pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
-        let TraceArguments { duration, ring_size, back_pressure } = self;
+        let TraceArguments { duration, ring_size, back_pressure, children, probe_cost } = self;
         let usual = RecordOptions::new(target);
         RecordOptions {
             output,
             duration,
             ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
             back_pressure: back_pressure.unwrap_or(usual.back_pressure),
+            children: if children { Children::Follow } else { usual.children },
+            program: match probe_cost {
+                ProbeCost::Full => Program::Trace,
+                ProbeCost::Empty => Program::Empty,
+            },
             ..usual
         }
     }
@@ -120,7 +142,11 @@ pub(crate) enum Source {
 pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Result<()> {
     let last = match source {
         Source::Live(options) => {
-            session::run(options, |snapshot| offer(snapshots, snapshot))?.snapshot
+            let deliver = |progress: Progress<'_>| match progress {
+                Progress::Started(_) => ControlFlow::Continue(()),
+                Progress::Snapshot(snapshot) => offer(snapshots, snapshot),
+            };
+            session::run(options, deliver)?.snapshot
         }
         Source::File(path, pace @ Pace::WallTime(_)) => {
             replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?

@@ -47,7 +47,7 @@ const BLOCK_FUNCTIONS: usize = 10;
 #[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "file"]))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "output"])]
+    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "children", "output"])]
     file: Option<PathBuf>,
     /// The process to attach to; may be given again
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]

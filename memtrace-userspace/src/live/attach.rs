@@ -4,8 +4,6 @@
 //! are placed. So the first event that a probe sends has everything that its walk needs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::fs::File;
-use std::io::Read;
 use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
@@ -14,7 +12,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::config::{self, process_flag};
 
 use super::allocators;
-use super::images::{Images, Key, MAX_FILE_BYTES, Reading};
+use super::allocators::survey::{Found, Verdict};
+use super::images::{self, Images, Key, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
@@ -59,23 +58,26 @@ enum Arrival {
 
 impl Tracer {
     /// Attaches to a running process.
-    pub fn attach(&mut self, pid: Pid) -> Result<(), TracerError> {
+    ///
+    /// Refuses one without an allocator, unless it is Go's: with a runtime of its own it is worth
+    /// to follow the mappings alone.
+    pub fn attach(&mut self, pid: Pid) -> Result<Verdict, TracerError> {
         let info = process::inspect(pid)?;
         check_hazards(&info)?;
         self.watch(pid);
         self.begin(&info, Arrival::Running)?;
-        if self.processes.get(&pid).is_some_and(|traced| traced.links.is_empty())
-            && !self.is_go(pid)
-        {
-            let exe = String::from_utf8_lossy(&info.exe).into_owned();
-            return Err(TracerError::NoAllocator { pid: pid.0, exe });
+        let Some(traced) = self.processes.get(&pid) else {
+            return Err(TracerError::TooManyProcesses { pid: pid.0 });
+        };
+        let found = if traced.links.is_empty() { Found::None } else { Found::Some };
+        let analyses = traced.modules.values().filter_map(|module| self.images.get(&module.key));
+        match Verdict::of(found, images::runtime(analyses)) {
+            Verdict::NoAllocator => {
+                let exe = String::from_utf8_lossy(&info.exe).into_owned();
+                Err(TracerError::NoAllocator { pid: pid.0, exe })
+            }
+            verdict @ (Verdict::Traceable | Verdict::GoWithC | Verdict::Go) => Ok(verdict),
         }
-        Ok(())
-    }
-
-    /// How many probes are placed in all processes.
-    pub fn probe_count(&self) -> usize {
-        self.processes.values().map(|traced| traced.links.len()).sum()
     }
 
     /// Attaches to a child that waits at its first instruction.
@@ -374,6 +376,7 @@ impl Tracer {
                 match self.kernel.attach(program, role, api, pid, &file_path, probe.offset()) {
                     Ok(links) => {
                         traced.links.extend(links);
+                        self.found = Found::Some;
                         self.out.push(Record::Probe(probe.record(path)));
                     }
                     Err(error) => {
@@ -391,14 +394,6 @@ impl Tracer {
             }
         }
         Ok(())
-    }
-
-    /// Whether the executable of `pid` is a Go program, which has no malloc to probe.
-    fn is_go(&self, pid: Pid) -> bool {
-        let Ok(exe) = File::open(format!("/proc/{}/exe", pid.0)) else { return false };
-        let mut bytes = Vec::new();
-        exe.take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_ok()
-            && allocators::is_go(&bytes).unwrap_or(false)
     }
 }
 

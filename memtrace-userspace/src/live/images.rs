@@ -13,13 +13,14 @@ use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, SegmentFlags};
 use rayon::prelude::*;
 
+use super::allocators::survey::Runtime;
 use super::allocators::{self, Plan};
 use super::process::{self, Mapped, Mapping};
 use crate::cfi;
 use crate::record::{Image, Pid};
 
 /// The largest file that is read.
-pub(super) const MAX_FILE_BYTES: u64 = 2 << 30;
+const MAX_FILE_BYTES: u64 = 2 << 30;
 
 /// The largest vDSO that is read; real ones have two pages.
 const MAX_VDSO_BYTES: u64 = 1 << 20;
@@ -67,6 +68,8 @@ pub struct Analysis {
     pub table: Option<cfi::Table>,
     /// The probes of its allocator functions.
     pub plan: Plan,
+    /// The language runtime that it brings along; looked for only where there are no probes.
+    pub runtime: Runtime,
     /// Whether it could be read at all.
     pub reading: Reading,
     /// The file, kept open so that probes can be placed whatever becomes of its path.
@@ -89,7 +92,8 @@ impl Analysis {
     /// What has no segments, table or probes.
     fn nothing(image: Image, reading: Reading) -> Self {
         let (segments, plan) = (Vec::new(), Plan::default());
-        Analysis { image, segments, table: None, plan, reading, file: None }
+        let runtime = Runtime::Other;
+        Analysis { image, segments, table: None, plan, runtime, reading, file: None }
     }
 
     fn of_bytes(image: Image, bytes: &[u8], file: Option<File>) -> Self {
@@ -111,7 +115,11 @@ impl Analysis {
         // for this machine has no allocator that this process could call.
         let table = cfi::compile(&elf).ok();
         let plan = allocators::plan(bytes).unwrap_or_default();
-        Analysis { image, segments, table, plan, reading: Reading::Done, file }
+        let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
+            true => Runtime::Go,
+            false => Runtime::Other,
+        };
+        Analysis { image, segments, table, plan, runtime, reading: Reading::Done, file }
     }
 }
 
@@ -125,6 +133,11 @@ impl Images {
     /// What is known of the image behind `key`, if it was read.
     pub fn get(&self, key: &Key) -> Option<&Arc<Analysis>> {
         self.known.get(key)
+    }
+
+    /// Whether any file that was read is Go's.
+    pub fn runtime(&self) -> Runtime {
+        runtime(self.known.values())
     }
 
     /// Reads what `mappings` show and is not known yet, and gives the keys of these.
@@ -147,6 +160,12 @@ impl Images {
             })
             .collect()
     }
+}
+
+/// Whether any of these files is Go's.
+pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Runtime {
+    let is_go = |analysis: &Arc<Analysis>| analysis.runtime == Runtime::Go;
+    if analyses.into_iter().any(is_go) { Runtime::Go } else { Runtime::Other }
 }
 
 /// A stable order, so that equal sessions give equal traces.

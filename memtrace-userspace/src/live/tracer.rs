@@ -15,9 +15,11 @@ use std::time::Duration;
 use aya::maps::{MapData, RingBuf};
 use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::Avma;
+use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind, Mapping, Task, flag};
 use thiserror::Error;
 
+use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::decode::{DecodeError, Event, decode};
@@ -79,14 +81,20 @@ pub enum TracerError {
     Guardian(std::io::Error),
     /// Nothing to probe.
     #[error(
-        "found no allocator in process {pid} ({exe}): it exports no malloc and has no symbol \
-         table; trace a build that is not stripped, or one that uses a shared C library"
+        "found no allocator in process {pid} ({exe}), which is probably linked statically and \
+         stripped; trace a build that keeps its symbol table, or one that uses a shared C library"
     )]
     NoAllocator {
         /// The process.
         pid: u32,
         /// Its executable.
         exe: String,
+    },
+    /// The kernel half has no place for it.
+    #[error("process {pid} is one too many: {MAX_PROCESSES} processes can be traced at once")]
+    TooManyProcesses {
+        /// The process.
+        pid: u32,
     },
     /// The kernel would kill the process at the first return probe.
     #[error(
@@ -131,6 +139,8 @@ pub struct Tracer {
     guardian: Guardian,
     next_sample_ns: u64,
     pub(super) anomalies: Anomalies,
+    /// Whether any probe was ever placed.
+    pub(super) found: Found,
     pub(super) closers: Vec<std::thread::JoinHandle<()>>,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
@@ -168,12 +178,13 @@ impl Tracer {
             threads: HashMap::new(),
             children: HashMap::new(),
             expected: HashSet::new(),
-            free_indices: (0..memtrace_common::config::MAX_PROCESSES).rev().collect(),
+            free_indices: (0..MAX_PROCESSES).rev().collect(),
             generation: 0,
             clock: Clock::start(),
             guardian,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
+            found: Found::None,
             closers: Vec::new(),
             out: Vec::new(),
         };
@@ -236,6 +247,7 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<(), TracerError> {
         let now_ns = monotonic_ns();
         self.kernel.beat(now_ns)?;
+        self.kernel.flush_log();
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
@@ -251,8 +263,8 @@ impl Tracer {
         Ok(())
     }
 
-    /// Detaches from everything, and writes what is left.
-    pub fn finish(mut self, reason: EndReason) -> Result<Vec<Record>, TracerError> {
+    /// Detaches from everything. Gives the last records, and what could be traced at all.
+    pub fn finish(mut self, reason: EndReason) -> Result<(Vec<Record>, Verdict), TracerError> {
         let time = self.clock.now();
         // One ring's worth: a busy target would otherwise fill it as fast as it is drained.
         let most = self.options.capacity.ring_bytes as usize / SMALLEST_EVENT_BYTES;
@@ -276,7 +288,7 @@ impl Tracer {
         }
         let time = self.clock.last();
         self.out.push(Record::End { time, reason });
-        Ok(self.out)
+        Ok((self.out, Verdict::of(self.found, self.images.runtime())))
     }
 
     /// Continues whoever was stopped while the session ended.

@@ -237,8 +237,7 @@ impl Pipeline {
     }
 
     pub(super) fn fork(&mut self, parent: Pid, child: Pid) {
-        // The records of a new process may overtake its fork, but it cannot hold memory yet, nor
-        // can a call of it have taken any: that would refer to mappings that the copies replace.
+        // The records of a new process may overtake its fork, but it cannot hold memory yet.
         if let Some(id) = self.processes.find(child)
             && !self.processes.running(id).is_bare()
         {

@@ -138,9 +138,9 @@ impl Mappings {
         self.pieces.len()
     }
 
-    /// Whether nothing is mapped and no [`Released`] can bring anything back.
-    pub(super) fn is_bare(&self) -> bool {
-        self.mappings.len() == self.vacant.len()
+    /// Whether nothing is mapped.
+    pub(super) fn is_empty(&self) -> bool {
+        self.pieces.is_empty()
     }
 
     /// Maps pages and charges them to `site`; what they overlap is unmapped.

@@ -76,9 +76,9 @@ impl Running {
         std::mem::replace(self, new)
     }
 
-    /// Whether it holds no memory that is known, nor mappings that a failing call would restore.
+    /// Whether it holds no memory that is known.
     pub(super) fn is_bare(&self) -> bool {
-        self.heap.len() == 0 && self.mappings.is_bare()
+        self.heap.len() == 0 && self.mappings.is_empty()
     }
 }
 

@@ -11,8 +11,13 @@
 //!   main                                             a.out          total
 //! ```
 //!
-//! The rule looks at names alone. What grows a container (`std::vector`, `RawVec`) stays, because
-//! a reader can do something about it; what only forwards a size to the allocator does not.
+//! Two rules. A function that only forwards a size to the allocator is a wrapper, by its name; what
+//! grows a container (`std::vector`, `RawVec`) is none, because a reader can do something about it.
+//! And a frame that is inlined from the source of a language's library is never charged, whatever
+//! its name: the optimiser put it into the function that asked, and without full debug information
+//! such frames have no names to go by (`alloc`, `new<Session>`).
+
+mod rust;
 
 /// A frame as the rule sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +26,8 @@ pub struct Candidate<'a> {
     pub function: Option<&'a str>,
     /// What tells modules apart.
     pub module: &'a str,
+    /// The source file that an inlined frame comes from; `None` for a function of its own.
+    pub inlined_from: Option<&'a str>,
 }
 
 /// Index of the frame that allocated, in `frames` from the innermost outwards.
@@ -33,6 +40,9 @@ pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> 
     let mut nameless: Option<(usize, &str)> = None;
     for (index, frame) in frames.into_iter().enumerate() {
         outermost = Some(index);
+        if frame.inlined_from.is_some_and(is_library_source) {
+            continue;
+        }
         match (frame.function, nameless) {
             (None, None) => nameless = Some((index, frame.module)),
             (None, Some((_, module))) if module == frame.module => {}
@@ -61,7 +71,7 @@ pub fn is_wrapper(function: &str, module: &str) -> bool {
         || ALLOCATOR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || is_operator_new_or_delete(name)
         || is_cpp_allocator(name)
-        || is_rust_allocator(name)
+        || rust::passes_on(name)
 }
 
 /// Functions of the C library's allocators and the C wrappers of the memory system calls.
@@ -185,50 +195,22 @@ fn is_cpp_allocator(name: &str) -> bool {
             && method(name).is_some_and(|method| METHODS.contains(&method)))
 }
 
-/// The default allocators of Rust, and what the compiler and `alloc` put before them.
-fn is_rust_allocator(name: &str) -> bool {
-    const FUNCTIONS: &[&str] = &[
-        "alloc",
-        "alloc_impl",
-        "alloc_impl_runtime",
-        "alloc_zeroed",
-        "allocate",
-        "allocate_zeroed",
-        "box_new",
-        "box_new_uninit",
-        "dealloc",
-        "deallocate",
-        "exchange_malloc",
-        "grow",
-        "grow_impl",
-        "grow_impl_runtime",
-        "grow_zeroed",
-        "realloc",
-        "realloc_fallback",
-        "aligned_malloc",
-        "shrink",
-    ];
-    const PLACES: &[&str] = &[
-        "<alloc::alloc::Global",
-        "<std::alloc::System",
-        "alloc::alloc::",
-        "alloc::boxed::box_new",
-        "std::alloc::System",
-        "std::sys::alloc::",
-        "std::sys::pal::unix::alloc::",
-    ];
-    let last = name.rsplit("::").next().unwrap_or(name);
-    let last = last.split('<').next().unwrap_or(last);
-    is_rust_entry(last)
-        || (FUNCTIONS.contains(&last) && PLACES.iter().any(|place| name.starts_with(place)))
-}
-
-/// `__rust_alloc`, `__rdl_realloc`, `__rg_alloc_zeroed`: the compiler's names for the allocator.
-fn is_rust_entry(last: &str) -> bool {
-    ["__rust_", "__rdl_", "__rg_"]
-        .iter()
-        .find_map(|prefix| last.strip_prefix(prefix))
-        .is_some_and(|rest| matches!(rest, "alloc" | "alloc_zeroed" | "realloc" | "dealloc"))
+/// Whether a source file belongs to a language's own library.
+///
+/// Rust's is `/rustc/<hash>/library/…` as distributed, `…/rustlib/src/rust/library/…` where its
+/// source is installed, `/usr/src/rustc-1.96/library/…` as Debian builds it, and `/rust/deps/…`
+/// for crates that went into it.
+fn is_library_source(file: &str) -> bool {
+    let is_rust = |root: &str| {
+        file.strip_prefix(root)
+            .and_then(|rest| rest.split_once('/'))
+            .is_some_and(|(_version, rest)| rest.starts_with("library/"))
+    };
+    is_rust("/rustc/")
+        || is_rust("/usr/src/rustc-")
+        || file.starts_with("/rust/deps/")
+        || file.contains("/rustlib/src/rust/library/")
+        || file.contains("/include/c++/")
 }
 
 /// The name without what is put around it: glibc's `__GI_`, versions, clones, Rust's hash.
@@ -289,7 +271,11 @@ mod tests {
     use super::*;
 
     fn charged(frames: &[(Option<&str>, &str)]) -> Option<usize> {
-        allocating_frame(frames.iter().map(|&(function, module)| Candidate { function, module }))
+        allocating_frame(frames.iter().map(|&(function, module)| Candidate {
+            function,
+            module,
+            inlined_from: None,
+        }))
     }
 
     #[test]
@@ -314,6 +300,38 @@ mod tests {
         ];
 
         assert_eq!(charged(&stack), Some(2));
+    }
+
+    #[test]
+    fn frame_inlined_from_a_languages_library_is_not_charged() {
+        let files = [
+            "/rustc/59807616e1fa2540724bfbac14d7976d7e4a3860/library/alloc/src/alloc.rs",
+            "/usr/src/rustc-1.96.0/library/alloc/src/alloc.rs",
+            "/home/a/.rustup/toolchains/stable/lib/rustlib/src/rust/library/alloc/src/alloc.rs",
+            "/rust/deps/hashbrown-0.16.1/src/raw.rs",
+            "/usr/include/c++/12/bits/stl_vector.h",
+            "/usr/lib/gcc/x86_64-linux-gnu/12/../../../../include/c++/12/bits/stl_vector.h",
+            "/usr/lib/llvm-14/bin/../include/c++/v1/vector",
+        ];
+        for file in files {
+            let frame = |function, inlined_from| Candidate {
+                function: Some(function),
+                module: "a",
+                inlined_from,
+            };
+
+            let stack = [frame("alloc", Some(file)), frame("leak", None), frame("main", None)];
+            assert_eq!(allocating_frame(stack), Some(1), "{file}");
+        }
+    }
+
+    #[test]
+    fn frame_inlined_from_the_program_is_charged() {
+        for file in ["/srv/app/src/cache.rs", "/rustc/app.rs", "/srv/library/alloc.rs"] {
+            let inlined = Candidate { function: Some("f"), module: "a", inlined_from: Some(file) };
+
+            assert_eq!(allocating_frame([inlined]), Some(0), "{file}");
+        }
     }
 
     #[test]

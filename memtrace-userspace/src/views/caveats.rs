@@ -86,6 +86,9 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
     if let Some(line) = before_attach(snapshot) {
         lines.push(line);
     }
+    if snapshot.probes.is_empty() && snapshot.session.is_some() {
+        lines.push("no allocator was found to probe: only memory mappings are counted".into());
+    }
     let stepped = snapshot.probes.iter().filter(|p| p.cost == ProbeCost::Stepped).count();
     if stepped > 0 {
         lines.push(format!(
@@ -163,6 +166,15 @@ mod tests {
         snapshot.processes[0].before_attach = None;
 
         assert_eq!(caveats(&snapshot), Vec::<String>::new());
+    }
+
+    #[test]
+    fn session_without_probes_says_that_it_has_no_heap() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.probes.clear();
+
+        let line = "no allocator was found to probe: only memory mappings are counted";
+        assert!(caveats(&snapshot).iter().any(|caveat| caveat == line));
     }
 
     #[test]

@@ -156,8 +156,9 @@ impl Names {
             frames.extend_from_slice(&self.place(images, place));
         }
         let candidates = frames.iter().map(|frame| {
-            let Function { name, module, .. } = &*frame.function;
-            Candidate { function: name.as_deref(), module }
+            let Function { name, module, file, id: _ } = &*frame.function;
+            let inlined_from = if frame.inlined { file.as_deref() } else { None };
+            Candidate { function: name.as_deref(), module, inlined_from }
         });
         if let Some(first) = attribution::allocating_frame(candidates) {
             frames.drain(..first);

@@ -71,8 +71,9 @@ pub fn capture(snapshot: &Snapshot) -> String {
 pub fn probes(snapshot: &Snapshot) -> String {
     let all = snapshot.probes.len();
     let stepped = snapshot.probes.iter().filter(|p| p.cost == ProbeCost::Stepped).count();
-    match stepped {
-        0 => format!("{all}, all emulated"),
+    match (all, stepped) {
+        (0, _) => "none".to_owned(),
+        (_, 0) => format!("{all}, all emulated"),
         _ => format!("{all} ({} emulated, {stepped} single-stepped)", all - stepped),
     }
 }

@@ -112,3 +112,22 @@ fn static_program_without_symbols_is_refused_and_runs_on() -> Result<()> {
     ensure!(!trace.exists(), "it left a file");
     Ok(())
 }
+
+#[test]
+fn launched_static_program_without_symbols_is_traced_by_its_mappings_and_says_so() -> Result<()> {
+    privileged!();
+    let trace = trace_path("stripped_launched")?;
+    let executable = trace.with_file_name("stripped");
+    let whole = program::LEAK_STATIC.build(FramePointers::Omitted)?;
+    run(Command::new("strip").arg("-s").arg("-o").arg(&executable).arg(&whole))?
+        .require_success("strip")?;
+
+    let finished = record_command(&trace, &[&executable])?;
+
+    let finished = finished.require_success("memtrace record")?;
+    require_words(&finished.stderr, &["warning", "no allocator", "mappings"])?;
+    let report = report(&trace)?;
+    ensure!(report.number("/totals/allocations")? == 0, "there was nothing to probe");
+    ensure!(report.number("/totals/mapped_bytes")? > 0, "its mappings are not traced");
+    Ok(())
+}

@@ -60,47 +60,71 @@ pub enum SurveyError {
     Elf(#[from] AllocatorsError),
 }
 
-/// Whether anything can be traced in a process.
+/// What can be traced, by what was found.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
     /// Allocators were found.
     Traceable,
+    /// A Go program, and allocators for its C code.
+    GoWithC,
     /// A Go program without an allocator that is known.
     Go,
     /// No allocator was found.
     NoAllocator,
 }
 
+impl Verdict {
+    /// The verdict on files: are there probes in any of them, is any of them Go's?
+    pub fn of(probes: Found, runtime: Runtime) -> Verdict {
+        match (probes, runtime) {
+            (Found::Some, Runtime::Other) => Verdict::Traceable,
+            (Found::Some, Runtime::Go) => Verdict::GoWithC,
+            (Found::None, Runtime::Go) => Verdict::Go,
+            (Found::None, Runtime::Other) => Verdict::NoAllocator,
+        }
+    }
+}
+
+/// Whether there are allocators to probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Found {
+    /// There are.
+    Some,
+    /// There are none.
+    None,
+}
+
 impl fmt::Display for Verdict {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Verdict::Traceable => "its allocators can be traced",
+            Verdict::GoWithC => {
+                "a Go program: what its C code allocates can be traced, but of Go's own heap \
+                 only the mappings by which it grows; for that heap, use Go's pprof"
+            }
             Verdict::Go => {
-                "a Go program, whose heap is managed by Go's runtime and not by malloc; \
-                 only its memory mappings can be traced: for its heap, use Go's own pprof"
+                "a Go program, whose heap is managed by Go's runtime and not by malloc: only the \
+                 mappings by which it grows can be traced; for the heap, use Go's pprof"
             }
             Verdict::NoAllocator => {
-                "no allocator was found: the program is probably linked statically and stripped; \
-                 only its memory mappings can be traced: for its heap, run a build that keeps \
-                 its symbol table (do not strip it, or strip with `--keep-symbol=malloc` and \
-                 the like)"
+                "no allocator was found, so the program is probably linked statically and \
+                 stripped: only its memory mappings can be traced; for its heap, trace a build \
+                 that keeps its symbol table, or one that uses a shared C library"
             }
         })
     }
 }
 
 impl Survey {
-    /// Whether anything can be traced.
+    /// What can be traced.
     pub fn verdict(&self) -> Verdict {
         let has_probes =
             |module: &Module| module.plan.as_ref().is_ok_and(|plan| !plan.probes.is_empty());
-        if self.modules.iter().any(has_probes) {
-            Verdict::Traceable
-        } else if self.modules.iter().any(|module| module.runtime == Runtime::Go) {
-            Verdict::Go
-        } else {
-            Verdict::NoAllocator
-        }
+        let is_go = |module: &Module| module.runtime == Runtime::Go;
+        Verdict::of(
+            if self.modules.iter().any(has_probes) { Found::Some } else { Found::None },
+            if self.modules.iter().any(is_go) { Runtime::Go } else { Runtime::Other },
+        )
     }
 }
 
@@ -211,12 +235,13 @@ mod tests {
     }
 
     #[test]
-    fn verdict_names_go_only_where_nothing_else_is_found() {
+    fn verdict_follows_from_all_files() {
         let nothing = || module(Plan::default(), Runtime::Other);
         let go = || module(Plan::default(), Runtime::Go);
-        let libc = module(plan_with_free(), Runtime::Other);
+        let libc = || module(plan_with_free(), Runtime::Other);
 
-        assert_eq!(Survey { modules: vec![go(), libc] }.verdict(), Verdict::Traceable);
+        assert_eq!(Survey { modules: vec![nothing(), libc()] }.verdict(), Verdict::Traceable);
+        assert_eq!(Survey { modules: vec![go(), libc()] }.verdict(), Verdict::GoWithC);
         assert_eq!(Survey { modules: vec![go(), nothing()] }.verdict(), Verdict::Go);
         assert_eq!(Survey { modules: vec![nothing()] }.verdict(), Verdict::NoAllocator);
     }

@@ -216,22 +216,6 @@ fn records_of_a_child_may_overtake_its_fork() {
 }
 
 #[test]
-fn fork_of_a_child_that_may_get_mappings_back_means_that_its_exit_was_lost() {
-    let snapshot = snapshot_after(&[
-        process(CHILD),
-        thread(CHILD, CHILD),
-        map(4, CHILD, 20, 1, MapKind::Anonymous, 2),
-        unmap(5, CHILD, 20, 1),
-        fork(6, MAIN, CHILD),
-        unmap_failed(7, CHILD),
-    ]);
-
-    assert_eq!(snapshot.processes[1].ended, Some(Time(6)));
-    assert_eq!(snapshot.processes[2].mapped.live_bytes, 8192);
-    assert_eq!(counters(&snapshot), [("missed_process_exits", 1), ("orphan_unmap_failures", 1)]);
-}
-
-#[test]
 fn fork_of_an_unknown_parent_is_counted() {
     let snapshot = snapshot_of(&[fork(1, MAIN, CHILD), alloc(2, CHILD, 0x10, 8, 0)]);
 
