@@ -20,6 +20,9 @@ pub const MAX_FRAMES: usize = 1024;
 /// How many bytes of stack a walk copies; deeper words are read one by one.
 pub const STACK_COPY_BYTES: usize = 64 * 1024;
 
+/// How many bytes of stack the daemon gets to finish a walk that the kernel could not.
+pub const RAW_STACK_BYTES: usize = 16 * 1024;
+
 /// How many stack words a remembered stack depends on at most; larger stacks are walked anew.
 pub const MAX_REMEMBERED_SLOTS: usize = 256;
 
@@ -93,6 +96,9 @@ pub struct Process {
 pub mod process_flag {
     /// Stop the process when it maps code from a file, until the daemon has read its table.
     pub const STOP_FOR_CODE: u32 = 1;
+    /// Set by the kernel when the process makes code executable: until the daemon writes the process
+    /// anew, the tables are behind, and a walk that meets unknown code is left to the daemon.
+    pub const CODE_CHANGED: u32 = 4;
     /// Stop new children before their first instruction, until the daemon has attached to them.
     pub const FOLLOW_CHILDREN: u32 = 2;
 }

@@ -49,6 +49,8 @@ counters! {
     UnreadableStack = "unreadable_stack_reads",
     /// A stack that was walked anew; the others were recognised as seen before.
     StackWalks = "stack_walks",
+    /// A stack that met code newer than the kernel's tables, and that the daemon finished.
+    RawStacks = "stacks_finished_by_daemon",
     /// A call in a child of `vfork` that was made before the attach and borrows its parent's memory.
     VforkCalls = "calls_in_vfork_children",
 }

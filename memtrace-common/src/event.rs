@@ -8,6 +8,7 @@
 //!   Alloc     | Header 16 | ptr 8 | size 8 | stack 8 |
 //!   Free      | Header 16 | ptr 8 |
 //!   Stack     | Header 16 | id 8 | pid 4 | frames 4 | frames × u64, innermost first |
+//!   RawStack  | Stack 32 | frames 1024 × u64 | StackRest 48 | stack 16 KiB |
 //!   Mapping   | Header 16 | address 8 | length 8 | old_address 8 | old_length 8 | stack 8 |
 //!   Task      | Header 16 | pid 4 | parent_pid 4 | comm 16 |
 //! ```
@@ -78,6 +79,8 @@ wire_enum! {
         CodeChanged = 18,
         /// A [`Task`]: the process was sent SIGSTOP and waits for the daemon to attach.
         Stopped = 19,
+        /// A [`Stack`] with room for all frames and a [`StackRest`]: the daemon must finish the walk.
+        RawStack = 20,
     }
 }
 
@@ -209,6 +212,27 @@ pub struct Stack {
     pub frames: u32,
 }
 
+/// Where the walk of a `RawStack` came to, and what it needs to go on.
+///
+/// Stands behind [`crate::config::MAX_FRAMES`] × `u64`, of which only `frames` are valid, and in
+/// front of [`crate::config::RAW_STACK_BYTES`] of stack, of which only `copied` are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
+#[repr(C)]
+pub struct StackRest {
+    /// Program counter of the last frame, in code that the kernel has no table of.
+    pub pc: u64,
+    /// Its stack pointer.
+    pub sp: u64,
+    /// Its `rbp`.
+    pub fp: u64,
+    /// Address (AVMA) of the first byte of stack that follows.
+    pub base: u64,
+    /// How many bytes are valid; more than fit means all.
+    pub copied: u64,
+    /// A [`crate::unwind::PcKind`].
+    pub pc_kind: u64,
+}
+
 /// A change of the address space.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
@@ -246,6 +270,7 @@ const _: () = {
     assert!(size_of::<Alloc>() == 40);
     assert!(size_of::<Free>() == 24);
     assert!(size_of::<Stack>() == 32);
+    assert!(size_of::<StackRest>() == 48);
     assert!(size_of::<Mapping>() == 56);
     assert!(size_of::<Task>() == 40);
 };

@@ -13,7 +13,7 @@ use memtrace_common::config::{
     Process, REMEMBERED_STACKS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
-use memtrace_common::event::Stack;
+use memtrace_common::event::{Stack, StackRest};
 use memtrace_common::unwind::Regs;
 
 /// Written by the daemon into the object before it is loaded; constant afterwards.
@@ -187,6 +187,8 @@ pub struct Scratch {
     /// The event, ready to be sent: header and frames.
     pub stack: Stack,
     pub frames: [u64; MAX_FRAMES],
+    /// Behind the frames, and in front of the copy, as a `RawStack` has it.
+    pub rest: StackRest,
     /// The stack from `base` upwards. One copy may end a page behind the limit.
     pub copy: [u64; STACK_COPY_BYTES / 8 + 1024],
 }

@@ -23,7 +23,7 @@ use crate::unwind::kernel_word;
 const SIGSTOP: u32 = 19;
 
 /// A daemon that was silent for longer is taken for dead.
-const HEARTBEAT_LIMIT_NS: u64 = 3_000_000_000;
+const HEARTBEAT_LIMIT_NS: u64 = 10_000_000_000;
 
 /// Values of [`PENDING`].
 pub mod pending {

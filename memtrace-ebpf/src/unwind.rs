@@ -16,11 +16,12 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_probe_read_kernel, generated};
 use memtrace_common::config::{
-    BUCKET_SHIFT, BUCKETS_PER_CHUNK, MAX_FRAMES, MAX_REMEMBERED_SLOTS, Module, REMEMBERED_STACKS,
-    REMEMBERED_WAYS, ROWS_PER_CHUNK, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES,
+    BUCKET_SHIFT, BUCKETS_PER_CHUNK, MAX_FRAMES, MAX_REMEMBERED_SLOTS, Module, RAW_STACK_BYTES,
+    REMEMBERED_STACKS, REMEMBERED_WAYS, ROWS_PER_CHUNK, SCRATCH_PIECES, SENT_STACKS,
+    STACK_COPY_BYTES, process_flag,
 };
 use memtrace_common::counter::Counter;
-use memtrace_common::event::{Kind, Stack};
+use memtrace_common::event::{Kind, Stack, StackRest};
 use memtrace_common::unwind::{End, PcKind, Regs, Row, Step, cfa, step};
 
 use crate::emit::{self, Context};
@@ -149,6 +150,9 @@ fn capture_with(
     }
     if s.end == WALKING {
         s.end = End::FrameLimit as u32;
+    }
+    if s.end == End::UnknownCode as u32 && tables_are_behind(process) {
+        return send_raw(s, tgid, context);
     }
     let id = mix(s.hash ^ s.end as u64) | 1;
     if send_if_new(s, tgid, id, context) && s.end == End::Root as u32 {
@@ -304,6 +308,42 @@ fn send_if_new(s: &mut Scratch, tgid: u32, id: u64, context: Context) -> bool {
     true
 }
 
+/// Whether the process has code that the daemon has not read yet.
+#[inline(always)]
+fn tables_are_behind(process: u32) -> bool {
+    PROCESSES.get(process).is_some_and(|table| table.flags & process_flag::CODE_CHANGED != 0)
+}
+
+/// Sends an unfinished walk to the daemon, with the stack that it needs; gives its id.
+#[inline(always)]
+fn send_raw(s: &mut Scratch, tgid: u32, context: Context) -> u64 {
+    count(Counter::RawStacks);
+    for _ in 0..=RAW_STACK_BYTES as u64 / PAGE_BYTES {
+        if s.copied < RAW_STACK_BYTES as u64 {
+            copy_page(s);
+        }
+    }
+    let header = emit::header(Kind::RawStack, 0, s.end as u16);
+    // What is left of the stack is not in the hash, so the id stands for this event alone.
+    let id = mix(s.hash ^ mix(header.time_ns ^ s.base)) | 1;
+    s.stack = Stack { header, id, pid: tgid, frames: s.frame_count };
+    s.rest = StackRest {
+        pc: s.pc,
+        sp: s.sp,
+        fp: s.fp,
+        base: s.base,
+        copied: s.copied,
+        pc_kind: s.pc_exact as u64,
+    };
+    let bytes = size_of::<Stack>() + MAX_FRAMES * 8 + size_of::<StackRest>() + RAW_STACK_BYTES;
+    // SAFETY: header, frames, rest and copy lie one behind the other in the scratch.
+    unsafe {
+        let event = (&raw mut *s).cast::<u8>().add(core::mem::offset_of!(Scratch, stack));
+        emit::send_bytes(event.cast(), bytes as u64, Counter::LostStacks, context);
+    }
+    id
+}
+
 /// Finds the caller of the frame in the scratch, and notes it. 1 ends the walk.
 unsafe extern "C" fn walk_step(_step: u64, context: *mut c_void) -> u64 {
     // SAFETY: capture_with passes a pointer to the index of its scratch.
@@ -328,6 +368,7 @@ unsafe extern "C" fn walk_step(_step: u64, context: *mut c_void) -> u64 {
                 return 1;
             }
             regs.pc = address;
+            s.pc = address;
             let pc = regs.lookup_pc();
             let last = s.frame_count.wrapping_sub(1);
             set_element::<0x3ff, _, _>(&mut s.frames, last as u64, pc);
@@ -419,10 +460,15 @@ fn note_slot(s: &mut Scratch, address: u64, value: u64) {
 /// Copies the next page of the stack when the walk comes near the end of the copy.
 #[inline(always)]
 fn copy_ahead(s: &mut Scratch, sp: u64) {
-    let copied = s.copied;
-    if sp.wrapping_sub(s.base) + 512 < copied || copied >= STACK_COPY_BYTES as u64 {
-        return;
+    if sp.wrapping_sub(s.base) + 512 >= s.copied && s.copied < STACK_COPY_BYTES as u64 {
+        copy_page(s);
     }
+}
+
+/// Copies the stack behind the copy up to the page's end. `copied` must be less than the limit.
+#[inline(always)]
+fn copy_page(s: &mut Scratch) {
+    let copied = s.copied;
     let from = s.base.wrapping_add(copied);
     let size = PAGE_BYTES - (from & (PAGE_BYTES - 1));
     let size = bounded::<0x1fff>(size);

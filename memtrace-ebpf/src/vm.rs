@@ -77,16 +77,18 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         _ => return None,
     }
     let process = current_process()?;
+    let makes_code = regs.rdx & PROT_EXEC != 0;
     let result: u64 = ctx.arg(1);
     let failed = result >= FIRST_ERROR;
     let mut urgency = Urgency::Normal;
     let mut maps_code = false;
     let mut event = match regs.orig_rax {
         syscall::MMAP if !failed => {
-            maps_code = regs.rdx & PROT_EXEC != 0;
+            maps_code = makes_code;
             mapping(Kind::Map, Api::Mmap, mmap_flags(regs), result, regs.rsi)
         }
-        syscall::MPROTECT if !failed && regs.rdx & PROT_EXEC != 0 => {
+        syscall::MPROTECT if !failed && makes_code => {
+            tables_are_behind(process);
             process::send_current(Kind::CodeChanged, Urgency::WakeUp);
             return None;
         }
@@ -107,6 +109,7 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         event.stack = unwind::capture(tgid, process, at, Context::Tracepoint);
     }
     if maps_code {
+        tables_are_behind(process);
         urgency = Urgency::WakeUp;
     }
     emit::send(event, Counter::LostMappings, urgency, Context::Tracepoint);
@@ -147,6 +150,15 @@ fn mmap_flags(regs: &pt_regs) -> u16 {
         flags |= flag::SHARED;
     }
     flags
+}
+
+/// Notes that the process has code that the daemon has not read yet.
+#[inline(always)]
+fn tables_are_behind(process: u32) {
+    if let Some(process) = PROCESSES.get_ptr_mut(process) {
+        // SAFETY: a map value. The daemon may overwrite it at the same time, with newer tables.
+        unsafe { (*process).flags |= process_flag::CODE_CHANGED };
+    }
 }
 
 /// Index of the current process if it is traced.

@@ -3,7 +3,9 @@
 pub mod allocators;
 pub mod attach;
 pub mod clock;
+mod closer;
 pub mod decode;
+pub mod finish;
 pub mod guardian;
 pub mod images;
 pub mod kernel_types;

@@ -8,8 +8,9 @@ use std::os::fd::AsRawFd;
 use std::path::PathBuf;
 
 use aya::programs::uprobe::UProbeLink;
-use memtrace_common::addr::{Avma, FileOffset};
+use memtrace_common::addr::{Avma, FileOffset, Svma};
 use memtrace_common::config::{self, process_flag};
+use memtrace_common::unwind::{RBP_SAME, Row, cfa};
 
 use super::allocators;
 use super::allocators::survey::{Found, Verdict};
@@ -17,7 +18,7 @@ use super::images::{self, Images, Key, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
-use super::tracer::{Children, Tracer, TracerError, close};
+use super::tracer::{Children, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
@@ -32,6 +33,8 @@ pub(super) struct Traced {
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
     /// The files that have probes in this process.
     probed: HashSet<Key>,
+    /// The thread through which probes are placed: the first one, as long as it lives.
+    task: u32,
     /// The probes.
     pub(super) links: Vec<UProbeLink>,
     /// Where its program break is, if that is known.
@@ -95,11 +98,14 @@ impl Tracer {
             Err(error) => return self.survive(Err(error.into())),
         };
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
+            // The probes stay: the kernel asks the process for its memory at every hit, and places
+            // them in the new program's mappings of the same files.
             traced.modules.clear();
             traced.unmapped = None;
-            traced.probed.clear();
             traced.program_break = None;
-            close(&mut self.closers, std::mem::take(&mut traced.links));
+            traced.task = pid.0;
+            // Nobody has seen the new program run; it may wait while its libraries are read.
+            traced.flags |= process_flag::STOP_FOR_CODE;
             let ProcessInfo { exe, command, .. } = info;
             self.out.push(Record::Exec { time, pid, exe, command });
             self.update_code(pid)
@@ -114,9 +120,41 @@ impl Tracer {
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
         let Some(traced) = self.processes.remove(&pid) else { return };
         self.out.push(Record::Exit { time, pid });
-        close(&mut self.closers, traced.links);
+        self.closer.close(traced.links);
         self.tables.give_back(traced.regions);
         self.free_indices.push(traced.index);
+    }
+
+    /// The first thread has ended, perhaps not the last.
+    ///
+    /// A probe belongs to a thread, and to the process as long as that thread has its memory. So
+    /// the probes are placed anew through one of the threads that are left.
+    pub(super) fn leader_exited(&mut self, pid: Pid) -> Result<(), TracerError> {
+        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        let left = process::threads(pid).unwrap_or_default();
+        let Some(thread) = left.iter().find(|thread| thread.tid.0 != pid.0) else {
+            return Ok(());
+        };
+        traced.task = thread.tid.0;
+        traced.probed.clear();
+        self.closer.close(std::mem::take(&mut traced.links));
+        let placed = self.place_probes(pid);
+        self.survive(placed)
+    }
+
+    /// The unwind row of the code at `pc`; `None` if `pid` has none there.
+    pub(super) fn row_at(&self, pid: Pid, pc: Avma) -> Option<Row> {
+        let (start, module) = self.processes.get(&pid)?.modules.range(..=pc).next_back()?;
+        if pc >= module.end {
+            return None;
+        }
+        let no_row = Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: RBP_SAME };
+        let image = self.images.get(&module.key)?;
+        let row = image
+            .load_bias(*start, module.offset)
+            .zip(image.table.as_ref())
+            .map(|(bias, table)| crate::cfi::lookup(table, Svma(pc.0.wrapping_sub(bias))));
+        Some(row.unwrap_or(no_row))
     }
 
     /// Code was mapped, or made executable.
@@ -242,6 +280,7 @@ impl Tracer {
                 regions: None,
                 unmapped: None,
                 probed: HashSet::new(),
+                task: pid.0,
                 links: Vec::new(),
                 program_break: None,
             },
@@ -373,7 +412,8 @@ impl Tracer {
                     allocators::Role::Release => Role::Release,
                 };
                 let (program, api) = (self.options.program, probe.target.api);
-                match self.kernel.attach(program, role, api, pid, &file_path, probe.offset()) {
+                let task = Tid(traced.task);
+                match self.kernel.attach(program, role, api, task, &file_path, probe.offset()) {
                     Ok(links) => {
                         traced.links.extend(links);
                         self.found = Found::Some;

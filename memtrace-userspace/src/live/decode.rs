@@ -5,8 +5,9 @@
 //! daemon do not belong together.
 
 use memtrace_common::addr::Avma;
-use memtrace_common::event::{Alloc, Api, Free, Header, Kind, Mapping, Stack, Task};
-use memtrace_common::unwind::End;
+use memtrace_common::config::{MAX_FRAMES, RAW_STACK_BYTES};
+use memtrace_common::event::{Alloc, Api, Free, Header, Kind, Mapping, Stack, StackRest, Task};
+use memtrace_common::unwind::{End, PcKind, Regs};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
@@ -19,10 +20,27 @@ pub enum Event {
     Free(Kind, Api, Free),
     /// The frames behind a stack id.
     Stack(Stack, End, Vec<Avma>),
+    /// A stack that the daemon must finish.
+    RawStack(Box<RawStack>),
     /// The address space changed, as the kind says.
     Mapping(Kind, Mapping),
     /// Something happened to a thread or a process, as the kind says.
     Task(Kind, Task),
+}
+
+/// A walk that met code newer than the kernel's tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RawStack {
+    /// What is known of the stack; its frames follow.
+    pub stack: Stack,
+    /// The frames so far, innermost first; the last one is in the unknown code.
+    pub frames: Vec<Avma>,
+    /// The registers of the last frame.
+    pub regs: Regs,
+    /// Address of the first byte of `bytes`.
+    pub base: Avma,
+    /// The stack from `base` upwards.
+    pub bytes: Vec<u8>,
 }
 
 /// An entry that no program of memtrace writes.
@@ -62,15 +80,31 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
             let (stack, rest): (Stack, _) = read(bytes, header.kind)?;
             let end = End::from_wire(header.flags)
                 .ok_or_else(|| unknown("end of a stack", header.flags.into()))?;
-            let frames = rest
-                .chunks_exact(8)
-                .map(|frame| Avma(u64::from_le_bytes(frame.try_into().unwrap_or_default())))
-                .take(stack.frames as usize)
-                .collect::<Vec<_>>();
-            if frames.len() != stack.frames as usize {
-                return Err(DecodeError::TooShort { kind: header.kind, found: bytes.len() });
-            }
+            let frames = frames(rest, stack.frames)
+                .ok_or(DecodeError::TooShort { kind: header.kind, found: bytes.len() })?;
             Event::Stack(stack, end, frames)
+        }
+        Kind::RawStack => {
+            let too_short = DecodeError::TooShort { kind: header.kind, found: bytes.len() };
+            let (stack, tail): (Stack, _) = read(bytes, header.kind)?;
+            let (all_frames, tail) = tail.split_at_checked(MAX_FRAMES * 8).ok_or(too_short)?;
+            let (rest, copy): (StackRest, _) = read(tail, header.kind)?;
+            let frames = frames(all_frames, stack.frames)
+                .ok_or(DecodeError::TooShort { kind: header.kind, found: bytes.len() })?;
+            let StackRest { pc, sp, fp, base, copied, pc_kind } = rest;
+            let pc_kind = match pc_kind {
+                0 => PcKind::ReturnAddress,
+                1 => PcKind::Exact,
+                other => return Err(unknown("kind of program counter", other as u32)),
+            };
+            let copied = usize::try_from(copied).unwrap_or(usize::MAX).min(RAW_STACK_BYTES);
+            Event::RawStack(Box::new(RawStack {
+                stack,
+                frames,
+                regs: Regs { pc, sp, fp, pc_kind },
+                base: Avma(base),
+                bytes: copy.get(..copied.min(copy.len())).unwrap_or_default().to_vec(),
+            }))
         }
         Kind::Map
         | Kind::Unmap
@@ -87,6 +121,12 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         | Kind::CodeChanged
         | Kind::Stopped => Event::Task(kind, read(bytes, header.kind)?.0),
     })
+}
+
+/// The first `count` frames of `bytes`; `None` if there are fewer.
+fn frames(bytes: &[u8], count: u32) -> Option<Vec<Avma>> {
+    let frames = bytes.get(..(count as usize).checked_mul(8)?)?.as_chunks::<8>().0;
+    Some(frames.iter().map(|frame| Avma(u64::from_le_bytes(*frame))).collect())
 }
 
 fn read<T: FromBytes + KnownLayout + Immutable>(
@@ -127,6 +167,26 @@ mod tests {
         let event = decode(&bytes);
 
         assert_eq!(event, Err(DecodeError::TooShort { kind: Kind::Stack as u8, found: 40 }));
+    }
+
+    #[test]
+    fn raw_stack_keeps_what_is_valid_and_drops_the_rest() {
+        let stack = Stack { header: header(Kind::RawStack, 0, 2), id: 9, pid: 7, frames: 1 };
+        let rest = StackRest { pc: 5, sp: 0x100, fp: 0, base: 0x100, copied: 8, pc_kind: 0 };
+        let mut bytes = stack.as_bytes().to_vec();
+        bytes.extend_from_slice(&0x1000u64.to_le_bytes());
+        bytes.resize(size_of::<Stack>() + MAX_FRAMES * 8, 0xff);
+        bytes.extend_from_slice(rest.as_bytes());
+        bytes.resize(bytes.len() + RAW_STACK_BYTES, 0xee);
+
+        let event = decode(&bytes);
+
+        let regs = Regs { pc: 5, sp: 0x100, fp: 0, pc_kind: PcKind::ReturnAddress };
+        let (frames, base, stack_bytes) = (vec![Avma(0x1000)], Avma(0x100), vec![0xee; 8]);
+        let raw = RawStack { stack, frames, regs, base, bytes: stack_bytes };
+        assert_eq!(event, Ok(Event::RawStack(Box::new(raw))));
+        bytes.truncate(size_of::<Stack>() + MAX_FRAMES * 8 + 47);
+        assert!(decode(&bytes).is_err());
     }
 
     #[test]

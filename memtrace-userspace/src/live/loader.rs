@@ -20,7 +20,7 @@ use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::kernel_types::{KernelTypesError, kernel_offsets};
-use crate::record::Pid;
+use crate::record::{Pid, Tid};
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
@@ -191,7 +191,7 @@ impl Kernel {
         program: Program,
         role: Role,
         api: Api,
-        pid: Pid,
+        task: Tid,
         path: &Path,
         offset: FileOffset,
     ) -> Result<Vec<UProbeLink>, LoadError> {
@@ -209,9 +209,9 @@ impl Kernel {
                 location: UProbeAttachLocation::AbsoluteOffset(offset.0),
                 cookie: Some(api as u64),
             };
-            let pid = NonZeroU32::new(pid.0).expect("a traced process is not the idle task");
+            let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
             let id = program
-                .attach(point, path, UProbeScope::OneProcess(pid))
+                .attach(point, path, UProbeScope::OneProcess(task))
                 .map_err(LoadError::refused)?;
             links.push(program.take_link(id).map_err(LoadError::refused)?);
         }

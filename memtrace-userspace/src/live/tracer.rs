@@ -13,7 +13,6 @@ use std::os::fd::AsFd;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::Avma;
 use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind, Mapping, Task, flag};
@@ -22,7 +21,9 @@ use thiserror::Error;
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
-use super::decode::{DecodeError, Event, decode};
+use super::closer::Closer;
+use super::decode::{DecodeError, Event, RawStack, decode};
+use super::finish::finish;
 use super::guardian::{Guardian, continue_process};
 use super::images::{Images, Key};
 use super::loader::{Capacity, Kernel, LoadError, Program};
@@ -38,9 +39,6 @@ const SAMPLE_NS: u64 = 1_000_000_000;
 
 /// A free and the header that the ring puts before it.
 const SMALLEST_EVENT_BYTES: usize = size_of::<Free>() + 8;
-
-/// Links that are closed by one thread when the session ends.
-const LINKS_PER_CLOSER: usize = 1;
 
 /// How to trace.
 #[derive(Clone, Copy, Debug)]
@@ -141,7 +139,7 @@ pub struct Tracer {
     pub(super) anomalies: Anomalies,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
-    pub(super) closers: Vec<std::thread::JoinHandle<()>>,
+    pub(super) closer: Closer,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
 }
@@ -185,7 +183,7 @@ impl Tracer {
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
             found: Found::None,
-            closers: Vec::new(),
+            closer: Closer::start(),
             out: Vec::new(),
         };
         tracer.tick()?;
@@ -277,11 +275,8 @@ impl Tracer {
             self.kernel.remove_process(pid);
             links.extend(traced.links);
         }
-        close(&mut self.closers, links);
-        for closer in self.closers.drain(..) {
-            // A closer only drops links; it has nothing to say.
-            let _ = closer.join();
-        }
+        self.closer.close(links);
+        self.closer.finish();
         self.drain_stopped()?;
         if let Err(error) = self.guardian.dismiss() {
             tracing::warn!("the guardian did not end: {error}");
@@ -379,6 +374,13 @@ impl Tracer {
                     frames,
                 });
             }
+            Event::RawStack(mut raw) => {
+                self.clock.at(raw.stack.header.time_ns);
+                let (id, pid) = (WireStackId(raw.stack.id), Pid(raw.stack.pid));
+                let end = finish(&mut raw, |pc| self.row_at(pid, pc));
+                let RawStack { frames, .. } = *raw;
+                self.out.push(Record::Stack { id, pid, end, frames });
+            }
             Event::Mapping(kind, mapping) => self.handle_mapping(kind, mapping)?,
             Event::Task(kind, task) => self.handle_task(kind, task)?,
         }
@@ -448,6 +450,9 @@ impl Tracer {
             Kind::ThreadExit => {
                 self.threads.remove(&tid);
                 self.out.push(Record::ThreadExit { time, tid });
+                if tid.0 == pid.0 {
+                    self.leader_exited(pid)?;
+                }
             }
             Kind::Fork => {
                 let parent = Pid(parent_pid);
@@ -476,15 +481,6 @@ impl Tracer {
             _ => {}
         }
         Ok(())
-    }
-}
-
-/// Closes links in the background: each waits for the kernel's grace period.
-pub(super) fn close(closers: &mut Vec<std::thread::JoinHandle<()>>, mut links: Vec<UProbeLink>) {
-    closers.retain(|closer| !closer.is_finished());
-    while !links.is_empty() {
-        let some = links.split_off(links.len().saturating_sub(LINKS_PER_CLOSER));
-        closers.push(std::thread::spawn(move || drop(some)));
     }
 }
 

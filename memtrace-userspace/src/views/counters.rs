@@ -110,6 +110,7 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
             (Weight::Notice, "stack words that were not in memory when a stack was walked")
         }
         Counter::StackWalks => (Weight::Work, "stacks walked; all others were seen before"),
+        Counter::RawStacks => (Weight::Work, "stacks through code that had just been mapped"),
         Counter::VforkCalls => (
             Weight::Notice,
             "calls of vfork children that were made before the attach; not counted",
