@@ -90,15 +90,17 @@ pub struct Process {
     pub module_count: u32,
     /// [`process_flag`] bits.
     pub flags: u32,
+    /// How often the process had made code executable when the daemon last looked.
+    ///
+    /// The kernel counts in `CODE_CHANGES`. As long as that is ahead, the tables are behind, and a
+    /// walk that meets unknown code is left to the daemon.
+    pub code_changes: u64,
 }
 
 /// Bits of [`Process::flags`].
 pub mod process_flag {
     /// Stop the process when it maps code from a file, until the daemon has read its table.
     pub const STOP_FOR_CODE: u32 = 1;
-    /// Set by the kernel when the process makes code executable: until the daemon writes the process
-    /// anew, the tables are behind, and a walk that meets unknown code is left to the daemon.
-    pub const CODE_CHANGED: u32 = 4;
     /// Stop new children before their first instruction, until the daemon has attached to them.
     pub const FOLLOW_CHILDREN: u32 = 2;
 }
@@ -151,7 +153,7 @@ pub struct KernelOffsets {
 
 const _: () = {
     assert!(size_of::<Module>() == 32);
-    assert!(size_of::<Process>() == 16);
+    assert!(size_of::<Process>() == 24);
     assert!(size_of::<Settings>() == 64);
     assert!(REMEMBERED_STACKS.is_power_of_two() && SENT_STACKS.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);

@@ -59,6 +59,10 @@ pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROC
 #[map]
 pub static PROCESSES: Array<Process> = Array::with_max_entries(MAX_PROCESSES, 0);
 
+/// How often each traced process has made code executable; see `Process::code_changes`.
+#[map]
+pub static CODE_CHANGES: Array<u64> = Array::with_max_entries(MAX_PROCESSES, 0);
+
 /// tgid of children that are to be traced from their first instruction, and how they came.
 #[map]
 pub static PENDING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES, 0);
@@ -224,6 +228,17 @@ pub struct Remembered {
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTER_VALUES.get_ptr_mut(counter as u32) {
         // SAFETY: a map value, aligned. Atomic, because a thread may be preempted in the middle.
+        unsafe {
+            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
+        }
+    }
+}
+
+/// Adds 1 to the value at `index` of a map that others change too.
+#[inline(always)]
+pub fn increment(map: &Array<u64>, index: u32) {
+    if let Some(value) = map.get_ptr_mut(index) {
+        // SAFETY: a map value, aligned.
         unsafe {
             asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
         }

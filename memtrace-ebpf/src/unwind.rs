@@ -18,7 +18,7 @@ use aya_ebpf::helpers::{bpf_get_smp_processor_id, bpf_probe_read_kernel, generat
 use memtrace_common::config::{
     BUCKET_SHIFT, BUCKETS_PER_CHUNK, MAX_FRAMES, MAX_REMEMBERED_SLOTS, Module, RAW_STACK_BYTES,
     REMEMBERED_STACKS, REMEMBERED_WAYS, ROWS_PER_CHUNK, SCRATCH_PIECES, SENT_STACKS,
-    STACK_COPY_BYTES, process_flag,
+    STACK_COPY_BYTES,
 };
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Kind, Stack, StackRest};
@@ -26,8 +26,8 @@ use memtrace_common::unwind::{End, PcKind, Regs, Row, Step, cfa, step};
 
 use crate::emit::{self, Context};
 use crate::maps::{
-    BUCKETS, MODULES, PROCESSES, REMEMBERED, ROWS, Remembered, SCRATCH, SENT, Scratch, WALKING,
-    count, release, setting, store_regs, try_claim,
+    BUCKETS, CODE_CHANGES, MODULES, PROCESSES, REMEMBERED, ROWS, Remembered, SCRATCH, SENT,
+    Scratch, WALKING, count, release, setting, store_regs, try_claim,
 };
 
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
@@ -311,7 +311,10 @@ fn send_if_new(s: &mut Scratch, tgid: u32, id: u64, context: Context) -> bool {
 /// Whether the process has code that the daemon has not read yet.
 #[inline(always)]
 fn tables_are_behind(process: u32) -> bool {
-    PROCESSES.get(process).is_some_and(|table| table.flags & process_flag::CODE_CHANGED != 0)
+    let (Some(table), Some(changes)) = (PROCESSES.get(process), CODE_CHANGES.get(process)) else {
+        return false;
+    };
+    table.code_changes != *changes
 }
 
 /// Sends an unfinished walk to the daemon, with the stack that it needs; gives its id.

@@ -13,7 +13,7 @@ use memtrace_common::event::{Api, Kind, Mapping, flag};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header};
-use crate::maps::{PROCESS_INDEX, PROCESSES};
+use crate::maps::{CODE_CHANGES, PROCESS_INDEX, PROCESSES, increment};
 use crate::{process, unwind};
 
 /// Numbers of x86-64 system calls (arch/x86/entry/syscalls/syscall_64.tbl).
@@ -88,7 +88,7 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
             mapping(Kind::Map, Api::Mmap, mmap_flags(regs), result, regs.rsi)
         }
         syscall::MPROTECT if !failed && makes_code => {
-            tables_are_behind(process);
+            increment(&CODE_CHANGES, process);
             process::send_current(Kind::CodeChanged, Urgency::WakeUp);
             return None;
         }
@@ -109,7 +109,7 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         event.stack = unwind::capture(tgid, process, at, Context::Tracepoint);
     }
     if maps_code {
-        tables_are_behind(process);
+        increment(&CODE_CHANGES, process);
         urgency = Urgency::WakeUp;
     }
     emit::send(event, Counter::LostMappings, urgency, Context::Tracepoint);
@@ -150,15 +150,6 @@ fn mmap_flags(regs: &pt_regs) -> u16 {
         flags |= flag::SHARED;
     }
     flags
-}
-
-/// Notes that the process has code that the daemon has not read yet.
-#[inline(always)]
-fn tables_are_behind(process: u32) {
-    if let Some(process) = PROCESSES.get_ptr_mut(process) {
-        // SAFETY: a map value. The daemon may overwrite it at the same time, with newer tables.
-        unsafe { (*process).flags |= process_flag::CODE_CHANGED };
-    }
 }
 
 /// Index of the current process if it is traced.

@@ -26,6 +26,8 @@ pub(super) struct Traced {
     /// Its place in the kernel's table of processes.
     index: u32,
     flags: u32,
+    /// How often it had made code executable when its mappings were read.
+    code_changes: u64,
     /// The mappings of code that the kernel knows, by start.
     modules: BTreeMap<Avma, Module>,
     regions: Option<Regions>,
@@ -276,6 +278,7 @@ impl Tracer {
             Traced {
                 index,
                 flags,
+                code_changes: 0,
                 modules: BTreeMap::new(),
                 regions: None,
                 unmapped: None,
@@ -303,6 +306,8 @@ impl Tracer {
 
     /// Brings the kernel's view of the code of `pid` up to date.
     fn update_code(&mut self, pid: Pid) -> Result<(), TracerError> {
+        // What comes after this look is ahead of the tables that are about to be written.
+        let code_changes = self.kernel.code_changes(self.index_of(pid))?;
         let mappings = process::mappings(pid)?;
         let time = self.clock.last();
         let code: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
@@ -328,6 +333,8 @@ impl Tracer {
                 (start, Module { end, offset, key: Key::of(mapping) })
             })
             .collect();
+        let is_behind = traced.code_changes != code_changes;
+        traced.code_changes = code_changes;
         if now != traced.modules {
             for start in traced.modules.keys().filter(|start| !now.contains_key(start)) {
                 self.out.push(Record::ModuleGone { time, pid, start: *start });
@@ -340,6 +347,8 @@ impl Tracer {
                 self.out.push(Record::Module(record));
             }
             traced.modules = now;
+            self.write_modules(pid)?;
+        } else if is_behind {
             self.write_modules(pid)?;
         }
         self.kernel.add_process(pid, self.index_of(pid))?;
@@ -388,6 +397,7 @@ impl Tracer {
             modules: region.first,
             module_count: region.count,
             flags: traced.flags,
+            code_changes: traced.code_changes,
         };
         self.kernel.set_process(traced.index, process)?;
         Ok(())

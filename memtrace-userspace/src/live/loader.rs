@@ -115,6 +115,7 @@ pub struct Kernel {
     process_index: HashMap<MapData, u32, u32>,
     pending: HashMap<MapData, u32, u32>,
     processes: Array<MapData, Value<Process>>,
+    code_changes: Array<MapData, u64>,
     modules: Array<MapData, Value<Module>>,
     rows: Array<MapData, Value<RowChunk>>,
     buckets: Array<MapData, Value<BucketChunk>>,
@@ -154,6 +155,7 @@ impl Kernel {
             process_index: typed(&mut ebpf, "PROCESS_INDEX")?,
             pending: typed(&mut ebpf, "PENDING")?,
             processes: typed(&mut ebpf, "PROCESSES")?,
+            code_changes: typed(&mut ebpf, "CODE_CHANGES")?,
             modules: typed(&mut ebpf, "MODULES")?,
             rows: typed(&mut ebpf, "ROWS")?,
             buckets: typed(&mut ebpf, "BUCKETS")?,
@@ -238,6 +240,11 @@ impl Kernel {
     /// Writes the process at `index`.
     pub fn set_process(&mut self, index: u32, process: Process) -> Result<(), LoadError> {
         self.processes.set(index, Value(process), 0).map_err(LoadError::refused)
+    }
+
+    /// How often the process at `index` has made code executable.
+    pub fn code_changes(&self, index: u32) -> Result<u64, LoadError> {
+        self.code_changes.get(&index, 0).map_err(LoadError::refused)
     }
 
     /// Writes a module.
