@@ -15,7 +15,9 @@ use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Targe
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
-use super::source::{TraceArguments, pid};
+use super::output::Output;
+use super::report::write_json;
+use super::source::{SymbolArguments, TraceArguments, pid};
 use super::{Outcome, tell};
 
 const EXAMPLES: &str = "\
@@ -24,7 +26,8 @@ Examples:
   sudo memtrace record -p 4711 -o api.mtrace --duration 30s
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -p 4711 --children                 and what it starts from now on
-  sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
+  sudo memtrace record -o build.mtrace -- make -j4        a command and its children
+  sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
 /// How many names are tried for a trace whose name is not given.
 const NAMES: u32 = 1000;
@@ -40,6 +43,9 @@ pub(crate) struct Arguments {
     /// The trace [default: memtrace.PID.mtrace or memtrace.CMD.mtrace, with a number if it exists]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write the JSON report of the session as well, as `memtrace report --format json` would
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     trace: TraceArguments,
     /// The command to trace, from its first instruction
@@ -49,13 +55,20 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pids, output, trace, command } = arguments;
+    let Arguments { pids, output, report, trace, command } = arguments;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
     let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
         Some(output) => output,
         None => free_name(&target)?,
     };
+    if report.as_ref() == Some(&output) {
+        bail!(
+            "{} cannot be both the trace and the report; name another --report",
+            output.display()
+        );
+    }
+    let report = report.map(|path| Output::open(Some(&path), &output)).transpose()?;
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
@@ -79,6 +92,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     progress.finish_and_clear();
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
+    if let Some(report) = report {
+        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+    }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
     }

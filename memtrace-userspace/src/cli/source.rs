@@ -45,7 +45,7 @@ impl From<Sort> for SortKey {
 }
 
 /// Where to find names.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SymbolArguments {
     /// Where copies of the target's files or their debug files are; may be given again
     #[arg(long = "debug-dir", value_name = "DIR")]
