@@ -49,7 +49,7 @@ counters! {
     UnreadableStack = "unreadable_stack_reads",
     /// A stack that was walked anew; the others were recognised as seen before.
     StackWalks = "stack_walks",
-    /// A call in a `vfork` child, which borrows its parent's memory.
+    /// A call in a child of `vfork` that was made before the attach and borrows its parent's memory.
     VforkCalls = "calls_in_vfork_children",
 }
 

@@ -51,8 +51,7 @@ pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
 pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uretprobe program the registers.
     let regs = unsafe { &*ctx.regs };
-    let pid_tgid = bpf_get_current_pid_tgid();
-    let Some(slot) = SLOTS.get_ptr_mut(pid_tgid as u32) else {
+    let Some(slot) = SLOTS.get_ptr_mut(bpf_get_current_pid_tgid() as u32) else {
         count(Counter::OrphanReturns);
         return None;
     };
@@ -88,7 +87,7 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
-    let stack = unwind::capture((pid_tgid >> 32) as u32, slot.process, caller, Context::Probe);
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Probe);
     let event = Alloc { header: header(Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Probe);
     Some(())
@@ -133,8 +132,7 @@ pub fn current_slot() -> Option<*mut Slot> {
     };
     // SAFETY: a map value, written before the key is visible.
     let process = unsafe { *process };
-    let slot = Slot { process, api: 0, tail_calls: 0, entry_sp: 0, size: 0, ptr: 0, trampoline: 0 };
-    let inserted = SLOTS.insert(tid, slot, BPF_NOEXIST as u64);
+    let inserted = SLOTS.insert(tid, Slot::idle(process, tgid), BPF_NOEXIST as u64);
     let slot = SLOTS.get_ptr_mut(tid);
     if inserted.is_err() && slot.is_none() {
         count(Counter::NoThreadSlot);

@@ -19,6 +19,17 @@ use memtrace_common::event::{Header, Kind};
 
 use crate::maps::{EVENTS, count, set_shared_value, setting, shared, shared_value};
 
+/// Tells the operator of a decision, in a debug build of the object (feature `log`).
+macro_rules! tell {
+    ($ctx:expr, $($message:tt)+) => {
+        #[cfg(feature = "log")]
+        aya_log_ebpf::debug!($ctx, $($message)+);
+        #[cfg(not(feature = "log"))]
+        let _ = $ctx;
+    };
+}
+pub(crate) use tell;
+
 /// Room that a waiting event asks for: the largest event and some for other CPUs.
 const WAIT_FOR_BYTES: u64 = 64 * 1024;
 
@@ -74,6 +85,27 @@ pub fn send<T: Copy + 'static>(
     false
 }
 
+/// Takes room for an event, does `act`, and sends the event if that gave true.
+///
+/// Without room, nothing is done and the event is counted as `lost`.
+#[inline(always)]
+pub fn reserved<T: Copy + 'static>(event: T, lost: Counter, act: impl Fn() -> bool) {
+    let mut entry = EVENTS.reserve::<T>(0);
+    if entry.is_none() && wait_for_room(Context::Tracepoint) {
+        entry = EVENTS.reserve::<T>(0);
+    }
+    let Some(mut entry) = entry else {
+        count(lost);
+        return;
+    };
+    entry.write(event);
+    if act() {
+        entry.submit(BPF_RB_FORCE_WAKEUP as u64);
+    } else {
+        entry.discard(BPF_RB_NO_WAKEUP as u64);
+    }
+}
+
 /// Sends the `size` bytes at `event`, or counts them as `lost`.
 ///
 /// # Safety
@@ -118,7 +150,9 @@ fn wait_for_room(context: Context) -> bool {
     let Some(stalled_at) = shared_value(shared::STALLED_AT) else { return false };
     // Positions start at 0, and 0 in the map says that nobody gave up.
     let position = EVENTS.query(BPF_RB_CONS_POS as u64) + 1;
-    if limit_ns == 0 || stalled_at == position {
+    // The daemon stops its heart when it detaches, and drains no more.
+    let detaching = shared_value(shared::HEARTBEAT_NS) == Some(0);
+    if limit_ns == 0 || stalled_at == position || detaching {
         return false;
     }
     count(Counter::RingWaits);

@@ -80,15 +80,15 @@ pub fn sched_process_fork(ctx: BtfTracePointContext) -> i32 {
 
 /// A process runs a new program.
 #[btf_tracepoint(function = "sched_process_exec")]
-pub fn sched_process_exec(_ctx: BtfTracePointContext) -> i32 {
-    let _ = process::executed();
+pub fn sched_process_exec(ctx: BtfTracePointContext) -> i32 {
+    let _ = process::executed(&ctx);
     0
 }
 
 /// A thread ends.
 #[btf_tracepoint(function = "sched_process_exit")]
-pub fn sched_process_exit(_ctx: BtfTracePointContext) -> i32 {
-    let _ = process::exited();
+pub fn sched_process_exit(ctx: BtfTracePointContext) -> i32 {
+    let _ = process::exited(&ctx);
     0
 }
 

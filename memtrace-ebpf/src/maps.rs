@@ -105,7 +105,7 @@ static NO_PROGRAMS: ProgramArray = ProgramArray::with_max_entries(1, 0);
 
 /// Indices in [`SHARED`].
 pub mod shared {
-    /// `CLOCK_MONOTONIC` when the daemon last showed that it lives; written by the daemon.
+    /// `CLOCK_MONOTONIC` when the daemon last showed that it lives; 0 once it detaches.
     pub const HEARTBEAT_NS: u32 = 0;
     /// The ring's consumer position at which the last event gave up waiting.
     pub const STALLED_AT: u32 = 1;
@@ -117,12 +117,15 @@ pub mod shared {
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct Slot {
-    /// Index of its process in [`PROCESSES`].
+    /// Index in [`PROCESSES`] of the process whose memory it uses.
     pub process: u32,
+    /// That process's tgid: not the thread's own after `vfork`.
+    pub tgid: u32,
     /// An `Api`: the outermost allocator call that has not returned; 0 if there is none.
     pub api: u16,
     /// How many probed functions that call has jumped to: all return at once.
     pub tail_calls: u16,
+    pub unused: u32,
     /// Stack pointer (AVMA) at the entry of that call, where its return address is.
     pub entry_sp: u64,
     /// Bytes that the call asks for.
@@ -131,6 +134,23 @@ pub struct Slot {
     pub ptr: u64,
     /// Address of the return-probe trampoline, once it is known; else 0.
     pub trampoline: u64,
+}
+
+impl Slot {
+    /// The slot of a thread that is in no allocator call.
+    pub const fn idle(process: u32, tgid: u32) -> Self {
+        Slot {
+            process,
+            tgid,
+            api: 0,
+            tail_calls: 0,
+            unused: 0,
+            entry_sp: 0,
+            size: 0,
+            ptr: 0,
+            trampoline: 0,
+        }
+    }
 }
 
 /// Memory for one walk.

@@ -1,10 +1,12 @@
 //! The life of processes and threads, and stopping a process until the daemon has attached.
 //!
-//! A process is stopped only where nothing of its own can notice: a new child before its first
+//! A process is stopped only where that disturbs it least: a new child before its first
 //! instruction, a new program before its first instruction, and (for programs that memtrace
-//! started) a call that maps code, before it returns. Nobody is stopped unless the daemon has
-//! shown a moment ago that it lives, and a guardian continues what a dead daemon left stopped.
+//! started) a call that maps code, before it returns; there, other threads' system calls may end
+//! early (`EINTR`, signal(7)). Nobody is stopped unless the daemon has shown a moment ago that it
+//! lives and the ring has room to tell it, and a guardian continues what a dead daemon left stopped.
 
+use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel_str, bpf_send_signal};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -12,8 +14,10 @@ use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Header, Kind, Task};
 
-use crate::emit::{self, Context, Urgency, header};
-use crate::maps::{PENDING, PROCESS_INDEX, PROCESSES, SLOTS, setting, shared, shared_value};
+use crate::emit::{self, Context, Urgency, header, tell};
+use crate::maps::{
+    PENDING, PROCESS_INDEX, PROCESSES, SLOTS, Slot, count, setting, shared, shared_value,
+};
 use crate::unwind::kernel_word;
 
 const SIGSTOP: u32 = 19;
@@ -41,24 +45,39 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
     let child_tgid = kernel_word(child, setting!(offsets.task_tgid)) as u32;
     // A slot that an earlier thread of this id left behind must not be taken for its.
     let _ = SLOTS.remove(child_tid);
-    let kind = if child_tgid == parent_tgid { Kind::ThreadStart } else { Kind::Fork };
-    let event = Task {
-        header: Header { tid: child_tid, ..header(kind, 0, 0) },
-        pid: child_tgid,
-        parent_pid: parent_tgid,
-        comm: bpf_get_current_comm().unwrap_or_default(),
-    };
-    if child_tgid == parent_tgid {
+    let shares_memory = kernel_word(parent, setting!(offsets.task_mm))
+        == kernel_word(child, setting!(offsets.task_mm));
+    if shares_memory {
+        // A thread; or a child of vfork, which uses its parent's memory like one until it runs a
+        // program.
+        let event = Task {
+            header: Header { tid: child_tid, ..header(Kind::ThreadStart, 0, 0) },
+            pid: parent_tgid,
+            parent_pid: 0,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+        };
         emit::send(event, Counter::LostLifecycle, Urgency::Normal, Context::Tracepoint);
+    }
+    if child_tgid == parent_tgid {
         return Some(());
+    }
+    if shares_memory
+        && SLOTS.insert(child_tid, Slot::idle(process, parent_tgid), BPF_NOEXIST as u64).is_err()
+    {
+        count(Counter::NoThreadSlot);
     }
     if PROCESSES.get(process)?.flags & process_flag::FOLLOW_CHILDREN == 0 {
         return None;
     }
-    let shares_memory = kernel_word(parent, setting!(offsets.task_mm))
-        == kernel_word(child, setting!(offsets.task_mm));
     let how = if shares_memory { pending::VFORKED } else { pending::FORKED };
+    tell!(ctx, "process {} has the child {}, which comes {}", parent_tgid, child_tgid, how);
     if PENDING.insert(child_tgid, how, 0).is_ok() && !shares_memory {
+        let event = Task {
+            header: Header { tid: child_tid, ..header(Kind::Fork, 0, 0) },
+            pid: child_tgid,
+            parent_pid: parent_tgid,
+            comm: bpf_get_current_comm().unwrap_or_default(),
+        };
         emit::send(event, Counter::LostLifecycle, Urgency::WakeUp, Context::Tracepoint);
     }
     Some(())
@@ -78,15 +97,17 @@ pub fn first_return() {
 
 /// The current process runs a new program.
 #[inline(always)]
-pub fn executed() -> Option<()> {
+pub fn executed(ctx: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
+    // Its calls are those of a new program; those of a child of vfork were its parent's.
+    let _ = SLOTS.remove(pid_tgid as u32);
     let was_pending = PENDING.get_ptr(tgid).is_some();
     if !was_pending && PROCESS_INDEX.get_ptr(tgid).is_none() {
         return None;
     }
     let _ = PENDING.remove(tgid);
-    let _ = SLOTS.remove(pid_tgid as u32);
+    tell!(ctx, "process {} runs a new program", tgid);
     send_current(Kind::Exec, Urgency::Normal);
     stop_current();
     Some(())
@@ -94,20 +115,21 @@ pub fn executed() -> Option<()> {
 
 /// The current thread ends.
 #[inline(always)]
-pub fn exited() -> Option<()> {
+pub fn exited(ctx: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
+    let _ = SLOTS.remove(pid_tgid as u32);
     if PROCESS_INDEX.get_ptr(tgid).is_none() {
         let _ = PENDING.remove(tgid);
         return None;
     }
-    let _ = SLOTS.remove(pid_tgid as u32);
     send_current(Kind::ThreadExit, Urgency::Normal);
     // SAFETY: a helper without preconditions.
     let task = unsafe { aya_ebpf::helpers::generated::bpf_get_current_task() };
     let signal = kernel_word(task, setting!(offsets.task_signal));
     if kernel_word(signal, setting!(offsets.signal_live)) as u32 == 0 {
         let _ = PROCESS_INDEX.remove(tgid);
+        tell!(ctx, "process {} has ended", tgid);
         send_current(Kind::ProcessExit, Urgency::WakeUp);
     }
     Some(())
@@ -137,13 +159,18 @@ pub fn renamed(ctx: &BtfTracePointContext) -> Option<()> {
 /// Sends an event about the current thread.
 #[inline(always)]
 pub fn send_current(kind: Kind, urgency: Urgency) {
-    let event = Task {
+    emit::send(current_task(kind), Counter::LostLifecycle, urgency, Context::Tracepoint);
+}
+
+/// An event about the current thread.
+#[inline(always)]
+fn current_task(kind: Kind) -> Task {
+    Task {
         header: header(kind, 0, 0),
         pid: (bpf_get_current_pid_tgid() >> 32) as u32,
         parent_pid: 0,
         comm: bpf_get_current_comm().unwrap_or_default(),
-    };
-    emit::send(event, Counter::LostLifecycle, urgency, Context::Tracepoint);
+    }
 }
 
 /// Stops the current process until the daemon continues it, if the daemon lives.
@@ -155,8 +182,9 @@ pub fn stop_current() {
     if now_ns.wrapping_sub(heartbeat) > HEARTBEAT_LIMIT_NS {
         return;
     }
-    // SAFETY: a helper without preconditions.
-    if unsafe { bpf_send_signal(SIGSTOP) } == 0 {
-        send_current(Kind::Stopped, Urgency::WakeUp);
-    }
+    // Room first: whoever is stopped and not told of would stay stopped.
+    emit::reserved(current_task(Kind::Stopped), Counter::LostLifecycle, || {
+        // SAFETY: a helper without preconditions.
+        unsafe { bpf_send_signal(SIGSTOP) == 0 }
+    });
 }

@@ -404,7 +404,8 @@ fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     let offset = address.wrapping_sub(s.base);
     let count = s.slot_count;
     if count as usize >= MAX_REMEMBERED_SLOTS
-        || offset >= STACK_COPY_BYTES as u64
+        // Not the last word of the copy either: a span of all 64 KiB would not fit `recall`'s mask.
+        || offset >= STACK_COPY_BYTES as u64 - 8
         || offset & 7 != 0
     {
         s.slot_count = MAX_REMEMBERED_SLOTS as u32 + 1;
@@ -506,6 +507,10 @@ fn find_module(s: &mut Scratch, pc: u64) -> Option<()> {
     // The last module that starts at or before `pc` is in low..high.
     let mut low = 0;
     let mut high = s.module_count;
+    if high == 0 {
+        // A process that found no room for its modules must not be walked with another's.
+        return None;
+    }
     for _ in 0..MODULE_STEPS {
         if low + 1 >= high {
             break;

@@ -121,13 +121,14 @@ NOINLINE static void map_then_shrink(void) {
     require(mremap(start, 9 * PAGE, 2 * PAGE, 0) == start, 17);
 }
 
-// Unmapped where it has come to lie: the old address must be forgotten, the new one known.
+// Unmapped where it has come to lie: the old address must be forgotten, the new one known. All
+// places are fixed: the kernel might map the next one into the hole that the last one left.
 NOINLINE static void moved_and_unmapped(void) {
     for (int i = 0; i < 3; i++) {
-        char *start = MAP_PAGES(NULL, 5 * PAGE);
+        char *start = MAP_PAGES(room + (500 + i * 20) * PAGE, 5 * PAGE);
         int flags = MREMAP_MAYMOVE | MREMAP_FIXED;
-        char *moved = mremap(start, 5 * PAGE, 5 * PAGE, flags, room + 500 * PAGE);
-        require(moved == room + 500 * PAGE, 18);
+        char *moved = mremap(start, 5 * PAGE, 5 * PAGE, flags, start + 10 * PAGE);
+        require(moved == start + 10 * PAGE, 18);
         require(munmap(moved, 5 * PAGE) == 0, 19);
     }
 }

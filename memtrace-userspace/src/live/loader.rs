@@ -11,6 +11,7 @@ use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya::programs::{BtfTracePoint, UProbe};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
+use aya_log::EbpfLogger;
 use memtrace_common::addr::FileOffset;
 use memtrace_common::config::{BucketChunk, Module, Process, RowChunk, Settings};
 use memtrace_common::counter::Counter;
@@ -25,6 +26,9 @@ use crate::record::Pid;
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
 
 const BTF_PATH: &str = "/sys/kernel/btf/vmlinux";
+
+/// The ring that aya-log writes to.
+const LOG_MAP: &str = "AYA_LOGS";
 
 /// Index of the heartbeat in the `SHARED` map.
 const HEARTBEAT: u32 = 0;
@@ -115,6 +119,8 @@ pub struct Kernel {
     rows: Array<MapData, Value<RowChunk>>,
     buckets: Array<MapData, Value<BucketChunk>>,
     shared: Array<MapData, u64>,
+    /// Messages of a debug build of the object; other builds have none.
+    logger: Option<EbpfLogger<&'static dyn log::Log>>,
     counters: PerCpuArray<MapData, u64>,
 }
 
@@ -153,6 +159,10 @@ impl Kernel {
             buckets: typed(&mut ebpf, "BUCKETS")?,
             shared: typed(&mut ebpf, "SHARED")?,
             counters: typed(&mut ebpf, "COUNTER_VALUES")?,
+            logger: match ebpf.map(LOG_MAP) {
+                Some(_) => Some(EbpfLogger::init(&mut ebpf).map_err(LoadError::refused)?),
+                None => None,
+            },
             ebpf,
         };
         for name in [
@@ -248,6 +258,13 @@ impl Kernel {
     /// Shows the kernel programs that the daemon lives. `now_ns` is `CLOCK_MONOTONIC`.
     pub fn beat(&mut self, now_ns: u64) -> Result<(), LoadError> {
         self.shared.set(HEARTBEAT, now_ns, 0).map_err(LoadError::refused)
+    }
+
+    /// Hands the messages of a debug build to the log.
+    pub fn flush_log(&mut self) {
+        if let Some(logger) = &mut self.logger {
+            logger.flush();
+        }
     }
 
     /// The kernel's counters, summed over all CPUs.

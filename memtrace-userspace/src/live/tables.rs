@@ -2,7 +2,7 @@
 //!
 //! Array maps cannot grow, so room is handed out once and counted. A file's rows and buckets are
 //! written once, whichever processes map it. A process has two regions of modules that are
-//! written in turn, so that a walk never sees a half-written one:
+//! written in turn, so that a walk does not see a half-written one unless two changes overtake it:
 //!
 //! ```text
 //!   ROWS     | file A …… | file B … |            → grows
@@ -61,6 +61,14 @@ pub struct Region {
     pub count: u32,
 }
 
+/// Room for the table of one file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Room {
+    first_row: u32,
+    first_bucket: u32,
+    buckets: u32,
+}
+
 /// What is handed out.
 #[derive(Debug)]
 pub struct Tables {
@@ -84,40 +92,38 @@ impl Tables {
         kernel: &mut Kernel,
         table: &cfi::Table,
     ) -> Result<Option<Placed>, LoadError> {
-        let (Ok(rows), Ok(buckets)) =
-            (u32::try_from(table.rows.len()), u32::try_from(table.buckets.len()))
+        let Some(Room { first_row, first_bucket, buckets }) =
+            self.reserve(table.rows.len(), table.buckets.len())
         else {
             return Ok(None);
         };
-        let fits = |next: u32, more: u32, capacity: u32| {
-            next.checked_add(more).is_some_and(|end| end <= capacity)
-        };
-        if !fits(self.next_row, rows, self.capacity.rows)
-            || !fits(self.next_bucket, buckets, self.capacity.buckets)
-        {
-            return Ok(None);
-        }
-        let (first_row, first_bucket) = (self.next_row, self.next_bucket);
         let no_row = Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: 0 };
-        let mut chunk_index = first_row / ROWS_PER_CHUNK as u32;
-        for rows in table.rows.chunks(ROWS_PER_CHUNK) {
+        let chunks = table.rows.chunks(ROWS_PER_CHUNK);
+        for (index, rows) in (first_row / ROWS_PER_CHUNK as u32..).zip(chunks) {
             let mut chunk: RowChunk = [no_row; ROWS_PER_CHUNK];
             chunk[..rows.len()].copy_from_slice(rows);
-            kernel.set_rows(chunk_index, chunk)?;
-            chunk_index += 1;
+            kernel.set_rows(index, chunk)?;
         }
-        self.next_row = chunk_index * ROWS_PER_CHUNK as u32;
-        let mut chunk_index = first_bucket / BUCKETS_PER_CHUNK as u32;
-        for entries in table.buckets.chunks(BUCKETS_PER_CHUNK) {
+        let chunks = table.buckets.chunks(BUCKETS_PER_CHUNK);
+        for (index, entries) in (first_bucket / BUCKETS_PER_CHUNK as u32..).zip(chunks) {
             let mut chunk: BucketChunk = [0; BUCKETS_PER_CHUNK];
             for (to, from) in chunk.iter_mut().zip(entries) {
                 *to = first_row + from;
             }
-            kernel.set_buckets(chunk_index, chunk)?;
-            chunk_index += 1;
+            kernel.set_buckets(index, chunk)?;
         }
-        self.next_bucket = chunk_index * BUCKETS_PER_CHUNK as u32;
         Ok(Some(Placed { base: table.base, first_bucket, bucket_count: buckets.saturating_sub(1) }))
+    }
+
+    /// Hands out whole chunks for a file; `None` if there are not enough.
+    fn reserve(&mut self, rows: usize, buckets: usize) -> Option<Room> {
+        let buckets_u32 = u32::try_from(buckets).ok()?;
+        let next_row = end_of_chunks(self.next_row, rows, ROWS_PER_CHUNK, self.capacity.rows)?;
+        let next_bucket =
+            end_of_chunks(self.next_bucket, buckets, BUCKETS_PER_CHUNK, self.capacity.buckets)?;
+        let (first_row, first_bucket) = (self.next_row, self.next_bucket);
+        (self.next_row, self.next_bucket) = (next_row, next_bucket);
+        Some(Room { first_row, first_bucket, buckets: buckets_u32 })
     }
 
     /// Writes the modules of a process, sorted by address, into its other region.
@@ -129,7 +135,20 @@ impl Tables {
         regions: &mut Option<Regions>,
         modules: &[Module],
     ) -> Result<(Region, usize), LoadError> {
-        let wanted = u32::try_from(modules.len()).unwrap_or(u32::MAX);
+        let region = self.next_region(regions, modules.len());
+        let Region { first, count } = region;
+        let unused = std::iter::repeat(&NO_MODULE);
+        for (index, module) in (first..first + count).zip(modules.iter().chain(unused)) {
+            kernel.set_module(index, *module)?;
+        }
+        Ok((region, modules.len().min(count as usize)))
+    }
+
+    /// The region of a process that its walks do not use now, made larger if need be.
+    ///
+    /// If there is no room for a larger one it stays as it is; a process without any gets none.
+    fn next_region(&mut self, regions: &mut Option<Regions>, modules: usize) -> Region {
+        let wanted = u32::try_from(modules).unwrap_or(u32::MAX);
         let size = wanted.clamp(MIN_REGION, MAX_MODULES).next_power_of_two();
         if regions.is_none_or(|regions| regions.size < size)
             && let Some(first) = self.take(size)
@@ -137,15 +156,9 @@ impl Tables {
             self.give_back(regions.take());
             *regions = Some(Regions { first, size, written: 0 });
         }
-        let Some(regions) = regions else { return Ok((Region { first: 0, count: 0 }, 0)) };
+        let Some(regions) = regions else { return Region { first: 0, count: 0 } };
         regions.written = 1 - regions.written;
-        let first = regions.first[regions.written];
-        let unused = std::iter::repeat(&NO_MODULE);
-        for (index, module) in (first..first + regions.size).zip(modules.iter().chain(unused)) {
-            kernel.set_module(index, *module)?;
-        }
-        let written = modules.len().min(regions.size as usize);
-        Ok((Region { first, count: regions.size }, written))
+        Region { first: regions.first[regions.written], count: regions.size }
     }
 
     /// Takes back the regions of a process that has ended.
@@ -169,6 +182,14 @@ impl Tables {
     }
 }
 
+/// Where the chunks that hold `more` entries from `next` on end; `None` if that is too far.
+fn end_of_chunks(next: u32, more: usize, per_chunk: usize, capacity: u32) -> Option<u32> {
+    let rounded = u32::try_from(more.checked_next_multiple_of(per_chunk)?).ok()?;
+    let end = next.checked_add(rounded)?;
+    // The map's last chunk is whole, whatever the capacity.
+    (end <= capacity.checked_next_multiple_of(per_chunk as u32)?).then_some(end)
+}
+
 /// The kernel's view of a mapping whose file has its table at `placed`.
 pub fn module(start: Avma, end: Avma, load_bias: u64, placed: Placed) -> Module {
     Module {
@@ -177,5 +198,71 @@ pub fn module(start: Avma, end: Avma, load_bias: u64, placed: Placed) -> Module 
         base: placed.base.0.wrapping_add(load_bias),
         buckets: placed.first_bucket,
         bucket_count: placed.bucket_count,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tables(rows: u32, buckets: u32, modules: u32) -> Tables {
+        Tables::new(Capacity { ring_bytes: 0, rows, buckets, modules })
+    }
+
+    #[test]
+    fn files_get_whole_chunks_one_after_the_other() {
+        let mut tables = tables(4096, 8192, 0);
+
+        let rooms = [(1, 1), (513, 1025), (512, 1024)].map(|(rows, buckets)| {
+            tables.reserve(rows, buckets).map(|room| (room.first_row, room.first_bucket))
+        });
+
+        assert_eq!(rooms, [Some((0, 0)), Some((512, 1024)), Some((1536, 3072))]);
+    }
+
+    #[test]
+    fn file_that_does_not_fit_takes_nothing() {
+        let mut tables = tables(1024, 1024, 0);
+
+        assert_eq!(tables.reserve(1025, 1), None);
+        assert_eq!(tables.reserve(1, 1025), None);
+        assert_eq!(tables.reserve(usize::MAX, 1), None);
+
+        let room = Room { first_row: 0, first_bucket: 0, buckets: 1024 };
+        assert_eq!(tables.reserve(1024, 1024), Some(room));
+        assert_eq!(tables.reserve(1, 1), None);
+    }
+
+    #[test]
+    fn regions_of_a_process_take_turns() {
+        let mut tables = tables(0, 0, 1024);
+        let mut regions = None;
+
+        let firsts = [(); 3].map(|()| tables.next_region(&mut regions, 10).first);
+
+        assert_eq!(firsts, [64, 0, 64]);
+    }
+
+    #[test]
+    fn region_that_is_too_small_is_given_back_and_used_again() {
+        let mut tables = tables(0, 0, 1024);
+        let (mut first, mut second) = (None, None);
+        tables.next_region(&mut first, 10);
+
+        let larger = tables.next_region(&mut first, 65);
+        let reused = tables.next_region(&mut second, 10);
+
+        assert_eq!(larger, Region { first: 256, count: 128 });
+        assert_eq!(reused, Region { first: 64, count: 64 });
+    }
+
+    #[test]
+    fn process_keeps_its_region_when_there_is_no_larger_one() {
+        let mut tables = tables(0, 0, 128);
+        let (mut first, mut second) = (None, None);
+        tables.next_region(&mut first, 10);
+
+        assert_eq!(tables.next_region(&mut first, 5000), Region { first: 0, count: 64 });
+        assert_eq!(tables.next_region(&mut second, 1), Region { first: 0, count: 0 });
     }
 }

@@ -247,6 +247,7 @@ impl Tracer {
     pub fn tick(&mut self) -> Result<(), TracerError> {
         let now_ns = monotonic_ns();
         self.kernel.beat(now_ns)?;
+        self.kernel.flush_log();
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
@@ -269,7 +270,7 @@ impl Tracer {
         let most = self.options.capacity.ring_bytes as usize / SMALLEST_EVENT_BYTES;
         self.drain(self.out.len().saturating_add(most))?;
         self.sample(time)?;
-        // From now on nobody is stopped.
+        // From now on nobody waits for room in the ring, and nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {

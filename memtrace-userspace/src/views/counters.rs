@@ -111,7 +111,7 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
         }
         Counter::StackWalks => (Weight::Work, "stacks walked; all others were seen before"),
         Counter::VforkCalls => {
-            (Weight::Notice, "calls in vfork children, which borrow their parent's memory")
+            (Weight::Notice, "calls of vfork children that were made before the attach; not counted")
         }
     }
 }
