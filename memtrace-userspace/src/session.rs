@@ -28,6 +28,7 @@ use crate::live::allocators::survey::Verdict;
 use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
+use crate::live::privilege::{self, NotPrivileged};
 use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
@@ -150,6 +151,9 @@ pub struct SessionSummary {
 /// Why a session cannot start or go on.
 #[derive(Debug, Error)]
 pub enum SessionError {
+    /// The user may not trace.
+    #[error(transparent)]
+    NotPrivileged(#[from] NotPrivileged),
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
@@ -171,8 +175,7 @@ pub enum SessionError {
     },
     /// The trace file cannot be written.
     #[error(
-        "cannot write {}; free some space or name another file with -o; the target runs on, and \
-         what was written so far can be read",
+        "cannot write {}; the target runs on, and what was written so far can be read",
         path.display()
     )]
     Write {
@@ -193,6 +196,7 @@ pub fn run(
     options: RecordOptions,
     mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
+    privilege::check()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -12,13 +12,14 @@ use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
+use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
 use super::output::Output;
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments, pid};
-use super::{Outcome, tell};
+use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -83,7 +84,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 }
             }
             Progress::Snapshot(snapshot) => {
-                progress.set_message(progress_line(snapshot));
+                progress.set_message(progress_line(snapshot, terminal::error_width()));
                 progress.tick();
             }
         }
@@ -107,7 +108,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     })
 }
 
-/// `attached to 4242 (/usr/bin/server): 12 probes, 1 of them single-stepped`.
+/// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
 fn started_line(started: &Started) -> String {
@@ -118,7 +119,7 @@ fn started_line(started: &Started) -> String {
                 stepped => format!(", {stepped} of them single-stepped"),
             };
             let probes = quantity::counted(*probes, "probe");
-            format!("attached to {pid} ({}): {probes}{stepped}", printable(exe))
+            format!("attached to {pid} ({}): {probes}{stepped}; Ctrl-C detaches", printable(exe))
         }
         Started::Launched { pid: Pid(pid), command } => {
             format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
@@ -136,16 +137,20 @@ fn warning(verdict: Verdict) -> Option<String> {
     }
 }
 
-/// `recording server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB  Ctrl-C detaches`.
-fn progress_line(snapshot: &Snapshot) -> String {
-    format!(
-        "recording {}  {}  {} events, {} lost  live {}  Ctrl-C detaches",
+/// `server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB`.
+///
+/// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
+/// wraps cannot be cleared.
+fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
+    let line = format!(
+        "{}  {}  {} events, {} lost  live {}",
         summary::target(snapshot),
         quantity::clock(summary::since_start(snapshot.now)),
         quantity::count(snapshot.events),
         quantity::count(caveats::lost_events(snapshot)),
         quantity::bytes(snapshot.totals.heap.live_bytes),
-    )
+    );
+    cut(&line, columns.saturating_sub(5)).into_owned()
 }
 
 /// What was written, and the caveat that matters most.
@@ -271,7 +276,7 @@ mod tests {
 
         assert_eq!(
             started_line(&attached),
-            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped"
+            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped; Ctrl-C detaches"
         );
         assert_eq!(started_line(&launched), "tracing make (pid 7)");
     }

@@ -110,9 +110,10 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
             (Weight::Notice, "stack words that were not in memory when a stack was walked")
         }
         Counter::StackWalks => (Weight::Work, "stacks walked; all others were seen before"),
-        Counter::VforkCalls => {
-            (Weight::Notice, "calls of vfork children that were made before the attach; not counted")
-        }
+        Counter::VforkCalls => (
+            Weight::Notice,
+            "calls of vfork children that were made before the attach; not counted",
+        ),
     }
 }
 
