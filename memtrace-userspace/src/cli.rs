@@ -99,7 +99,7 @@ fn one_line(error: &anyhow::Error) -> String {
     let mut line = error.to_string();
     for cause in error.chain().skip(1) {
         let cause = cause.to_string();
-        if !line.ends_with(&cause) {
+        if !line.contains(&cause) {
             line.push_str(": ");
             line.push_str(&cause);
         }

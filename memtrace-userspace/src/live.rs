@@ -12,6 +12,7 @@ pub mod kernel_types;
 pub mod launch;
 pub mod loader;
 pub mod placement;
+pub mod privilege;
 pub mod process;
 pub mod tables;
 pub mod tracer;

@@ -28,7 +28,8 @@ use crate::live::allocators::survey::Verdict;
 use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
-use crate::live::tracer::{Children, Drained, Options, Tracer, TracerError};
+use crate::live::privilege::{self, NotPrivileged};
+use crate::live::tracer::{Children, Drained, NewCode, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
 use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
@@ -76,6 +77,8 @@ pub struct RecordOptions {
     pub back_pressure: Duration,
     /// Whether to trace the children of processes that are attached to.
     pub children: Children,
+    /// What happens when a process that is attached to maps code.
+    pub new_code: NewCode,
     /// What the probes do.
     pub program: Program,
 }
@@ -95,6 +98,7 @@ impl RecordOptions {
             ring_bytes: 32 << 20,
             back_pressure: Duration::from_millis(500),
             children,
+            new_code: NewCode::CatchUp,
             program: Program::Trace,
         }
     }
@@ -150,6 +154,9 @@ pub struct SessionSummary {
 /// Why a session cannot start or go on.
 #[derive(Debug, Error)]
 pub enum SessionError {
+    /// The user may not trace.
+    #[error(transparent)]
+    NotPrivileged(#[from] NotPrivileged),
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
@@ -171,8 +178,7 @@ pub enum SessionError {
     },
     /// The trace file cannot be written.
     #[error(
-        "cannot write {}; free some space or name another file with -o; the target runs on, and \
-         what was written so far can be read",
+        "cannot write {}; the target runs on, and what was written so far can be read",
         path.display()
     )]
     Write {
@@ -193,6 +199,7 @@ pub fn run(
     options: RecordOptions,
     mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
+    privilege::check()?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -307,6 +314,7 @@ fn start(
         back_pressure: options.back_pressure,
         program: options.program,
         children: options.children,
+        new_code: options.new_code,
     })?;
     match &options.target {
         Target::Attach(pids) => {

@@ -180,7 +180,8 @@ fn truncated_trace_gives_what_it_has() {
 
     let stderr = text(&output.stderr);
     assert_eq!(output.status.code(), Some(0), "{stderr}");
-    assert!(stderr.starts_with("memtrace: warning: the trace stops at byte "), "{stderr}");
+    let warning = format!("memtrace: warning: {}: the trace stops at byte ", trace.display());
+    assert!(stderr.starts_with(&warning), "{stderr}");
     let report: serde_json::Value = serde_json::from_slice(&output.stdout).expect("JSON");
     assert_eq!(report["counters"]["trace_truncated"], 1);
     assert_eq!(report["capture"]["end"], serde_json::Value::Null);

@@ -311,8 +311,13 @@ pub fn record_launched(trace: &Path, command: &[&Path]) -> Result<Finished> {
 
 /// Attaches to a waiting program, has it do its work, and detaches while it still holds memory.
 pub fn record_attached(trace: &Path, program: &Path) -> Result<Finished> {
+    record_attached_with(trace, program, &[])
+}
+
+/// The same with further arguments of memtrace's.
+pub fn record_attached_with(trace: &Path, program: &Path, arguments: &[&str]) -> Result<Finished> {
     let mut target = start_waiting(program)?;
-    let recorder = Recorder::attach(target.pid(), trace)?;
+    let recorder = Recorder::attach_with(target.pid(), trace, arguments)?;
     target.go_on()?;
     target.wait_for_stdout("done")?;
     let finished = recorder.detach()?;

@@ -19,7 +19,7 @@ pub(crate) enum Output {
     /// The standard output.
     Stdout(BufWriter<Stdout>),
     /// Something that is no regular file: a pipe, a device.
-    InPlace(BufWriter<File>),
+    InPlace { file: BufWriter<File>, path: PathBuf },
     /// A file beside the one that it will become. Dropped, it is gone.
     Replace { file: BufWriter<NamedTempFile>, path: PathBuf },
 }
@@ -32,7 +32,7 @@ impl Output {
     pub(crate) fn open(path: Option<&Path>, input: &Path) -> Result<Output> {
         match path {
             Some(path) if path != Path::new("-") => open_file(path, input)
-                .with_context(|| format!("cannot write {}; choose another -o", path.display())),
+                .with_context(|| format!("cannot write {}; choose another file", path.display())),
             Some(_) | None => Ok(Output::Stdout(BufWriter::new(io::stdout()))),
         }
     }
@@ -41,7 +41,9 @@ impl Output {
     pub(crate) fn commit(self) -> Result<()> {
         match self {
             Output::Stdout(mut out) => out.flush().context("cannot write to stdout"),
-            Output::InPlace(mut out) => out.flush().context("cannot write the output"),
+            Output::InPlace { mut file, path } => {
+                file.flush().with_context(|| format!("cannot write {}", path.display()))
+            }
             Output::Replace { file, path } => {
                 let complete = || format!("cannot write {}", path.display());
                 let file = file
@@ -59,7 +61,7 @@ impl Write for Output {
     fn write(&mut self, bytes: &[u8]) -> io::Result<usize> {
         match self {
             Output::Stdout(out) => out.write(bytes),
-            Output::InPlace(out) => out.write(bytes),
+            Output::InPlace { file, .. } => file.write(bytes),
             Output::Replace { file, .. } => file.write(bytes),
         }
     }
@@ -67,7 +69,7 @@ impl Write for Output {
     fn flush(&mut self) -> io::Result<()> {
         match self {
             Output::Stdout(out) => out.flush(),
-            Output::InPlace(out) => out.flush(),
+            Output::InPlace { file, .. } => file.flush(),
             Output::Replace { file, .. } => file.flush(),
         }
     }
@@ -85,7 +87,7 @@ fn open_file(path: &Path, input: &Path) -> Result<Output> {
     }
     if !existing.is_file() {
         let file = OpenOptions::new().write(true).open(path)?;
-        return Ok(Output::InPlace(BufWriter::new(file)));
+        return Ok(Output::InPlace { file: BufWriter::new(file), path: path.to_owned() });
     }
     if input.metadata().is_ok_and(|input| same_file(&input, &existing)) {
         bail!("it is the trace that is read");
@@ -99,6 +101,9 @@ fn replace(path: PathBuf, existing: Option<Metadata>) -> Result<Output> {
         Some(directory) if directory != Path::new("") => directory,
         Some(_) | None => Path::new("."),
     };
+    if !directory.is_dir() {
+        bail!("there is no directory {}", directory.display());
+    }
     // The umask takes its part of this, as it does for any new file.
     let permissions = match &existing {
         Some(existing) => existing.permissions(),
@@ -199,7 +204,7 @@ mod tests {
     fn device_is_written_in_place() {
         let output = Output::open(Some(Path::new("/dev/null")), Path::new("/")).expect("writable");
 
-        assert!(matches!(output, Output::InPlace(_)));
+        assert!(matches!(output, Output::InPlace { .. }));
     }
 
     #[test]

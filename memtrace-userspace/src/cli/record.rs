@@ -12,11 +12,14 @@ use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
+use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
-use super::source::{TraceArguments, pid};
-use super::{Outcome, tell};
+use super::output::Output;
+use super::report::write_json;
+use super::source::{SymbolArguments, TraceArguments, pid};
+use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -24,7 +27,8 @@ Examples:
   sudo memtrace record -p 4711 -o api.mtrace --duration 30s
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -p 4711 --children                 and what it starts from now on
-  sudo memtrace record -o build.mtrace -- make -j4        a command and its children";
+  sudo memtrace record -o build.mtrace -- make -j4        a command and its children
+  sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
 /// How many names are tried for a trace whose name is not given.
 const NAMES: u32 = 1000;
@@ -40,6 +44,9 @@ pub(crate) struct Arguments {
     /// The trace [default: memtrace.PID.mtrace or memtrace.CMD.mtrace, with a number if it exists]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
+    /// Write the JSON report of the session as well, as `memtrace report --format json` would
+    #[arg(long, value_name = "FILE")]
+    report: Option<PathBuf>,
     #[command(flatten)]
     trace: TraceArguments,
     /// The command to trace, from its first instruction
@@ -49,13 +56,20 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pids, output, trace, command } = arguments;
+    let Arguments { pids, output, report, trace, command } = arguments;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
     let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
         Some(output) => output,
         None => free_name(&target)?,
     };
+    if report.as_ref() == Some(&output) {
+        bail!(
+            "{} cannot be both the trace and the report; name another --report",
+            output.display()
+        );
+    }
+    let report = report.map(|path| Output::open(Some(&path), &output)).transpose()?;
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
@@ -70,7 +84,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 }
             }
             Progress::Snapshot(snapshot) => {
-                progress.set_message(progress_line(snapshot));
+                progress.set_message(progress_line(snapshot, terminal::error_width()));
                 progress.tick();
             }
         }
@@ -79,6 +93,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     progress.finish_and_clear();
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
+    if let Some(report) = report {
+        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+    }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
     }
@@ -91,7 +108,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     })
 }
 
-/// `attached to 4242 (/usr/bin/server): 12 probes, 1 of them single-stepped`.
+/// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
 fn started_line(started: &Started) -> String {
@@ -102,7 +119,7 @@ fn started_line(started: &Started) -> String {
                 stepped => format!(", {stepped} of them single-stepped"),
             };
             let probes = quantity::counted(*probes, "probe");
-            format!("attached to {pid} ({}): {probes}{stepped}", printable(exe))
+            format!("attached to {pid} ({}): {probes}{stepped}; Ctrl-C detaches", printable(exe))
         }
         Started::Launched { pid: Pid(pid), command } => {
             format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
@@ -120,16 +137,20 @@ fn warning(verdict: Verdict) -> Option<String> {
     }
 }
 
-/// `recording server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB  Ctrl-C detaches`.
-fn progress_line(snapshot: &Snapshot) -> String {
-    format!(
-        "recording {}  {}  {} events, {} lost  live {}  Ctrl-C detaches",
+/// `server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB`.
+///
+/// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
+/// wraps cannot be cleared.
+fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
+    let line = format!(
+        "{}  {}  {} events, {} lost  live {}",
         summary::target(snapshot),
         quantity::clock(summary::since_start(snapshot.now)),
         quantity::count(snapshot.events),
         quantity::count(caveats::lost_events(snapshot)),
         quantity::bytes(snapshot.totals.heap.live_bytes),
-    )
+    );
+    cut(&line, columns.saturating_sub(5)).into_owned()
 }
 
 /// What was written, and the caveat that matters most.
@@ -255,7 +276,7 @@ mod tests {
 
         assert_eq!(
             started_line(&attached),
-            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped"
+            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped; Ctrl-C detaches"
         );
         assert_eq!(started_line(&launched), "tracing make (pid 7)");
     }

@@ -14,6 +14,7 @@ use memtrace_userspace::pipeline::{Limits, Pipeline};
 use memtrace_userspace::record::Time;
 use memtrace_userspace::trace::Reader;
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
+use memtrace_userspace::views::printable::printable_str;
 
 use super::tell;
 
@@ -69,7 +70,11 @@ pub(crate) fn replay(
     progress.finish_and_clear();
     let mut snapshot = pipeline.snapshot();
     if let Some(truncation) = reader.truncation() {
-        tell(&format!("warning: {truncation}; what came after is not in the report"));
+        let path = path.display().to_string();
+        tell(&format!(
+            "warning: {}: {truncation}; what came after is not in the report",
+            printable_str(&path)
+        ));
         let counters = &mut Arc::make_mut(&mut snapshot).counters;
         counters.push((TRACE_TRUNCATED.to_owned(), 1));
         counters.sort();

@@ -6,7 +6,9 @@ use std::path::PathBuf;
 
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
+use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::views::export::{json, text};
+use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::style::Style;
 
@@ -80,4 +82,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     })?;
     out.commit()?;
     Ok(Outcome::Fine)
+}
+
+/// Writes the JSON report of a session, with everything in it.
+pub(crate) fn write_json(mut out: Output, snapshot: &Snapshot, names: &mut Names) -> Result<()> {
+    let ranking = rank(snapshot, names, SortKey::Live);
+    json::write(&mut out, snapshot, &ranking, None)
+        .context("cannot write the report; free some space or choose another --report")?;
+    out.commit()
 }

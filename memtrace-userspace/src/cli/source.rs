@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use memtrace_userspace::live::loader::Program;
-use memtrace_userspace::live::tracer::Children;
+use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
@@ -45,7 +45,7 @@ impl From<Sort> for SortKey {
 }
 
 /// Where to find names.
-#[derive(Debug, Args)]
+#[derive(Debug, Default, Args)]
 pub(crate) struct SymbolArguments {
     /// Where copies of the target's files or their debug files are; may be given again
     #[arg(long = "debug-dir", value_name = "DIR")]
@@ -76,6 +76,10 @@ pub(crate) struct TraceArguments {
     /// Trace the children of the process as well; those of a command always are
     #[arg(long)]
     children: bool,
+    /// Stop the process for a moment whenever it loads a library, so that even one that is unloaded
+    /// at once has names; its parent may notice, and its system calls may end early
+    #[arg(long)]
+    stop_for_code: bool,
     /// What the probes do: for measurements of what they cost
     #[arg(long, hide = true, value_enum, default_value_t = ProbeCost::Full)]
     probe_cost: ProbeCost,
@@ -93,7 +97,14 @@ enum ProbeCost {
 impl TraceArguments {
     /// A session that traces `target` into `output`.
     pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
-        let TraceArguments { duration, ring_size, back_pressure, children, probe_cost } = self;
+        let TraceArguments {
+            duration,
+            ring_size,
+            back_pressure,
+            children,
+            stop_for_code,
+            probe_cost,
+        } = self;
         let usual = RecordOptions::new(target);
         RecordOptions {
             output,
@@ -101,6 +112,7 @@ impl TraceArguments {
             ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
             back_pressure: back_pressure.unwrap_or(usual.back_pressure),
             children: if children { Children::Follow } else { usual.children },
+            new_code: if stop_for_code { NewCode::Stop } else { usual.new_code },
             program: match probe_cost {
                 ProbeCost::Full => Program::Trace,
                 ProbeCost::Empty => Program::Empty,

@@ -43,6 +43,11 @@ pub(crate) fn width() -> usize {
     columns.clamp(MIN_WIDTH, MAX_WIDTH)
 }
 
+/// How many cells a line on stderr has, as far as the terminal tells.
+pub(crate) fn error_width() -> usize {
+    terminal::size().map_or(DEFAULT_WIDTH, |(columns, _)| usize::from(columns))
+}
+
 fn is_dumb() -> bool {
     std::env::var_os("TERM").is_some_and(|term| term == "dumb")
 }

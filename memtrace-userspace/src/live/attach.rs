@@ -18,7 +18,7 @@ use super::images::{self, Images, Key, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
-use super::tracer::{Children, Tracer, TracerError};
+use super::tracer::{Children, NewCode, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
@@ -264,6 +264,9 @@ impl Tracer {
         let mut flags = 0;
         if self.options.children == Children::Follow {
             flags |= process_flag::FOLLOW_CHILDREN;
+        }
+        if arrival == Arrival::Running && self.options.new_code == NewCode::Stop {
+            flags |= process_flag::STOP_FOR_CODE;
         }
         let parent_flags = parent
             .and_then(|parent| self.processes.get(&parent))

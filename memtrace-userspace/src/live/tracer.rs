@@ -51,6 +51,8 @@ pub struct Options {
     pub program: Program,
     /// Whether to trace children.
     pub children: Children,
+    /// What happens when a process that was running maps code.
+    pub new_code: NewCode,
 }
 
 /// Whether to trace the children of a traced process.
@@ -60,6 +62,18 @@ pub enum Children {
     Follow,
     /// They are left alone.
     Ignore,
+}
+
+/// What happens when a process that was running when memtrace came maps code.
+///
+/// Programs that memtrace has seen start are stopped for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NewCode {
+    /// It runs on, and the daemon catches up. Code that is unmapped within moments has no name.
+    CatchUp,
+    /// It is stopped until the code is known. Its parent may notice, and its system calls may end
+    /// early (`EINTR`, signal(7)).
+    Stop,
 }
 
 /// Why tracing cannot start or go on.

@@ -73,6 +73,8 @@ struct Index<'a> {
     segments: Segments,
     table: Table<'a>,
     dwarf: DwarfState<'a>,
+    /// Whether the user knows that the debug information is broken.
+    told: bool,
 }
 
 enum DwarfState<'a> {
@@ -183,7 +185,7 @@ fn index(files: &Files) -> Result<Index<'_>, Miss> {
     let table = Table::build(symbols.into_iter().flatten().flat_map(elf::functions));
     let has_dwarf = elf::has_debug_info(debug.as_ref().unwrap_or(&image));
     let dwarf = if has_dwarf { DwarfState::NotAskedFor } else { DwarfState::Absent };
-    Ok(Index { segments: Segments::of(&image), table, dwarf })
+    Ok(Index { segments: Segments::of(&image), table, dwarf, told: false })
 }
 
 /// Tries out `candidates` in turn; the first that passes `check` is the one.
@@ -301,19 +303,22 @@ fn find_frames<'a>(
     index: &mut Index<'a>,
     offset: FileOffset,
 ) -> Result<Arc<[Frame]>, Miss> {
-    let Index { segments, table, dwarf } = index;
+    let Index { segments, table, dwarf, told } = index;
     let path = || files.path.as_path().into();
     let svma = segments.svma(offset).ok_or_else(|| Miss::NotLoaded { path: path(), offset })?;
     let symbol = table.find(svma);
     let mut frames = Vec::new();
     let mut physical_is_mangled = false;
-    if let Some(units) = dwarf.units(options, counters, files) {
+    if let Some(units) = dwarf.units(options, counters, told, files) {
         let around = surroundings(options, files);
         let result = units.frames(svma, around, |raw| {
             physical_is_mangled = raw.function.is_some_and(demangle::is_mangled);
             frames.push(memo.frame(raw));
         });
-        counters.debug_info_failures += u64::from(result.is_err());
+        if let Err(error) = result {
+            counters.debug_info_failures += 1;
+            tell_once(told, files, error);
+        }
         counters.parser_panics += u64::from(result == Err(DwarfError::ParserBug));
         counters.debug_info_rebuilds += units.take_rebuilds();
     }
@@ -368,13 +373,14 @@ impl<'a> DwarfState<'a> {
         &mut self,
         options: &Options,
         counters: &mut Counters,
+        told: &mut bool,
         files: &'a Files,
     ) -> Option<&mut Units<'a>> {
         if matches!(self, DwarfState::NotAskedFor) {
             *self = match load_units(options, files) {
                 Ok(units) => DwarfState::Ready(Box::new(units)),
                 Err(error) => {
-                    tracing::debug!(path = %files.path.display(), %error, "no debug information");
+                    tell_once(told, files, error);
                     counters.debug_info_failures += 1;
                     counters.parser_panics += u64::from(error == DwarfError::ParserBug);
                     DwarfState::Unusable
@@ -385,6 +391,15 @@ impl<'a> DwarfState<'a> {
             DwarfState::Ready(units) => Some(units),
             DwarfState::Absent | DwarfState::NotAskedFor | DwarfState::Unusable => None,
         }
+    }
+}
+
+/// Says, the first time, that debug information is broken.
+fn tell_once(told: &mut bool, files: &Files, error: DwarfError) {
+    if !std::mem::replace(told, true) {
+        let path = files.debug.as_ref().map_or(&files.path, |(path, _)| path);
+        // Quoted and escaped: the path may be anything.
+        tracing::warn!("names from {path:?} are incomplete: {error}");
     }
 }
 

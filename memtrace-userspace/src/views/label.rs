@@ -54,8 +54,8 @@ fn frame_label(frame: &Frame) -> String {
         label.push_str(" (inlined)");
     }
     match (&function.file, frame.line) {
-        (Some(file), Some(line)) => label.push_str(&format!("  {file}:{line}")),
-        (Some(file), None) => label.push_str(&format!("  {file}")),
+        (Some(file), Some(line)) => label.push_str(&format!("  {}:{line}", source(file))),
+        (Some(file), None) => label.push_str(&format!("  {}", source(file))),
         (None, _) if function.name.is_some() => {
             label.push_str(&format!("  in {}", base_name(&function.module)));
         }
@@ -65,6 +65,16 @@ fn frame_label(frame: &Frame) -> String {
         }
     }
     label
+}
+
+/// `library/alloc/src/vec/mod.rs` of `/rustc/<hash>/library/alloc/src/vec/mod.rs`.
+///
+/// No such directory exists anywhere; the hash only says which compiler built the library.
+fn source(file: &str) -> &str {
+    file.strip_prefix("/rustc/")
+        .and_then(|rest| rest.split_once('/'))
+        .filter(|(hash, _)| hash.bytes().all(|byte| byte.is_ascii_hexdigit()))
+        .map_or(file, |(_, path)| path)
 }
 
 /// Offset in the module's file; address in the process for code without a file.
@@ -82,6 +92,18 @@ mod tests {
     use super::*;
     use crate::views::fixture;
     use crate::views::ranking::rank;
+
+    #[test]
+    fn source_of_rusts_library_is_shown_without_its_hash() {
+        let hash = "59807616e1fa2540724bfbac14d7976d7e4a3860";
+
+        assert_eq!(
+            source(&format!("/rustc/{hash}/library/std/src/thread.rs")),
+            "library/std/src/thread.rs"
+        );
+        assert_eq!(source("/rustc/main.rs"), "/rustc/main.rs");
+        assert_eq!(source("/srv/app/main.rs"), "/srv/app/main.rs");
+    }
 
     #[test]
     fn place_of_a_function_is_left_out_where_it_does_not_fit() {
