@@ -25,7 +25,7 @@ mod status;
 #[cfg(test)]
 mod tests;
 
-pub use binary::{BuildIdError, build_id, image, open_mapped};
+pub use binary::{BuildIdError, build_id, open_mapped};
 pub use maps::{Mapped, Mapping};
 pub use status::Seccomp;
 
@@ -178,16 +178,6 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
     })
-}
-
-/// Whether the process still lives and has not handed its id to another one.
-pub fn is_alive(identity: Identity) -> Result<bool, ProcessError> {
-    match stat(identity.pid) {
-        Ok(stat) => Ok(stat.start_ticks == identity.start_ticks
-            && !matches!(stat.state, State::Zombie | State::Dead)),
-        Err(ProcessError::NoSuchProcess { .. }) => Ok(false),
-        Err(error) => Err(error),
-    }
 }
 
 /// All mappings of a process, by address.

@@ -12,13 +12,13 @@ use std::path::{Path, PathBuf};
 
 use object::LittleEndian;
 use object::elf;
+use object::read::ReadRef;
 use object::read::elf::{ElfFile64, ProgramHeader as _};
-use object::read::{ReadCache, ReadRef};
 use thiserror::Error;
 
 use super::ProcessError;
 use super::maps::{Mapped, Mapping};
-use crate::record::{Image, Pid};
+use crate::record::Pid;
 
 /// `e_machine` of x86-64.
 pub(super) const X86_64: u16 = elf::EM_X86_64.0;
@@ -108,25 +108,6 @@ pub fn open_mapped(pid: Pid, mapping: &Mapping) -> Result<File, ProcessError> {
         return Err(unreadable(&exact, not_exact));
     }
     Ok(file)
-}
-
-/// What an executable mapping shows, with the build id if it is an ELF file.
-///
-/// A file that is no ELF file (a JIT's `memfd`, a mapped cache) has an empty build id, like an ELF
-/// file without one.
-pub fn image(pid: Pid, mapping: &Mapping) -> Result<Image, ProcessError> {
-    match &mapping.mapped {
-        Mapped::Vdso => Ok(Image::Vdso),
-        Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
-            Ok(Image::Anonymous)
-        }
-        Mapped::File { path, deleted: _ } => {
-            let file = open_mapped(pid, mapping)?;
-            let cache = ReadCache::new(file);
-            let build_id = build_id(&cache).unwrap_or_default();
-            Ok(Image::File { path: path.clone(), build_id })
-        }
-    }
 }
 
 /// Where the kernel shows the file of a mapping, whatever became of its path.

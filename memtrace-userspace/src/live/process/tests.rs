@@ -322,17 +322,12 @@ fn running_process_is_inspected() {
 
     let info = inspect(pid).unwrap();
     let threads = threads(pid).unwrap();
-    let alive = is_alive(info.identity).unwrap();
-    let reused = Identity { start_ticks: info.identity.start_ticks + 1, ..info.identity };
-    let reused_alive = is_alive(reused).unwrap();
     finish(child);
 
     assert_eq!(info.command, [b"cat".to_vec()]);
     assert!(info.exe.ends_with(b"/cat"), "{}", info.exe.escape_ascii());
     assert_eq!(info.parent, Pid(std::process::id()));
     assert_eq!(threads, [Thread { tid: Tid(pid.0), name: b"cat".to_vec() }]);
-    assert_eq!((alive, reused_alive), (true, false));
-    assert!(!is_alive(info.identity).unwrap());
 }
 
 #[test]
@@ -345,11 +340,12 @@ fn memory_of_a_running_process_is_read() {
     let code = mappings
         .iter()
         .find(|mapping| mapping.is_code() && matches!(&mapping.mapped, Mapped::File { .. }));
-    let image = image(pid, code.unwrap()).unwrap();
+    let build_id =
+        build_id(&object::read::ReadCache::new(open_mapped(pid, code.unwrap()).unwrap())).unwrap();
     let vdso = mappings.iter().find(|mapping| mapping.mapped == Mapped::Vdso).cloned();
     finish(child);
 
-    assert!(matches!(image, crate::record::Image::File { build_id, .. } if build_id.len() == 20));
+    assert_eq!(build_id.len(), 20);
     assert!(vdso.is_some_and(|vdso| vdso.is_code()));
     assert!(before.heap_bytes > 0 && before.resident_bytes > 0);
 }
