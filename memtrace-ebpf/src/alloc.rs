@@ -17,7 +17,7 @@ use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header};
 use crate::maps::{PROCESS_INDEX, SLOTS, Slot, count};
-use crate::unwind;
+use crate::{task, unwind};
 
 /// A function that gives memory was entered.
 #[inline(always)]
@@ -149,7 +149,7 @@ fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     if sp <= slot.entry_sp {
         // The trampoline stands in the return address's place as long as the call is on the stack.
         if slot.trampoline == 0 {
-            slot.trampoline = unwind::trampoline();
+            slot.trampoline = task::trampoline();
         }
         // SAFETY: the helper checks the address.
         let word = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);

@@ -10,9 +10,13 @@
 #![feature(asm_experimental_arch)]
 
 mod alloc;
+mod bounds;
 mod emit;
+mod lookup;
 mod maps;
 mod process;
+mod remember;
+mod task;
 mod unwind;
 mod vm;
 

@@ -18,7 +18,7 @@ use crate::emit::{self, Context, Urgency, header, tell};
 use crate::maps::{
     PENDING, PROCESS_INDEX, PROCESSES, SLOTS, Slot, count, setting, shared, shared_value,
 };
-use crate::unwind::kernel_word;
+use crate::task::kernel_word;
 
 const SIGSTOP: u32 = 19;
 

@@ -1,0 +1,97 @@
+//! The search for the unwind row of a program counter.
+//!
+//! The modules of the process are bisected, then the rows between two entries of the bucket index.
+
+use memtrace_common::config::{BUCKET_SHIFT, BUCKETS_PER_CHUNK, Module, ROWS_PER_CHUNK};
+use memtrace_common::unwind::{Row, cfa};
+
+use crate::bounds::element;
+use crate::maps::{BUCKETS, CODE_CHANGES, MODULES, PROCESSES, ROWS, Scratch};
+
+/// A module table of 4096 entries is bisected in this many steps.
+const MODULE_STEPS: u32 = 13;
+
+/// The rows of one bucket, at most one a byte and two ends, are bisected in this many steps.
+const ROW_STEPS: u32 = 9;
+
+/// The unwind row for `pc`; `None` if it is in no module.
+#[inline(always)]
+pub fn find_row(s: &mut Scratch, pc: u64) -> Option<Row> {
+    if !(s.module.start <= pc && pc < s.module.end) {
+        find_module(s, pc)?;
+    }
+    let Module { base, buckets, bucket_count, .. } = s.module;
+    let relative = pc.wrapping_sub(base);
+    let bucket = relative >> BUCKET_SHIFT;
+    if bucket >= bucket_count as u64 {
+        return Some(Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: 0 });
+    }
+    let bucket = buckets.wrapping_add(bucket as u32);
+    let mut low = bucket_entry(bucket)?;
+    let mut high = bucket_entry(bucket.wrapping_add(1))?;
+    // The last row at or before `relative` is in low..=high.
+    for _ in 0..ROW_STEPS {
+        if low >= high {
+            break;
+        }
+        let middle = low + (high - low + 1) / 2;
+        if row_at(middle)?.pc as u64 <= relative {
+            low = middle;
+        } else {
+            high = middle - 1;
+        }
+    }
+    row_at(low)
+}
+
+#[inline(always)]
+fn bucket_entry(index: u32) -> Option<u32> {
+    let chunk = BUCKETS.get_ptr(index / BUCKETS_PER_CHUNK as u32)?;
+    // SAFETY: a map value, which programs only read.
+    Some(element::<0x3ff, _, _>(unsafe { &*chunk }, index as u64))
+}
+
+#[inline(always)]
+fn row_at(index: u32) -> Option<Row> {
+    let chunk = ROWS.get_ptr(index / ROWS_PER_CHUNK as u32)?;
+    // SAFETY: a map value, which programs only read.
+    Some(element::<0x1ff, _, _>(unsafe { &*chunk }, index as u64))
+}
+
+/// Puts the module that holds `pc` into the scratch.
+#[inline(always)]
+fn find_module(s: &mut Scratch, pc: u64) -> Option<()> {
+    // The last module that starts at or before `pc` is in low..high.
+    let mut low = 0;
+    let mut high = s.module_count;
+    if high == 0 {
+        // A process that found no room for its modules must not be walked with another's.
+        return None;
+    }
+    for _ in 0..MODULE_STEPS {
+        if low + 1 >= high {
+            break;
+        }
+        let middle = (low + high) / 2;
+        if MODULES.get(s.first_module.wrapping_add(middle))?.start <= pc {
+            low = middle;
+        } else {
+            high = middle;
+        }
+    }
+    let module = MODULES.get(s.first_module.wrapping_add(low))?;
+    if pc < module.start || pc >= module.end {
+        return None;
+    }
+    s.module = *module;
+    Some(())
+}
+
+/// Whether the process has code that the daemon has not read yet.
+#[inline(always)]
+pub fn tables_are_behind(process: u32) -> bool {
+    let (Some(table), Some(changes)) = (PROCESSES.get(process), CODE_CHANGES.get(process)) else {
+        return false;
+    };
+    table.code_changes != *changes
+}
