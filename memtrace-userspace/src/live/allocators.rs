@@ -174,6 +174,22 @@ pub struct Plan {
     pub skipped: Vec<Skipped>,
 }
 
+impl Plan {
+    /// The probes in the order in which a running process gets them: what takes memory back first.
+    ///
+    /// Placing them takes a while, and the process runs on. A block that is acquired in view and
+    /// released out of it would be live for ever.
+    pub fn in_placing_order(&self) -> Vec<&Probe> {
+        let mut probes: Vec<&Probe> = self.probes.iter().collect();
+        probes.sort_by_key(|probe| match (probe.target.role, probe.target.api) {
+            (Role::Release, _) => 0,
+            (Role::Acquire, Api::Realloc | Api::Reallocarray) => 1,
+            (Role::Acquire, _) => 2,
+        });
+        probes
+    }
+}
+
 /// The functions of a file, before their sites are chosen.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Found {

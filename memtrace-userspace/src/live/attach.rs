@@ -419,7 +419,7 @@ impl Tracer {
                 continue;
             }
             let file_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            for probe in &image.plan.probes {
+            for probe in image.plan.in_placing_order() {
                 let role = match probe.target.role {
                     allocators::Role::Acquire => Role::Acquire,
                     allocators::Role::Release => Role::Release,

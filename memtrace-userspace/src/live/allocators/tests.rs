@@ -394,3 +394,17 @@ fn truncated_file_never_panics() {
         let _ = plan(&file[..length]);
     }
 }
+
+#[test]
+fn what_takes_memory_back_is_placed_first() {
+    let mut fixture = Fixture::default();
+    for name in ["malloc", "realloc", "calloc", "free", "cfree"] {
+        fixture.function(name, BODY);
+    }
+
+    let plan = plan(&fixture.build()).unwrap();
+
+    let order: Vec<&str> =
+        plan.in_placing_order().iter().map(|probe| probe.target.symbol.as_str()).collect();
+    assert_eq!(order, ["free", "cfree", "realloc", "malloc", "calloc"]);
+}
