@@ -4,6 +4,7 @@
 //! are kernel bugs that concern uprobes; they are told by version, so a distribution's backport
 //! may have mended what is still named here, and the advice says so.
 
+use memtrace_userspace::live::allocators::survey;
 use memtrace_userspace::live::process::{self, Seccomp};
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -86,6 +87,38 @@ pub(super) fn process(host: &Host, pid: Pid) -> Vec<Check> {
             finding: "this kernel kills filtered processes at a return probe".to_owned(),
             advice: Some("update the kernel to 6.14 or later; memtrace refuses to attach"),
         });
+    }
+    checks.extend(allocators(pid));
+    checks
+}
+
+/// Which functions of the process would get probes, and where.
+fn allocators(pid: Pid) -> Vec<Check> {
+    let subject = "allocator";
+    let fail =
+        |finding: String| vec![Check { verdict: Verdict::Fail, subject, finding, advice: None }];
+    let survey = match survey::survey(pid) {
+        Ok(survey) => survey,
+        Err(error) => return fail(printable_str(&error.to_string()).into_owned()),
+    };
+    let verdict = survey.verdict();
+    let mut checks = match verdict {
+        survey::Verdict::NoAllocator => fail(verdict.to_string()),
+        survey::Verdict::Go | survey::Verdict::GoWithC => {
+            vec![Check {
+                verdict: Verdict::Warn,
+                subject,
+                finding: verdict.to_string(),
+                advice: None,
+            }]
+        }
+        survey::Verdict::Traceable => vec![ok(subject, verdict.to_string())],
+    };
+    for module in survey.modules.iter().filter(|module| module.is_worth_a_line()) {
+        let path = printable(&module.path);
+        for line in module.lines() {
+            checks.push(ok("probe", format!("{path}: {}", printable_str(&line))));
+        }
     }
     checks
 }
