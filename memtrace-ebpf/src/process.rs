@@ -100,7 +100,8 @@ pub fn first_return() {
 pub fn executed(ctx: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
-    // Its calls are those of a new program; those of a child of vfork were its parent's.
+    give_memory_back(tgid);
+    // Its calls are those of a new program from here on.
     let _ = SLOTS.remove(pid_tgid as u32);
     let was_pending = PENDING.get_ptr(tgid).is_some();
     if !was_pending && PROCESS_INDEX.get_ptr(tgid).is_none() {
@@ -113,11 +114,24 @@ pub fn executed(ctx: &BtfTracePointContext) -> Option<()> {
     Some(())
 }
 
+/// A child of vfork stops being a thread of its parent, which it was counted as.
+#[inline(always)]
+fn give_memory_back(tgid: u32) {
+    let Some(slot) = SLOTS.get_ptr(bpf_get_current_pid_tgid() as u32) else { return };
+    // SAFETY: a map value; a thread is in one program at a time.
+    let owner = unsafe { (*slot).tgid };
+    if owner != tgid {
+        let event = Task { pid: owner, ..current_task(Kind::ThreadExit) };
+        emit::send(event, Counter::LostLifecycle, Urgency::Normal, Context::Tracepoint);
+    }
+}
+
 /// The current thread ends.
 #[inline(always)]
 pub fn exited(ctx: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
+    give_memory_back(tgid);
     let _ = SLOTS.remove(pid_tgid as u32);
     if PROCESS_INDEX.get_ptr(tgid).is_none() {
         let _ = PENDING.remove(tgid);
