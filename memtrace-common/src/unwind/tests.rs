@@ -267,5 +267,5 @@ fn row_has_the_documented_layout() {
     assert_eq!(size_of::<crate::config::RowChunk>(), 4096);
     assert_eq!(size_of::<crate::config::BucketChunk>(), 4096);
     assert_eq!(size_of::<crate::config::Module>(), 32);
-    assert_eq!(size_of::<crate::config::Process>(), 16);
+    assert_eq!(size_of::<crate::config::Process>(), 24);
 }

@@ -281,7 +281,10 @@ impl Pipeline {
             None
         };
 
+        // What a thread of the child's id had under way belongs to memory that is replaced here.
+        let incarnation = self.processes.next_incarnation();
         let to = self.processes.running_mut(child);
+        to.incarnation = incarnation;
         let entry = to.entry;
         if let Some(modules) = modules.filter(|_| to.modules.is_empty()) {
             self.modules += modules.len();

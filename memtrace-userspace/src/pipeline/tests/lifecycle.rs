@@ -74,6 +74,24 @@ fn copies_are_gone_when_the_child_ends() {
 }
 
 #[test]
+fn unmap_under_way_does_not_reach_into_memory_that_a_fork_replaced() {
+    let begun = [
+        process(CHILD),
+        thread(CHILD, CHILD),
+        map(3, CHILD, 50, 2, MapKind::Anonymous, 2),
+        map(3, CHILD, 60, 2, MapKind::Anonymous, 2),
+        unmap(4, CHILD, 60, 2),
+        unmap(4, CHILD, 50, 2),
+    ];
+    let mut failed = begun.to_vec();
+    failed.extend([exit(5, MAIN), process(MAIN), fork(6, MAIN, CHILD), unmap_failed(7, CHILD)]);
+
+    let snapshot = snapshot_after(&failed);
+
+    assert_eq!(snapshot.processes[1].mapped.live_bytes, 0);
+}
+
+#[test]
 fn failed_realloc_and_munmap_of_copies_leave_everything_as_it_was() {
     let before = snapshot_after(&[fork(3, MAIN, CHILD)]);
     let after = snapshot_after(&[

@@ -118,7 +118,9 @@ impl Oracle {
         if self.processes[c].code.iter().all(Option::is_none) {
             self.processes[c].code = self.processes[p].code.clone();
         }
-        let program = self.processes[c].program;
+        self.programs += 1;
+        let program = self.programs;
+        self.processes[c].program = program;
         for i in 0..self.blocks.len() {
             let Block { process, state, address, size, ref key, api, thread, .. } = self.blocks[i];
             if process == p && state == State::Held {
