@@ -75,6 +75,12 @@ pub struct Row {
 
 const _: () = assert!(size_of::<Row>() == 8);
 
+impl Row {
+    /// No unwind information: what lies between functions, and code that has no table.
+    pub const NONE: Row =
+        Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: RBP_SAME };
+}
+
 /// `rbp` still holds the caller's value.
 pub const RBP_SAME: i8 = 0;
 

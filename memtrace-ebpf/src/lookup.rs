@@ -3,7 +3,7 @@
 //! The modules of the process are bisected, then the rows between two entries of the bucket index.
 
 use memtrace_common::config::{BUCKET_SHIFT, BUCKETS_PER_CHUNK, Module, ROWS_PER_CHUNK};
-use memtrace_common::unwind::{Row, cfa};
+use memtrace_common::unwind::Row;
 
 use crate::bounds::element;
 use crate::maps::{BUCKETS, CODE_CHANGES, MODULES, PROCESSES, ROWS, Scratch};
@@ -24,7 +24,7 @@ pub fn find_row(s: &mut Scratch, pc: u64) -> Option<Row> {
     let relative = pc.wrapping_sub(base);
     let bucket = relative >> BUCKET_SHIFT;
     if bucket >= bucket_count as u64 {
-        return Some(Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: 0 });
+        return Some(Row::NONE);
     }
     let bucket = buckets.wrapping_add(bucket as u32);
     let mut low = bucket_entry(bucket)?;

@@ -7,11 +7,10 @@
 //! ```
 
 use memtrace_common::config::BUCKET_SHIFT;
-use memtrace_common::unwind::{RBP_SAME, Row, cfa};
+use memtrace_common::unwind::Row;
 
 /// What lies between functions.
-pub(super) const GAP: Row =
-    Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: RBP_SAME };
+pub(super) const GAP: Row = Row::NONE;
 
 /// A function's range of text and where its rows are. Program counters count from the base.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -10,7 +10,7 @@ use std::path::PathBuf;
 use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::{Avma, FileOffset, Svma};
 use memtrace_common::config::{self, process_flag};
-use memtrace_common::unwind::{RBP_SAME, Row, cfa};
+use memtrace_common::unwind::Row;
 
 use super::allocators;
 use super::allocators::survey::{Found, Verdict};
@@ -150,13 +150,12 @@ impl Tracer {
         if pc >= module.end {
             return None;
         }
-        let no_row = Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: RBP_SAME };
         let image = self.images.get(&module.key)?;
         let row = image
             .load_bias(*start, module.offset)
             .zip(image.table.as_ref())
             .map(|(bias, table)| crate::cfi::lookup(table, Svma(pc.0.wrapping_sub(bias))));
-        Some(row.unwrap_or(no_row))
+        Some(row.unwrap_or(Row::NONE))
     }
 
     /// Code was mapped, or made executable.

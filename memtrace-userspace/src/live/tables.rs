@@ -16,7 +16,7 @@ use memtrace_common::addr::{Avma, Svma};
 use memtrace_common::config::{
     BUCKETS_PER_CHUNK, BucketChunk, MAX_MODULES, Module, ROWS_PER_CHUNK, RowChunk,
 };
-use memtrace_common::unwind::{Row, cfa};
+use memtrace_common::unwind::Row;
 
 use super::loader::{Capacity, Kernel, LoadError};
 use crate::cfi;
@@ -97,10 +97,9 @@ impl Tables {
         else {
             return Ok(None);
         };
-        let no_row = Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: 0 };
         let chunks = table.rows.chunks(ROWS_PER_CHUNK);
         for (index, rows) in (first_row / ROWS_PER_CHUNK as u32..).zip(chunks) {
-            let mut chunk: RowChunk = [no_row; ROWS_PER_CHUNK];
+            let mut chunk: RowChunk = [Row::NONE; ROWS_PER_CHUNK];
             chunk[..rows.len()].copy_from_slice(rows);
             kernel.set_rows(index, chunk)?;
         }
