@@ -25,7 +25,7 @@ use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian, UnwindSection};
 use memtrace_common::addr::Svma;
 use memtrace_common::config::BUCKET_SHIFT;
 use memtrace_common::unwind::{Row, cfa};
-use object::{CompressionFormat, Object, ObjectSection, ObjectSegment};
+use object::{CompressionFormat, Object, ObjectSection, ObjectSegment, ReadRef};
 use rayon::prelude::*;
 
 pub use encode::Unsupported;
@@ -97,7 +97,7 @@ pub const MAX_UNPACKED_BYTES: u64 = 64 << 20;
 /// Compiles the unwind table of an ELF file.
 ///
 /// A file without frame sections gets a table that says "no row" everywhere.
-pub fn compile(elf: &object::File<'_>) -> Result<Table, CfiError> {
+pub fn compile<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> Result<Table, CfiError> {
     let text = Text::of(elf)?;
     let mut skipped = Skipped::default();
     let bases = base_addresses(elf);
@@ -149,7 +149,7 @@ struct Text {
 }
 
 impl Text {
-    fn of(elf: &object::File<'_>) -> Result<Text, CfiError> {
+    fn of<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> Result<Text, CfiError> {
         if elf.architecture() != object::Architecture::X86_64
             || !elf.is_little_endian()
             || !elf.is_64()
@@ -183,7 +183,7 @@ impl Text {
     }
 }
 
-fn base_addresses(elf: &object::File<'_>) -> BaseAddresses {
+fn base_addresses<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> BaseAddresses {
     let address = |name| elf.section_by_name(name).map(|section| section.address());
     let mut bases = BaseAddresses::default();
     if let Some(address) = address(".eh_frame") {
@@ -199,8 +199,8 @@ fn base_addresses(elf: &object::File<'_>) -> BaseAddresses {
 }
 
 /// The bytes of a section; `None` if there is none, or none that can be read, which is counted.
-fn read_section<'data>(
-    elf: &object::File<'data>,
+fn read_section<'data, R: ReadRef<'data>>(
+    elf: &object::File<'data, R>,
     name: &str,
     skipped: &mut Skipped,
 ) -> Option<Cow<'data, [u8]>> {

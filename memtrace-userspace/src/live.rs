@@ -10,6 +10,7 @@ pub mod guardian;
 pub mod images;
 pub mod kernel_types;
 pub mod launch;
+pub mod lazy_file;
 pub mod loader;
 pub mod placement;
 pub mod privilege;

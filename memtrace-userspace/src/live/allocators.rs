@@ -20,6 +20,7 @@
 
 use memtrace_common::addr::{FileOffset, Svma};
 use memtrace_common::event::Api;
+use object::ReadRef;
 use thiserror::Error;
 
 use crate::live::placement::{self, Site};
@@ -90,10 +91,8 @@ pub struct Target {
 
 impl Target {
     /// The function's code in `file`, the bytes it was found in.
-    pub fn code<'data>(&self, file: &'data [u8]) -> &'data [u8] {
-        let start = usize::try_from(self.offset.0).unwrap_or(usize::MAX);
-        let size = usize::try_from(self.size).unwrap_or(usize::MAX);
-        file.get(start..).and_then(|rest| rest.get(..size)).unwrap_or_default()
+    pub fn code<'data>(&self, file: impl ReadRef<'data>) -> &'data [u8] {
+        file.read_bytes_at(self.offset.0, self.size).unwrap_or_default()
     }
 }
 
@@ -200,7 +199,7 @@ pub struct Found {
 }
 
 /// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
-pub fn plan(file: &[u8]) -> Result<Plan, AllocatorsError> {
+pub fn plan<'data>(file: impl ReadRef<'data>) -> Result<Plan, AllocatorsError> {
     let Found { targets, skipped } = find(file)?;
     let probes = targets
         .into_iter()
@@ -216,7 +215,7 @@ pub fn plan(file: &[u8]) -> Result<Plan, AllocatorsError> {
 /// Finds the allocator functions of the ELF file `file`.
 ///
 /// A file without any, or without symbols, is not an error: it has no targets.
-pub fn find(file: &[u8]) -> Result<Found, AllocatorsError> {
+pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> {
     let elf = Elf::parse(file)?;
     let mut found = Found::default();
     let mut candidates = Vec::new();
@@ -254,7 +253,7 @@ pub fn find(file: &[u8]) -> Result<Found, AllocatorsError> {
 ///
 /// Go does not allocate through any function known here, and a return probe would break the
 /// growth of its stacks, so that such a program deserves an answer of its own.
-pub fn is_go(file: &[u8]) -> Result<bool, AllocatorsError> {
+pub fn is_go<'data>(file: impl ReadRef<'data>) -> Result<bool, AllocatorsError> {
     Ok(Elf::parse(file)?.has_section(b".go.buildinfo"))
 }
 
@@ -267,7 +266,7 @@ impl Found {
 /// The symbols that are defined in the file and named like an allocator's function.
 ///
 /// The C++ operators are left out if the file does not define `malloc` as well.
-fn named_symbols<'data>(elf: &Elf<'data>) -> Vec<(Name, Symbol<'data>)> {
+fn named_symbols<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<(Name, Symbol<'data>)> {
     let mut named: Vec<_> = elf
         .defined_symbols()
         .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
@@ -277,7 +276,11 @@ fn named_symbols<'data>(elf: &Elf<'data>) -> Vec<(Name, Symbol<'data>)> {
     named
 }
 
-fn target(elf: &Elf<'_>, name: Name, symbol: Symbol<'_>) -> Result<Target, Skip> {
+fn target<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    name: Name,
+    symbol: Symbol<'_>,
+) -> Result<Target, Skip> {
     match symbol.kind {
         SymbolType::Function => {}
         SymbolType::IndirectFunction => return Err(Skip::IndirectFunction),

@@ -5,22 +5,19 @@
 
 use std::collections::HashMap;
 use std::fs::File;
-use std::io::Read;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset, Svma};
-use object::{Object, ObjectSegment, SegmentFlags};
+use object::{Object, ObjectSegment, ReadRef, SegmentFlags};
 use rayon::prelude::*;
 
 use super::allocators::survey::Runtime;
 use super::allocators::{self, Plan};
+use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
 use crate::cfi;
 use crate::record::{Image, Pid};
-
-/// The largest file that is read.
-const MAX_FILE_BYTES: u64 = 2 << 30;
 
 /// The largest vDSO that is read; real ones have two pages.
 const MAX_VDSO_BYTES: u64 = 1 << 20;
@@ -96,7 +93,7 @@ impl Analysis {
         Analysis { image, segments, table: None, plan, runtime, reading, file: None }
     }
 
-    fn of_bytes(image: Image, bytes: &[u8], file: Option<File>) -> Self {
+    fn of_bytes<'data>(image: Image, bytes: impl ReadRef<'data>) -> Self {
         let Ok(elf) = object::File::parse(bytes) else {
             return Analysis::nothing(image, Reading::Done);
         };
@@ -119,7 +116,7 @@ impl Analysis {
             true => Runtime::Go,
             false => Runtime::Other,
         };
-        Analysis { image, segments, table, plan, runtime, reading: Reading::Done, file }
+        Analysis { image, segments, table, plan, runtime, reading: Reading::Done, file: None }
     }
 }
 
@@ -184,17 +181,17 @@ fn analyse(pid: Pid, mapping: &Mapping) -> Analysis {
             let Ok(file) = process::open_mapped(pid, mapping) else {
                 return Analysis::nothing(image, Reading::Failed);
             };
-            let mut bytes = Vec::new();
-            if (&file).take(MAX_FILE_BYTES).read_to_end(&mut bytes).is_err() {
+            let Ok(bytes) = LazyFile::new(&file) else {
                 return Analysis::nothing(image, Reading::Failed);
-            }
+            };
             if let Image::File { build_id, .. } = &mut image {
-                *build_id = process::build_id(&*bytes).unwrap_or_default();
+                *build_id = process::build_id(&bytes).unwrap_or_default();
             }
-            Analysis::of_bytes(image, &bytes, Some(file))
+            let analysis = Analysis::of_bytes(image, &bytes);
+            Analysis { file: Some(file), ..analysis }
         }
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &bytes, None),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {

@@ -6,16 +6,16 @@ use memtrace_common::addr::{FileOffset, Svma};
 use object::LittleEndian;
 use object::elf;
 use object::read::elf::{ElfFile64, ProgramHeader as _, Sym as _};
-use object::{Object as _, RelocationTarget};
+use object::{Object as _, ReadRef, RelocationTarget};
 
 use super::{AllocatorsError, MAX_FUNCTION_BYTES};
 
 const LE: LittleEndian = LittleEndian;
 
 /// A parsed x86-64 ELF file.
-pub(super) struct Elf<'data> {
-    bytes: &'data [u8],
-    file: ElfFile64<'data, LittleEndian>,
+pub(super) struct Elf<'data, R: ReadRef<'data>> {
+    bytes: R,
+    file: ElfFile64<'data, LittleEndian, R>,
 }
 
 /// A symbol that the file defines.
@@ -44,10 +44,11 @@ pub(super) enum Slot<'data> {
     Defined(Svma),
 }
 
-impl<'data> Elf<'data> {
-    pub(super) fn parse(bytes: &'data [u8]) -> Result<Elf<'data>, AllocatorsError> {
+impl<'data, R: ReadRef<'data>> Elf<'data, R> {
+    pub(super) fn parse(bytes: R) -> Result<Elf<'data, R>, AllocatorsError> {
         let not_elf = |reason: &str| AllocatorsError::NotElf { reason: reason.to_owned() };
-        let ident = bytes.get(..20).ok_or_else(|| not_elf("shorter than an ELF header"))?;
+        let ident =
+            bytes.read_bytes_at(0, 20).map_err(|()| not_elf("shorter than an ELF header"))?;
         if ident.get(..4) != Some(&elf::ELFMAG[..]) {
             return Err(not_elf("no ELF magic number"));
         }
@@ -101,14 +102,16 @@ impl<'data> Elf<'data> {
         let from_start = svma.0.checked_sub(segment.p_vaddr(LE))?;
         let offset = segment.p_offset(LE).checked_add(from_start)?;
         let end = offset.checked_add(size)?;
-        (end <= u64::try_from(self.bytes.len()).ok()?).then_some(FileOffset(offset))
+        (end <= self.bytes.len().ok()?).then_some(FileOffset(offset))
     }
 
     /// The code at `svma`, `size` bytes or as many as the file has; empty if there is none.
     pub(super) fn code(&self, svma: Svma, size: u64) -> &'data [u8] {
         self.code_offset(svma, 1)
-            .and_then(|offset| self.bytes.get(usize::try_from(offset.0).ok()?..))
-            .map(|rest| &rest[..rest.len().min(usize::try_from(size).unwrap_or(usize::MAX))])
+            .and_then(|offset| {
+                let rest = self.bytes.len().ok()?.checked_sub(offset.0)?;
+                self.bytes.read_bytes_at(offset.0, size.min(rest)).ok()
+            })
             .unwrap_or_default()
     }
 

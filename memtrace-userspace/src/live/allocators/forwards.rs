@@ -23,6 +23,7 @@ use iced_x86::{
     OpAccess, Register,
 };
 use memtrace_common::addr::Svma;
+use object::ReadRef;
 
 use super::elf::{Elf, Slot};
 use super::names::Name;
@@ -39,7 +40,10 @@ const MAX_DEPTH: usize = 4;
 const PLT_STUB_BYTES: u64 = 16;
 
 /// The addresses of those `candidates` that only forward to others of them, or through the GOT.
-pub(super) fn find(elf: &Elf<'_>, candidates: &[(Name, Target)]) -> HashSet<Svma> {
+pub(super) fn find<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    candidates: &[(Name, Target)],
+) -> HashSet<Svma> {
     // Few files define operators or the like, and only for those the relocations are read.
     if !candidates.iter().any(|(name, _)| name.may_forward()) {
         return HashSet::new();
@@ -63,8 +67,8 @@ pub(super) fn find(elf: &Elf<'_>, candidates: &[(Name, Target)]) -> HashSet<Svma
 }
 
 /// Knows what is probed in a file.
-struct Resolver<'elf, 'data> {
-    elf: &'elf Elf<'data>,
+struct Resolver<'elf, 'data, R: ReadRef<'data>> {
+    elf: &'elf Elf<'data, R>,
     roles: HashMap<Svma, Role>,
     slots: HashMap<Svma, Slot<'data>>,
     sizes: OnceCell<HashMap<Svma, u64>>,
@@ -98,7 +102,7 @@ enum Callee<'data> {
     Unknown,
 }
 
-impl<'data> Resolver<'_, 'data> {
+impl<'data, R: ReadRef<'data>> Resolver<'_, 'data, R> {
     /// Whether the function does nothing but call others of its own role that are probed.
     fn only_forwards(&self, function: Function) -> bool {
         let mut walk = Walk::new(self.elf.code(function.entry, function.size), function);

@@ -5,16 +5,13 @@
 
 use std::collections::HashSet;
 use std::fmt;
-use std::io::Read as _;
 
 use thiserror::Error;
 
 use super::{AllocatorsError, Plan, Probe, Skipped, is_go, plan};
+use crate::live::lazy_file::LazyFile;
 use crate::live::process::{self, Mapped, Mapping, ProcessError};
 use crate::record::{Pid, ProbeCost};
-
-/// Files larger than this are not read.
-const MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// What would be probed in a process.
 #[derive(Debug)]
@@ -50,11 +47,8 @@ pub enum SurveyError {
     #[error(transparent)]
     Open(#[from] ProcessError),
     /// It could not be read.
-    #[error("the file could not be read")]
+    #[error("the file could not be read: {0}")]
     Read(#[from] std::io::Error),
-    /// It is too large to be believed.
-    #[error("the file is larger than {} GiB", MAX_FILE_BYTES >> 30)]
-    TooLarge,
     /// It is not an ELF file of this machine.
     #[error(transparent)]
     Elf(#[from] AllocatorsError),
@@ -188,17 +182,14 @@ fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping
 
 fn search(pid: Pid, mapping: &Mapping) -> Result<(Runtime, Plan), SurveyError> {
     let file = process::open_mapped(pid, mapping)?;
-    let mut bytes = Vec::new();
-    file.take(MAX_FILE_BYTES + 1).read_to_end(&mut bytes)?;
-    if u64::try_from(bytes.len()).is_ok_and(|length| length > MAX_FILE_BYTES) {
-        return Err(SurveyError::TooLarge);
-    }
+    let bytes = LazyFile::new(&file)?;
     let runtime = if is_go(&bytes)? { Runtime::Go } else { Runtime::Other };
     Ok((runtime, plan(&bytes)?))
 }
 
 #[cfg(test)]
 mod tests {
+    use std::io::Read as _;
     use std::process::{Command, Stdio};
 
     use memtrace_common::addr::{FileOffset, Svma};

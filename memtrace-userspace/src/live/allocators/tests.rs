@@ -25,7 +25,7 @@ fn defined_functions_are_found_in_both_tables() {
     fixture.function("malloc", BODY);
     fixture.dynamic_function("free", BODY);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(
         probed(&found),
@@ -40,9 +40,9 @@ fn offset_and_code_are_those_of_the_file() {
     fixture.function("malloc", BODY);
     let file = fixture.build();
 
-    let target = find(&file).unwrap().targets.remove(0);
+    let target = find(&*file).unwrap().targets.remove(0);
 
-    assert_eq!(target.code(&file), BODY);
+    assert_eq!(target.code(&*file), BODY);
     assert_eq!(target.svma.0, target.offset.0 + fixture::LOAD_BIAS);
 }
 
@@ -51,12 +51,12 @@ fn imported_function_is_no_target() {
     let mut fixture = Fixture::default();
     fixture.imported("malloc");
 
-    assert_eq!(find(&fixture.build()).unwrap(), Found::default());
+    assert_eq!(find(&*fixture.build()).unwrap(), Found::default());
 }
 
 #[test]
 fn file_without_symbols_has_no_targets() {
-    assert_eq!(find(&Fixture::default().build()).unwrap(), Found::default());
+    assert_eq!(find(&*Fixture::default().build()).unwrap(), Found::default());
 }
 
 #[test]
@@ -65,7 +65,7 @@ fn same_symbol_in_both_tables_is_one_target() {
     let at = fixture.function("malloc", BODY);
     fixture.dynamic_symbols.push(FixtureSymbol::function("malloc", at, 2));
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(probed(&found), [("malloc", Api::Malloc, Role::Acquire)]);
     assert_eq!(skipped(&found), []);
@@ -76,7 +76,7 @@ fn version_is_no_part_of_the_name() {
     let mut fixture = Fixture::default();
     fixture.function("memalign@@GLIBC_2.2.5", BODY);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(probed(&found), [("memalign", Api::Memalign, Role::Acquire)]);
 }
@@ -89,7 +89,7 @@ fn aliases_get_one_probe_under_the_canonical_name() {
     fixture.symbols.push(FixtureSymbol::function("_ZdlPv", at, 2));
     fixture.function("malloc", BODY);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(
         probed(&found),
@@ -105,7 +105,7 @@ fn indirect_function_is_skipped_by_name() {
     let at = fixture.code(BODY);
     fixture.symbols.push(FixtureSymbol { kind: 10, ..FixtureSymbol::function("malloc", at, 2) });
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(probed(&found), []);
     assert_eq!(skipped(&found), [("malloc", Skip::IndirectFunction)]);
@@ -117,7 +117,7 @@ fn data_named_like_a_function_is_skipped() {
     let at = fixture.code(BODY);
     fixture.symbols.push(FixtureSymbol { kind: 1, ..FixtureSymbol::function("free", at, 8) });
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("free", Skip::NotAFunction)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("free", Skip::NotAFunction)]);
 }
 
 #[test]
@@ -126,7 +126,7 @@ fn symbol_without_size_is_skipped() {
     let at = fixture.code(BODY);
     fixture.symbols.push(FixtureSymbol::function("malloc", at, 0));
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("malloc", Skip::NoSize)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("malloc", Skip::NoSize)]);
 }
 
 #[test]
@@ -136,7 +136,7 @@ fn symbol_outside_the_code_is_skipped() {
     fixture.symbols.push(FixtureSymbol::function("calloc", u64::MAX - 1, u64::MAX));
     fixture.symbols.push(FixtureSymbol::function("free", fixture::LOAD_BIAS + 0x100_0000, 2));
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(probed(&found), []);
     let not_in_code = Skip::NotInCode;
@@ -152,7 +152,7 @@ fn segment_that_is_not_executable_holds_no_code() {
     fixture.function("malloc", BODY);
     fixture.segment_flags = 4;
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("malloc", Skip::NotInCode)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("malloc", Skip::NotInCode)]);
 }
 
 #[test]
@@ -161,7 +161,7 @@ fn glibcs_dynamic_linker_is_skipped() {
     fixture.function("malloc", BODY);
     fixture.soname = Some("ld-linux-x86-64.so.2");
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(probed(&found), []);
     assert_eq!(skipped(&found), [("malloc", Skip::DynamicLinker)]);
@@ -173,7 +173,7 @@ fn musls_dynamic_linker_is_its_c_library() {
     fixture.function("malloc", BODY);
     fixture.soname = Some("libc.musl-x86_64.so.1");
 
-    assert_eq!(probed(&find(&fixture.build()).unwrap()), [("malloc", Api::Malloc, Role::Acquire)]);
+    assert_eq!(probed(&find(&*fixture.build()).unwrap()), [("malloc", Api::Malloc, Role::Acquire)]);
 }
 
 #[test]
@@ -182,7 +182,7 @@ fn operators_of_a_file_without_malloc_are_not_looked_at() {
     fixture.function("_Znwm", BODY);
     fixture.function("_ZdlPv", BODY);
 
-    assert_eq!(find(&fixture.build()).unwrap(), Found::default());
+    assert_eq!(find(&*fixture.build()).unwrap(), Found::default());
 }
 
 #[test]
@@ -192,7 +192,7 @@ fn operator_with_its_own_fast_path_is_probed() {
     // cmp rdi, rax; ja slow; ret; slow: jmp malloc
     fixture.function_calling("_Znwm", &[0x48, 0x39, 0xc7, 0x77, 0x01, 0xc3], 0xe9, malloc);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(
         probed(&found),
@@ -207,7 +207,7 @@ fn operator_that_jumps_to_free_is_skipped() {
     let free = fixture.function("free", BODY);
     fixture.function_calling("_ZdlPv", &[0xf3, 0x0f, 0x1e, 0xfa], 0xe9, free);
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("_ZdlPv", Skip::Forwards)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_ZdlPv", Skip::Forwards)]);
 }
 
 #[test]
@@ -218,7 +218,7 @@ fn operator_that_forwards_to_a_forwarding_operator_is_skipped() {
     fixture.function_calling("_Znam", &[], 0xe9, new);
 
     assert_eq!(
-        skipped(&find(&fixture.build()).unwrap()),
+        skipped(&find(&*fixture.build()).unwrap()),
         [("_Znam", Skip::Forwards), ("_Znwm", Skip::Forwards)]
     );
 }
@@ -232,7 +232,7 @@ fn operator_that_frees_unless_null_is_skipped() {
     let head = [0x48, 0x85, 0xff, 0x75, 0x01, 0xc3];
     fixture.function_calling("_ZdlPvm", &head, 0xe9, free);
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
 }
 
 #[test]
@@ -244,7 +244,7 @@ fn operator_that_frees_only_sometimes_is_probed() {
     let head = [0x48, 0x85, 0xf6, 0x75, 0x01, 0xc3];
     fixture.function_calling("_ZdlPvm", &head, 0xe9, free);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_ZdlPvm"));
 }
@@ -257,7 +257,7 @@ fn operator_that_calls_malloc_through_the_plt_is_skipped() {
     // push rbx; call malloc@plt; and an end that is not reached by falling through
     fixture.function_calling("_Znwm", &[0x53], 0xe8, plt);
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("_Znwm", Skip::Forwards)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_Znwm", Skip::Forwards)]);
 }
 
 #[test]
@@ -270,7 +270,7 @@ fn operator_that_forwards_through_functions_of_other_names_is_skipped() {
     let free_size = fixture.function_calling("mi_free_size", &[], 0xe9, free_stub);
     fixture.function_calling("_ZdlPvm", &[], 0xe9, free_size);
 
-    assert_eq!(skipped(&find(&fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
+    assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
 }
 
 #[test]
@@ -283,7 +283,7 @@ fn functions_that_jump_to_each_other_are_followed_only_so_far() {
     }
     fixture.function_calling("_Znwm", &[], 0xe9, next);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_Znwm"));
 }
@@ -295,7 +295,7 @@ fn file_with_absurdly_many_allocators_is_cut_short() {
         fixture.function("malloc", BODY);
     }
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.len(), MAX_FUNCTIONS);
     assert_eq!(skipped(&found), [("malloc", Skip::TooMany)]);
@@ -308,7 +308,7 @@ fn operator_that_calls_something_else_is_probed() {
     let plt = fixture.plt("mmap");
     fixture.function_calling("_Znwm", &[0x53], 0xe9, plt);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_Znwm"));
 }
@@ -319,7 +319,7 @@ fn operator_that_releases_does_not_forward_to_one_that_acquires() {
     let malloc = fixture.function("malloc", BODY);
     fixture.function_calling("_ZdlPv", &[], 0xe9, malloc);
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_ZdlPv"));
 }
@@ -330,7 +330,7 @@ fn operator_that_loops_forever_is_probed() {
     fixture.function("malloc", RET);
     fixture.function("_Znwm", &[0x90, 0xeb, 0xfd]); // nop; jmp back to the nop
 
-    let found = find(&fixture.build()).unwrap();
+    let found = find(&*fixture.build()).unwrap();
 
     assert_eq!(found.targets.last().map(|t| t.symbol.as_str()), Some("_Znwm"));
 }
@@ -342,7 +342,7 @@ fn plan_has_a_site_for_every_target() {
     fixture.function("free", &[0x48, 0x85, 0xff, 0x74, 0x00, 0xc3]); // test; je; ret
     let file = fixture.build();
 
-    let plan = plan(&file).unwrap();
+    let plan = plan(&*file).unwrap();
 
     let free = &plan.probes[1];
     assert_eq!(free.site, Site { delta: 3, cost: ProbeCost::Emulated });
@@ -359,7 +359,7 @@ fn plan_has_a_site_for_every_target() {
 
 #[test]
 fn text_is_not_an_elf_file() {
-    let found = find(b"#!/bin/sh\necho this is longer than an ELF header\n");
+    let found = find(&b"#!/bin/sh\necho this is longer than an ELF header\n"[..]);
 
     assert_eq!(found, Err(AllocatorsError::NotElf { reason: "no ELF magic number".into() }));
 }
@@ -369,7 +369,7 @@ fn file_of_another_machine_is_refused_by_name() {
     let mut file = Fixture::default().build();
     file[18] = 183; // EM_AARCH64
 
-    assert_eq!(find(&file), Err(AllocatorsError::ForeignMachine { machine: 183, class: 64 }));
+    assert_eq!(find(&*file), Err(AllocatorsError::ForeignMachine { machine: 183, class: 64 }));
 }
 
 #[test]
@@ -377,7 +377,7 @@ fn thirty_two_bit_file_is_refused_by_name() {
     let mut file = Fixture::default().build();
     file[4] = 1; // ELFCLASS32
 
-    assert_eq!(find(&file), Err(AllocatorsError::ForeignMachine { machine: 62, class: 32 }));
+    assert_eq!(find(&*file), Err(AllocatorsError::ForeignMachine { machine: 62, class: 32 }));
 }
 
 #[test]
@@ -402,7 +402,7 @@ fn what_takes_memory_back_is_placed_first() {
         fixture.function(name, BODY);
     }
 
-    let plan = plan(&fixture.build()).unwrap();
+    let plan = plan(&*fixture.build()).unwrap();
 
     let order: Vec<&str> =
         plan.in_placing_order().iter().map(|probe| probe.target.symbol.as_str()).collect();
