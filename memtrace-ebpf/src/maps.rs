@@ -4,6 +4,7 @@
 //! program on the same CPU. So nothing here is private to a CPU: a thread has its [`Slot`], a
 //! walk claims a piece of [`SCRATCH`], and everything shared is changed with atomics.
 
+use aya_ebpf::bindings::BPF_F_MMAPABLE;
 use aya_ebpf::macros::map;
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use core::arch::asm;
@@ -71,13 +72,14 @@ pub static PENDING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES,
 #[map]
 pub static MODULES: Array<Module> = Array::with_max_entries(MAX_MODULES, 0);
 
-/// For each 256 bytes of text, the last row that starts at or before it. The daemon sets the size.
+/// For each 256 bytes of text, the last row that starts at or before it. The daemon sets the size
+/// and writes it through shared memory.
 #[map]
-pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, 0);
+pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
-/// Unwind rows. The daemon sets the size.
+/// Unwind rows. The daemon sets the size and writes them through shared memory.
 #[map]
-pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, 0);
+pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
 
 /// tid to what the thread is doing.
 #[map]

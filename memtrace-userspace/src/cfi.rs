@@ -34,6 +34,9 @@ use entries::{Bytes, Cies, Format};
 use program::Broken;
 use spans::{Functions, GAP, Span};
 
+/// Changes whenever [`compile`] gives another table of the same file: tables are kept on disk.
+pub const VERSION: u32 = 1;
+
 /// The unwind table of one ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Table {
@@ -45,6 +48,18 @@ pub struct Table {
     pub buckets: Vec<u32>,
     /// What the table lacks.
     pub skipped: Skipped,
+}
+
+impl Table {
+    /// Whether rows and index are in order, as [`lookup`] and the kernel's search need it.
+    ///
+    /// What the rows say is not asked: a walk survives any of them.
+    pub fn is_sound(&self) -> bool {
+        let Table { base: _, rows, buckets, skipped: _ } = self;
+        let rows_ascend = rows.is_sorted_by(|row, next| row.pc < next.pc);
+        let within = buckets.last().is_some_and(|last| (*last as usize) < rows.len());
+        rows_ascend && buckets.is_sorted() && within
+    }
 }
 
 /// What a table lacks, and why.
@@ -181,6 +196,14 @@ impl Text {
         let end = end.saturating_sub(self.base.0).min(last) as u32;
         (start < end).then_some((start, end))
     }
+}
+
+/// How large the frame sections of a file are, unpacked: a measure of how long [`compile`] takes.
+pub fn section_bytes<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> u64 {
+    [".eh_frame", ".debug_frame"]
+        .iter()
+        .filter_map(|name| elf.section_by_name(name))
+        .fold(0, |bytes, section| section.size().saturating_add(bytes))
 }
 
 fn base_addresses<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> BaseAddresses {

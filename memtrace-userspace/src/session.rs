@@ -29,6 +29,7 @@ use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
 use crate::live::privilege::{self, NotPrivileged};
+use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
@@ -45,11 +46,23 @@ const BATCHES: usize = 16;
 /// How long the tracer sleeps when the ring is empty.
 const IDLE: Duration = Duration::from_millis(4);
 
+/// Bytes of a bucket and its two rows.
+const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
+
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
 
 /// How long a launched program has after Ctrl-C, which it gets too, to end by itself.
 const GRACE: Duration = Duration::from_secs(2);
+
+/// Memory for unwind tables of code that a process loads later: 256 MB of text, 2 million rows.
+///
+/// It is not larger because the kernel makes such memory in one go, and whoever shares the CPU
+/// with it stands still meanwhile.
+pub const UNWIND_BYTES: u64 = 20 << 20;
+
+/// The same where programs may be started that are not known yet: a compiler's have 1 million rows.
+pub const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -73,6 +86,10 @@ pub struct RecordOptions {
     pub snapshot_interval: Duration,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
+    /// Memory for the unwind tables of code that is not mapped yet when the session begins.
+    pub unwind_bytes: u64,
+    /// Where the unwind tables of large files are kept; `None` to compile them each time.
+    pub table_cache: Option<PathBuf>,
     /// How long an event waits for room in the ring before it is dropped; 0 to drop at once.
     pub back_pressure: Duration,
     /// Whether to trace the children of processes that are attached to.
@@ -96,6 +113,11 @@ impl RecordOptions {
             duration: None,
             snapshot_interval: Duration::from_millis(500),
             ring_bytes: 32 << 20,
+            unwind_bytes: match children {
+                Children::Ignore => UNWIND_BYTES,
+                Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
+            },
+            table_cache: TableCache::usual_directory(),
             back_pressure: Duration::from_millis(500),
             children,
             new_code: NewCode::CatchUp,
@@ -305,17 +327,24 @@ fn start(
     let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
     let capacity = Capacity {
         ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
-        rows: 6 << 20,
-        buckets: 3 << 20,
+        // Two rows of 8 bytes and a bucket of 4, as in the densest of real programs.
+        rows: unwind_entries(options.unwind_bytes) * 2,
+        buckets: unwind_entries(options.unwind_bytes),
         modules: 1 << 16,
     };
-    let mut tracer = Tracer::new(Options {
+    let pids = match &options.target {
+        Target::Attach(pids) => pids.as_slice(),
+        Target::Launch(_) => &[],
+    };
+    let tracer_options = Options {
         capacity,
+        table_cache: options.table_cache.clone(),
         back_pressure: options.back_pressure,
         program: options.program,
         children: options.children,
         new_code: options.new_code,
-    })?;
+    };
+    let mut tracer = Tracer::new(tracer_options, pids)?;
     match &options.target {
         Target::Attach(pids) => {
             let first = pids.first().copied().unwrap_or(Pid(0));
@@ -353,6 +382,11 @@ fn start(
             }
         }
     }
+}
+
+/// How many buckets fit into memory for unwind tables, with two rows each.
+fn unwind_entries(bytes: u64) -> u32 {
+    u32::try_from(bytes / UNWIND_ENTRY_BYTES).unwrap_or(u32::MAX).min(1 << 24)
 }
 
 /// What the records of an attach say about it.

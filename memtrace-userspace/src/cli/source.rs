@@ -70,6 +70,14 @@ pub(crate) struct TraceArguments {
     /// Memory for events on their way from the kernel, 1M to 1G [default: 32M]
     #[arg(long, value_name = "SIZE", value_parser = ring_size)]
     ring_size: Option<u64>,
+    /// Memory for unwind tables of code that is loaded later, 1M to 320M; the target's own come on
+    /// top [default: 20M; 60M with children]
+    #[arg(long, value_name = "SIZE", value_parser = unwind_memory)]
+    unwind_memory: Option<u64>,
+    /// Where the unwind tables of large programs are kept for the next session, or `off`
+    /// [env: MEMTRACE_TABLE_CACHE] [default: /var/cache/memtrace, or your own cache directory]
+    #[arg(long, value_name = "DIR")]
+    table_cache: Option<PathBuf>,
     /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     back_pressure: Option<Duration>,
@@ -100,18 +108,34 @@ impl TraceArguments {
         let TraceArguments {
             duration,
             ring_size,
+            unwind_memory,
+            table_cache,
             back_pressure,
             children,
             stop_for_code,
             probe_cost,
         } = self;
         let usual = RecordOptions::new(target);
+        let children = if children { Children::Follow } else { usual.children };
+        let unwind_usual = match children {
+            Children::Ignore => session::UNWIND_BYTES,
+            Children::Follow => session::UNWIND_BYTES_WITH_CHILDREN,
+        };
+        let table_cache = table_cache
+            .or_else(|| std::env::var_os("MEMTRACE_TABLE_CACHE").map(PathBuf::from))
+            .filter(|directory| !directory.as_os_str().is_empty());
         RecordOptions {
             output,
             duration,
             ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
             back_pressure: back_pressure.unwrap_or(usual.back_pressure),
-            children: if children { Children::Follow } else { usual.children },
+            unwind_bytes: unwind_memory.unwrap_or(unwind_usual),
+            table_cache: match table_cache {
+                Some(directory) if directory.as_os_str() == "off" => None,
+                Some(directory) => Some(directory),
+                None => usual.table_cache,
+            },
+            children,
             new_code: if stop_for_code { NewCode::Stop } else { usual.new_code },
             program: match probe_cost {
                 ProbeCost::Full => Program::Trace,
@@ -127,6 +151,14 @@ fn ring_size(text: &str) -> Result<u64, String> {
     match quantity::size(text).map_err(|error| error.to_string())? {
         bytes @ 0x10_0000..=0x4000_0000 => Ok(bytes),
         _ => Err("must be 1M to 1G".to_owned()),
+    }
+}
+
+/// A size that the tables of unwind rows can have.
+fn unwind_memory(text: &str) -> Result<u64, String> {
+    match quantity::size(text).map_err(|error| error.to_string())? {
+        bytes @ 0x10_0000..=0x1400_0000 => Ok(bytes),
+        _ => Err("must be 1M to 320M".to_owned()),
     }
 }
 

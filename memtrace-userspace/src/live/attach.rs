@@ -14,10 +14,10 @@ use memtrace_common::unwind::Row;
 
 use super::allocators;
 use super::allocators::survey::{Found, Verdict};
-use super::images::{self, Images, Key, Reading};
+use super::images::{self, ImageId, Images, Key, Reading};
 use super::loader::{LoadError, Role};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
-use super::tables::{self, Placed, Regions};
+use super::tables::{self, NoRoom, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
 
@@ -34,7 +34,7 @@ pub(super) struct Traced {
     /// Code that the thread's `munmap` took last; it comes back if the call fails.
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
     /// The files that have probes in this process.
-    probed: HashSet<Key>,
+    probed: HashSet<ImageId>,
     /// The thread through which probes are placed: the first one, as long as it lives.
     task: u32,
     /// The probes.
@@ -48,6 +48,14 @@ struct Module {
     end: Avma,
     offset: FileOffset,
     key: Key,
+    image: ImageId,
+}
+
+impl Module {
+    /// Whether it still is what `mapping` shows at its start.
+    fn is(&self, mapping: &Mapping) -> bool {
+        self.end == mapping.end && self.offset == mapping.offset && self.key == Key::of(mapping)
+    }
 }
 
 /// How a process comes under observation.
@@ -75,7 +83,7 @@ impl Tracer {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
         let found = if traced.links.is_empty() { Found::None } else { Found::Some };
-        let analyses = traced.modules.values().filter_map(|module| self.images.get(&module.key));
+        let analyses = traced.modules.values().filter_map(|module| self.images.get(module.image));
         match Verdict::of(found, images::runtime(analyses)) {
             Verdict::NoAllocator => {
                 let exe = String::from_utf8_lossy(&info.exe).into_owned();
@@ -150,7 +158,7 @@ impl Tracer {
         if pc >= module.end {
             return None;
         }
-        let image = self.images.get(&module.key)?;
+        let image = self.images.get(module.image)?;
         let row = image
             .load_bias(*start, module.offset)
             .zip(image.table.as_ref())
@@ -317,8 +325,13 @@ impl Tracer {
             // `maps` of a process that ends is empty. Events that it sent before still need names.
             return Err(ProcessError::NoSuchProcess { pid: pid.0 }.into());
         }
-        for key in self.images.read(pid, code.iter().copied()) {
-            self.place_table(&key)?;
+        let new: Vec<&Mapping> = code.iter().copied().filter(|m| !self.knows(pid, m)).collect();
+        let new_images = self.images.read(pid, &new);
+        if self.images.are_many() {
+            self.forget_unused(&new_images);
+        }
+        for id in &new_images {
+            self.place_table(*id, &new_images);
         }
 
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
@@ -328,13 +341,19 @@ impl Tracer {
                 .find(|mapping| mapping.mapped == Mapped::Heap)
                 .map(|mapping| mapping.end);
         }
-        let now: BTreeMap<Avma, Module> = code
+        let mut now: BTreeMap<Avma, Module> = new
             .iter()
-            .map(|mapping| {
+            .zip(&new_images)
+            .map(|(mapping, image)| {
                 let Mapping { start, end, offset, .. } = **mapping;
-                (start, Module { end, offset, key: Key::of(mapping) })
+                (start, Module { end, offset, key: Key::of(mapping), image: *image })
             })
             .collect();
+        for mapping in &code {
+            if let Some(module) = traced.modules.get(&mapping.start) {
+                now.entry(mapping.start).or_insert_with(|| module.clone());
+            }
+        }
         let is_behind = traced.code_changes != code_changes;
         traced.code_changes = code_changes;
         if now != traced.modules {
@@ -354,25 +373,61 @@ impl Tracer {
             self.write_modules(pid)?;
         }
         self.kernel.add_process(pid, self.index_of(pid))?;
-        self.place_probes(pid)
+        tracing::debug!("the tables of {} are written", pid.0);
+        self.place_probes(pid)?;
+        self.images.save(&new_images);
+        Ok(())
+    }
+
+    /// Whether this mapping of `pid` is one of its modules.
+    fn knows(&self, pid: Pid, mapping: &Mapping) -> bool {
+        let traced = self.processes.get(&pid);
+        let module = traced.and_then(|traced| traced.modules.get(&mapping.start));
+        module.is_some_and(|module| module.is(mapping))
     }
 
     fn index_of(&self, pid: Pid) -> u32 {
         self.processes.get(&pid).map_or(0, |traced| traced.index)
     }
 
-    /// Writes the unwind table of a file that was just read.
-    fn place_table(&mut self, key: &Key) -> Result<(), TracerError> {
-        let Some(analysis) = self.images.get(key) else { return Ok(()) };
-        self.anomalies.files_unreadable += u64::from(analysis.reading == Reading::Failed);
-        let Some(table) = &analysis.table else { return Ok(()) };
-        match self.tables.place(&mut self.kernel, table)? {
-            Some(placed) => {
-                self.placed.insert(key.clone(), placed);
-            }
-            None => self.anomalies.tables_without_room += 1,
+    /// Writes the unwind table of an image, unless it is there. `needed` is in use, or about to be.
+    fn place_table(&mut self, id: ImageId, needed: &[ImageId]) {
+        if self.placed.contains_key(&id) {
+            return;
         }
-        Ok(())
+        let Some(analysis) = self.images.get(id).cloned() else { return };
+        self.anomalies.files_unreadable += u64::from(analysis.reading == Reading::Failed);
+        let placed = match &analysis.table {
+            None => Ok(Placed::NOTHING),
+            Some(table) => self.tables.place(&mut self.kernel, table).or_else(|_| {
+                self.forget_unused(needed);
+                self.tables.place(&mut self.kernel, table)
+            }),
+        };
+        match placed {
+            Ok(_) => {}
+            Err(NoRoom::Rows) => self.anomalies.tables_without_room_for_rows += 1,
+            Err(NoRoom::Buckets) => self.anomalies.tables_without_room_for_text += 1,
+        }
+        self.placed.insert(id, placed.unwrap_or(Placed::NOTHING));
+    }
+
+    /// Forgets the images that no process maps and that are not `needed`, and takes back the room
+    /// of their tables.
+    fn forget_unused(&mut self, needed: &[ImageId]) {
+        let mut used: HashSet<ImageId> = needed.iter().copied().collect();
+        for traced in self.processes.values() {
+            let unmapped = traced.unmapped.iter().flat_map(|(_, modules)| modules);
+            let modules = traced.modules.values().chain(unmapped.map(|(_, module)| module));
+            used.extend(modules.map(|module| module.image));
+        }
+        let forgotten = self.images.forget_unless(|id| used.contains(&id));
+        tracing::debug!("forgot {} files that nobody maps any more", forgotten.len());
+        for id in forgotten {
+            if let Some(placed) = self.placed.remove(&id) {
+                self.tables.remove(placed);
+            }
+        }
     }
 
     /// Gives the kernel the modules of `pid`, in a new generation.
@@ -381,9 +436,10 @@ impl Tracer {
         let modules: Vec<config::Module> = traced
             .modules
             .iter()
-            .map(|(start, Module { end, offset, key })| {
-                let bias = self.images.get(key).and_then(|image| image.load_bias(*start, *offset));
-                let placed = self.placed.get(key).copied().unwrap_or(Placed::NOTHING);
+            .map(|(start, Module { end, offset, key: _, image: id })| {
+                let image = self.images.get(*id);
+                let bias = image.and_then(|image| image.load_bias(*start, *offset));
+                let placed = self.placed.get(id).copied().unwrap_or(Placed::NOTHING);
                 match bias {
                     Some(bias) => tables::module(*start, *end, bias, placed),
                     None => tables::module(*start, *end, 0, Placed::NOTHING),
@@ -408,13 +464,13 @@ impl Tracer {
     /// Places the probes of every file of `pid` that has none yet.
     fn place_probes(&mut self, pid: Pid) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let keys: Vec<Key> = traced.modules.values().map(|module| module.key.clone()).collect();
-        for key in keys {
-            let Some(image) = self.images.get(&key) else { continue };
+        let ids: Vec<ImageId> = traced.modules.values().map(|module| module.image).collect();
+        for id in ids {
+            let Some(image) = self.images.get(id) else { continue };
             let (Some(file), record::Image::File { path, .. }) = (&image.file, &image.image) else {
                 continue;
             };
-            if image.plan.probes.is_empty() || !traced.probed.insert(key) {
+            if image.plan.probes.is_empty() || !traced.probed.insert(id) {
                 continue;
             }
             let file_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
@@ -457,8 +513,9 @@ fn module_record(
     start: Avma,
     module: &Module,
 ) -> record::Module {
-    let Module { end, offset, ref key } = *module;
-    let image = images.get(key).map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
+    let Module { end, offset, key: _, image } = *module;
+    let image =
+        images.get(image).map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
     record::Module { time, pid, start, end, offset, image }
 }
 

@@ -1,12 +1,15 @@
 //! What is known of the files that processes map as code.
 //!
-//! A file is read once, whichever processes map it: its build id, its unwind table, and the probes
-//! that its allocator functions get. Several files are read in parallel.
+//! A file is read once, whichever processes map it, unless it has changed since: its build id, its
+//! unwind table, and the probes that its allocator functions get. Several files are read in
+//! parallel, and of each only what is needed ([`super::lazy_file`]). The tables of large files come
+//! from the [`super::table_cache`] if they are there, and go there if they are not.
 
 use std::collections::HashMap;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::sync::Arc;
+use std::thread::JoinHandle;
 
 use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, ReadRef, SegmentFlags};
@@ -16,13 +19,17 @@ use super::allocators::survey::Runtime;
 use super::allocators::{self, Plan};
 use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
+use super::table_cache::{FileStamp, Identity, MIN_SECTION_BYTES, TableCache};
 use crate::cfi;
 use crate::record::{Image, Pid};
 
 /// The largest vDSO that is read; real ones have two pages.
 const MAX_VDSO_BYTES: u64 = 1 << 20;
 
-/// Tells one mapped image from another.
+/// How many images are known before those that nobody maps are forgotten.
+const MAX_IMAGES: usize = 1024;
+
+/// Tells what is mapped, by names that may come to mean something else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Key {
     /// A file, by device and inode.
@@ -46,6 +53,10 @@ impl Key {
     }
 }
 
+/// One reading of an image. A file that was changed in place is read again, under another id.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct ImageId(u64);
+
 /// Whether the bytes behind a mapping could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Reading {
@@ -62,15 +73,20 @@ pub struct Analysis {
     /// Its executable segments: file offset, size in the file, stated address.
     segments: Vec<(FileOffset, u64, Svma)>,
     /// Its unwind table, unless it has none that can be read.
-    pub table: Option<cfi::Table>,
+    pub table: Option<Arc<cfi::Table>>,
     /// The probes of its allocator functions.
     pub plan: Plan,
     /// The language runtime that it brings along; looked for only where there are no probes.
     pub runtime: Runtime,
     /// Whether it could be read at all.
     pub reading: Reading,
-    /// The file, kept open so that probes can be placed whatever becomes of its path.
+    /// The file if it gets probes, kept open so that they can be placed whatever becomes of its
+    /// path.
     pub file: Option<File>,
+    /// The state in which the file was read.
+    stamp: Option<FileStamp>,
+    /// What to keep the table as, if it is worth it and is not kept yet.
+    unsaved: Option<Identity>,
 }
 
 impl Analysis {
@@ -88,12 +104,24 @@ impl Analysis {
 
     /// What has no segments, table or probes.
     fn nothing(image: Image, reading: Reading) -> Self {
-        let (segments, plan) = (Vec::new(), Plan::default());
-        let runtime = Runtime::Other;
-        Analysis { image, segments, table: None, plan, runtime, reading, file: None }
+        Analysis {
+            image,
+            segments: Vec::new(),
+            table: None,
+            plan: Plan::default(),
+            runtime: Runtime::Other,
+            reading,
+            file: None,
+            stamp: None,
+            unsaved: None,
+        }
     }
 
-    fn of_bytes<'data>(image: Image, bytes: impl ReadRef<'data>) -> Self {
+    /// What the bytes of a file tell. Its table is kept under `identity`, if there is one.
+    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>) -> Self
+    where
+        R: ReadRef<'data> + Send + Sync,
+    {
         let Ok(elf) = object::File::parse(bytes) else {
             return Analysis::nothing(image, Reading::Done);
         };
@@ -110,52 +138,176 @@ impl Analysis {
             .collect();
         // A file without text that can be unwound is walked by frame pointer; one that is not
         // for this machine has no allocator that this process could call.
-        let table = cfi::compile(&elf).ok();
-        let plan = allocators::plan(bytes).unwrap_or_default();
+        let ((table, unsaved), plan) =
+            rayon::join(|| kept.table(&elf), || allocators::plan(bytes).unwrap_or_default());
         let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
         };
-        Analysis { image, segments, table, plan, runtime, reading: Reading::Done, file: None }
+        let nothing = Analysis::nothing(image, Reading::Done);
+        Analysis { segments, table, plan, runtime, unsaved, ..nothing }
+    }
+}
+
+/// Where the table of a file may be kept.
+enum Kept<'a> {
+    /// There.
+    In(&'a TableCache, Identity),
+    /// Nowhere.
+    Nowhere,
+}
+
+impl Kept<'_> {
+    /// The table of a file, and what to keep it as if it was compiled and took long.
+    fn table<'data, R: ReadRef<'data>>(
+        self,
+        elf: &object::File<'data, R>,
+    ) -> (Option<Arc<cfi::Table>>, Option<Identity>) {
+        let kept = match self {
+            Kept::In(cache, identity) if cfi::section_bytes(elf) >= MIN_SECTION_BYTES => {
+                if let Some(table) = cache.load(&identity) {
+                    return (Some(Arc::new(table)), None);
+                }
+                Some(identity)
+            }
+            Kept::In(..) | Kept::Nowhere => None,
+        };
+        match cfi::compile(elf) {
+            Ok(table) => (Some(Arc::new(table)), kept),
+            Err(_) => (None, None),
+        }
     }
 }
 
 /// The files that were read.
-#[derive(Default)]
 pub struct Images {
-    known: HashMap<Key, Arc<Analysis>>,
+    known: HashMap<ImageId, Arc<Analysis>>,
+    /// The last reading of each.
+    current: HashMap<Key, ImageId>,
+    next: u64,
+    /// How many may be known before it is worth to look for some to forget.
+    forget_at: usize,
+    /// Whether any file that was ever read is Go's.
+    runtime: Runtime,
+    cache: Option<Arc<TableCache>>,
+    savers: Vec<JoinHandle<()>>,
 }
 
 impl Images {
-    /// What is known of the image behind `key`, if it was read.
-    pub fn get(&self, key: &Key) -> Option<&Arc<Analysis>> {
-        self.known.get(key)
+    /// Nothing is known yet.
+    pub fn new(cache: Option<TableCache>) -> Self {
+        Images {
+            known: HashMap::new(),
+            current: HashMap::new(),
+            next: 0,
+            forget_at: MAX_IMAGES,
+            runtime: Runtime::Other,
+            cache: cache.map(Arc::new),
+            savers: Vec::new(),
+        }
+    }
+
+    /// What is known of an image.
+    pub fn get(&self, id: ImageId) -> Option<&Arc<Analysis>> {
+        self.known.get(&id)
+    }
+
+    /// All tables.
+    pub fn tables(&self) -> impl Iterator<Item = &cfi::Table> {
+        self.known.values().filter_map(|analysis| analysis.table.as_deref())
     }
 
     /// Whether any file that was read is Go's.
     pub fn runtime(&self) -> Runtime {
-        runtime(self.known.values())
+        self.runtime
     }
 
-    /// Reads what `mappings` show and is not known yet, and gives the keys of these.
-    pub fn read<'a>(&mut self, pid: Pid, mappings: impl Iterator<Item = &'a Mapping>) -> Vec<Key> {
-        let mut new: HashMap<Key, &Mapping> = HashMap::new();
-        for mapping in mappings {
-            let key = Key::of(mapping);
-            if !self.known.contains_key(&key) {
-                new.entry(key).or_insert(mapping);
-            }
+    /// Reads what `mappings` show, as far as it is not known; gives the image of each mapping.
+    pub fn read(&mut self, pid: Pid, mappings: &[&Mapping]) -> Vec<ImageId> {
+        let mut seen = HashMap::new();
+        let mut new = Vec::new();
+        for &mapping in mappings {
+            seen.entry(Key::of(mapping)).or_insert_with_key(|key| {
+                let known = self.current.get(key).filter(|id| self.is_current(pid, mapping, **id));
+                if known.is_none() {
+                    new.push(mapping);
+                }
+            });
         }
-        let mut analyses: Vec<(Key, Analysis)> =
-            new.into_par_iter().map(|(key, mapping)| (key, analyse(pid, mapping))).collect();
-        analyses.sort_by(|(_, a), (_, b)| order(&a.image).cmp(order(&b.image)));
-        analyses
-            .into_iter()
-            .map(|(key, analysis)| {
-                self.known.insert(key.clone(), Arc::new(analysis));
-                key
-            })
-            .collect()
+        let cache = self.cache.as_deref();
+        let analyses: Vec<Analysis> =
+            new.par_iter().map(|mapping| analyse(pid, mapping, cache)).collect();
+        for (mapping, analysis) in new.into_iter().zip(analyses) {
+            let id = ImageId(self.next);
+            self.next += 1;
+            if analysis.runtime == Runtime::Go {
+                self.runtime = Runtime::Go;
+            }
+            self.current.insert(Key::of(mapping), id);
+            self.known.insert(id, Arc::new(analysis));
+        }
+        mappings.iter().filter_map(|mapping| self.current.get(&Key::of(mapping)).copied()).collect()
+    }
+
+    /// Whether the file of `mapping` is as it was when it was read.
+    ///
+    /// One that cannot be looked at now could not be read again either.
+    fn is_current(&self, pid: Pid, mapping: &Mapping, id: ImageId) -> bool {
+        let Some(stamp) = self.known.get(&id).and_then(|analysis| analysis.stamp) else {
+            return true;
+        };
+        process::open_mapped(pid, mapping)
+            .ok()
+            .and_then(|file| file.metadata().ok())
+            .is_none_or(|metadata| FileStamp::of(&metadata) == stamp)
+    }
+
+    /// Whether so many are known that those that nobody maps should be forgotten.
+    pub fn are_many(&self) -> bool {
+        self.known.len() > self.forget_at
+    }
+
+    /// Forgets all images but those in `used`, and gives their ids.
+    pub fn forget_unless(&mut self, used: impl Fn(ImageId) -> bool) -> Vec<ImageId> {
+        let forgotten: Vec<ImageId> = self.known.keys().copied().filter(|id| !used(*id)).collect();
+        self.known.retain(|id, _| used(*id));
+        self.current.retain(|_, id| used(*id));
+        self.forget_at = MAX_IMAGES.max(self.known.len().saturating_mul(2));
+        forgotten
+    }
+
+    /// Has the tables of these images kept on disk, in the background, if they should be.
+    pub fn save(&mut self, ids: &[ImageId]) {
+        let Some(cache) = &self.cache else { return };
+        let unsaved: Vec<Arc<Analysis>> = ids
+            .iter()
+            .filter_map(|id| self.known.get(id))
+            .filter(|analysis| analysis.unsaved.is_some())
+            .cloned()
+            .collect();
+        if unsaved.is_empty() {
+            return;
+        }
+        let cache = Arc::clone(cache);
+        self.savers.retain(|saver| !saver.is_finished());
+        self.savers.push(std::thread::spawn(move || {
+            for analysis in unsaved {
+                if let Some((identity, table)) =
+                    analysis.unsaved.as_ref().zip(analysis.table.as_ref())
+                {
+                    cache.store(identity, table);
+                }
+            }
+        }));
+    }
+}
+
+impl Drop for Images {
+    fn drop(&mut self) {
+        for saver in self.savers.drain(..) {
+            // It has nothing to say; a table that is not kept is compiled again.
+            let _ = saver.join();
+        }
     }
 }
 
@@ -165,39 +317,45 @@ pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Run
     if analyses.into_iter().any(is_go) { Runtime::Go } else { Runtime::Other }
 }
 
-/// A stable order, so that equal sessions give equal traces.
-fn order(image: &Image) -> &[u8] {
-    match image {
-        Image::File { path, .. } => path,
-        Image::Vdso | Image::Anonymous => b"",
-    }
-}
-
 /// Reads the image behind one mapping. What cannot be read has no table and no probes.
-fn analyse(pid: Pid, mapping: &Mapping) -> Analysis {
+fn analyse(pid: Pid, mapping: &Mapping, cache: Option<&TableCache>) -> Analysis {
     match &mapping.mapped {
-        Mapped::File { path, deleted: _ } => {
-            let mut image = Image::File { path: path.clone(), build_id: Vec::new() };
-            let Ok(file) = process::open_mapped(pid, mapping) else {
-                return Analysis::nothing(image, Reading::Failed);
-            };
-            let Ok(bytes) = LazyFile::new(&file) else {
-                return Analysis::nothing(image, Reading::Failed);
-            };
-            if let Image::File { build_id, .. } = &mut image {
-                *build_id = process::build_id(&bytes).unwrap_or_default();
-            }
-            let analysis = Analysis::of_bytes(image, &bytes);
-            Analysis { file: Some(file), ..analysis }
-        }
+        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache)
+            .unwrap_or_else(|| {
+                let image = Image::File { path: path.clone(), build_id: Vec::new() };
+                Analysis::nothing(image, Reading::Failed)
+            }),
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
             Analysis::nothing(Image::Anonymous, Reading::Done)
         }
     }
+}
+
+/// Reads the file at `path`, which `mapping` shows; `None` if it cannot be read.
+fn analyse_file(
+    pid: Pid,
+    mapping: &Mapping,
+    path: &[u8],
+    cache: Option<&TableCache>,
+) -> Option<Analysis> {
+    let file = process::open_mapped(pid, mapping).ok()?;
+    // The stamp comes first: what is changed afterwards has another.
+    let stamp = FileStamp::of(&file.metadata().ok()?);
+    let bytes = LazyFile::new(&file).ok()?;
+    let build_id = process::build_id(&bytes).unwrap_or_default();
+    let kept = match cache {
+        Some(cache) => Kept::In(cache, Identity::new(&build_id, stamp)),
+        None => Kept::Nowhere,
+    };
+    let image = Image::File { path: path.to_vec(), build_id };
+    let analysis = Analysis::of_bytes(image, &bytes, kept);
+    drop(bytes);
+    let file = (!analysis.plan.probes.is_empty()).then_some(file);
+    Some(Analysis { file, stamp: Some(stamp), ..analysis })
 }
 
 fn read_vdso(pid: Pid, mapping: &Mapping) -> std::io::Result<Vec<u8>> {
@@ -263,5 +421,89 @@ mod tests {
         let elf = analysis(&[(0x1000, u64::MAX, 0), (0, 0x1000, u64::MAX)]);
 
         assert_eq!(elf.load_bias(Avma(0), FileOffset(0)), Some(1));
+    }
+
+    /// Our own mapping of the first page of a file.
+    fn mapping_of(file: &File) -> (memmap2::Mmap, Mapping) {
+        // SAFETY: the bytes are never looked at.
+        let memory = unsafe { memmap2::MmapOptions::new().len(4096).map(file) }.unwrap();
+        let start = memory.as_ptr() as u64;
+        let mappings = process::mappings(own_pid()).unwrap();
+        let mapping = mappings.into_iter().find(|mapping| mapping.start.0 == start).unwrap();
+        (memory, mapping)
+    }
+
+    fn own_pid() -> Pid {
+        Pid(std::process::id())
+    }
+
+    fn build_id(images: &Images, id: ImageId) -> Vec<u8> {
+        match &images.get(id).unwrap().image {
+            Image::File { build_id, .. } => build_id.clone(),
+            Image::Vdso | Image::Anonymous => panic!("it is a file"),
+        }
+    }
+
+    #[test]
+    fn file_is_read_once_as_long_as_it_does_not_change() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let ((_first, one), (_second, other)) = (mapping_of(&file), mapping_of(&file));
+        let mut images = Images::new(None);
+
+        let ids = images.read(own_pid(), &[&one, &other]);
+        let again = images.read(own_pid(), &[&other]);
+
+        assert_eq!(ids, [ImageId(0), ImageId(0)]);
+        assert_eq!(again, [ImageId(0)]);
+    }
+
+    #[test]
+    fn file_rewritten_in_place_is_read_again() {
+        let mut file = tempfile::NamedTempFile::new().unwrap();
+        std::io::copy(&mut File::open("/proc/self/exe").unwrap(), &mut file).unwrap();
+        let (_memory, mapping) = mapping_of(file.as_file());
+        let mut images = Images::new(None);
+        let before = images.read(own_pid(), &[&mapping]);
+
+        std::fs::write(file.path(), "not a program any more").unwrap();
+        let after = images.read(own_pid(), &[&mapping]);
+
+        assert_ne!(before, after);
+        assert_ne!(build_id(&images, before[0]), b"");
+        assert_eq!(build_id(&images, after[0]), b"");
+    }
+
+    #[test]
+    fn image_that_is_forgotten_is_read_again_under_another_id() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let (_memory, mapping) = mapping_of(&file);
+        let mut images = Images::new(None);
+        images.read(own_pid(), &[&mapping]);
+
+        let forgotten = images.forget_unless(|_| false);
+        let ids = images.read(own_pid(), &[&mapping]);
+
+        assert_eq!(forgotten, [ImageId(0)]);
+        assert_eq!(ids, [ImageId(1)]);
+        assert!(images.get(ImageId(0)).is_none());
+    }
+
+    #[test]
+    fn table_of_a_large_file_is_kept_and_found() {
+        let file = File::open("/proc/self/exe").unwrap();
+        let (_memory, mapping) = mapping_of(&file);
+        let directory = tempfile::tempdir().unwrap();
+        let session = || {
+            let mut images = Images::new(TableCache::open(directory.path()));
+            let ids = images.read(own_pid(), &[&mapping]);
+            let analysis = Arc::clone(images.get(ids[0]).unwrap());
+            images.save(&ids);
+            analysis
+        };
+
+        let (cold, warm) = (session(), session());
+
+        assert!(cold.unsaved.is_some() && warm.unsaved.is_none());
+        assert!(cold.table == warm.table && cold.table.is_some());
     }
 }

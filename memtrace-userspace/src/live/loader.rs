@@ -7,19 +7,23 @@
 use std::num::NonZeroU32;
 use std::path::Path;
 
-use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
+use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use aya::programs::{BtfTracePoint, UProbe};
+use aya::programs::{BtfTracePoint, Program as LoadedProgram, ProgramError, UProbe};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use memtrace_common::addr::FileOffset;
-use memtrace_common::config::{BucketChunk, Module, Process, RowChunk, Settings};
+use memtrace_common::config::{
+    BUCKETS_PER_CHUNK, KernelOffsets, Module, Process, ROWS_PER_CHUNK, RowChunk, Settings,
+};
 use memtrace_common::counter::Counter;
 use memtrace_common::event::Api;
+use memtrace_common::unwind::Row;
 use thiserror::Error;
-use zerocopy::IntoBytes;
+use zerocopy::{Immutable, IntoBytes};
 
 use super::kernel_types::{KernelTypesError, kernel_offsets};
+use super::mapped_array::MappedArray;
 use crate::record::{Pid, Tid};
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
@@ -32,6 +36,9 @@ const LOG_MAP: &str = "AYA_LOGS";
 
 /// Index of the heartbeat in the `SHARED` map.
 const HEARTBEAT: u32 = 0;
+
+/// Bytes of a value of the maps of rows and buckets.
+const CHUNK_BYTES: usize = size_of::<RowChunk>();
 
 /// Value in `PENDING`: trace the process from its next `exec` on.
 const PENDING_EXEC: u32 = 2;
@@ -51,6 +58,15 @@ pub enum LoadError {
     /// The kernel's BTF does not have what the programs need.
     #[error(transparent)]
     Types(#[from] KernelTypesError),
+    /// The kernel does not share the maps of unwind tables.
+    #[error(
+        "cannot map memtrace's unwind tables into memory: {source}; free some memory, or raise \
+             the limit of address space (`ulimit -v`)"
+    )]
+    NotShared {
+        /// Why.
+        source: std::io::Error,
+    },
     /// The kernel refused maps or programs.
     #[error("the kernel refused memtrace's programs: {source}; run `memtrace doctor`")]
     Refused {
@@ -65,6 +81,29 @@ impl LoadError {
     }
 }
 
+/// What must be known of the running kernel before programs can be loaded.
+pub struct KernelTypes {
+    offsets: KernelOffsets,
+    btf: Btf,
+    /// aya's loader reads the kernel's BTF for itself, and does not show it to the tracepoints.
+    loader: EbpfLoader<'static>,
+}
+
+impl KernelTypes {
+    /// Reads the kernel's BTF, each reader side by side: it takes some 40 ms to parse.
+    pub fn read() -> Result<Self, LoadError> {
+        let read = || {
+            let bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
+            let offsets = kernel_offsets(&bytes)?;
+            let btf = Btf::parse(&bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
+            Ok::<_, LoadError>((offsets, btf))
+        };
+        let (types, loader) = rayon::join(read, EbpfLoader::new);
+        let (offsets, btf) = types?;
+        Ok(KernelTypes { offsets, btf, loader })
+    }
+}
+
 /// Sizes that are fixed once the maps are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
@@ -76,6 +115,27 @@ pub struct Capacity {
     pub buckets: u32,
     /// Executable mappings of all processes, twice.
     pub modules: u32,
+}
+
+/// The most rows that there is room for, however large the target: 256 MiB.
+const MAX_ROWS: u64 = 32 << 20;
+
+/// The most buckets that there is room for: 4 GiB of text.
+const MAX_BUCKETS: u64 = 16 << 20;
+
+impl Capacity {
+    /// The same, and room for that many rows and buckets more, as far as there may be.
+    pub fn with_room_for(self, rows: u64, buckets: u64) -> Capacity {
+        let add = |have: u32, more: u64, most: u64| {
+            // Within `u32`, because both limits are.
+            u64::from(have).saturating_add(more).min(most.max(have.into())) as u32
+        };
+        Capacity {
+            rows: add(self.rows, rows, MAX_ROWS),
+            buckets: add(self.buckets, buckets, MAX_BUCKETS),
+            ..self
+        }
+    }
 }
 
 /// What a probe does when it is hit.
@@ -104,10 +164,6 @@ struct Value<T>(T);
 unsafe impl Pod for Value<Module> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<Process> {}
-// SAFETY: as above.
-unsafe impl Pod for Value<RowChunk> {}
-// SAFETY: as above.
-unsafe impl Pod for Value<BucketChunk> {}
 
 /// The loaded kernel half. Dropping it detaches everything.
 pub struct Kernel {
@@ -117,8 +173,8 @@ pub struct Kernel {
     processes: Array<MapData, Value<Process>>,
     code_changes: Array<MapData, u64>,
     modules: Array<MapData, Value<Module>>,
-    rows: Array<MapData, Value<RowChunk>>,
-    buckets: Array<MapData, Value<BucketChunk>>,
+    rows: MappedArray<Row>,
+    buckets: MappedArray<u32>,
     shared: Array<MapData, u64>,
     /// Messages of a debug build of the object; other builds have none.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
@@ -128,28 +184,27 @@ pub struct Kernel {
 impl Kernel {
     /// Loads programs and maps, and attaches the tracepoints. Gives the ring apart.
     pub fn load(
+        KernelTypes { offsets, btf, loader }: KernelTypes,
         capacity: Capacity,
         back_pressure_ns: u64,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
-        let btf_bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
-        let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
-        let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
+        let settings = Settings { back_pressure_ns, offsets };
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
-        let mut ebpf = EbpfLoader::new()
-            .btf(Some(&btf))
+        let row_chunks = chunks(capacity.rows, ROWS_PER_CHUNK);
+        let bucket_chunks = chunks(capacity.buckets, BUCKETS_PER_CHUNK);
+        let mut loader: EbpfLoader<'_> = loader;
+        let mut ebpf = loader
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("EVENTS", capacity.ring_bytes)
             .map_max_entries("MODULES", capacity.modules)
-            .map_max_entries("ROWS", chunks(capacity.rows, size_of::<RowChunk>() / 8))
-            .map_max_entries("BUCKETS", chunks(capacity.buckets, size_of::<BucketChunk>() / 4))
+            .map_max_entries("ROWS", row_chunks)
+            .map_max_entries("BUCKETS", bucket_chunks)
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
-        for name in
-            ["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-        {
-            uprobe(&mut ebpf, name).load().map_err(LoadError::refused)?;
-        }
+        tracing::debug!("the maps are made; loading programs");
+        load_programs(&mut ebpf, &btf)?;
+        tracing::debug!("the programs are loaded");
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
         let mut kernel = Kernel {
             process_index: typed(&mut ebpf, "PROCESS_INDEX")?,
@@ -157,8 +212,8 @@ impl Kernel {
             processes: typed(&mut ebpf, "PROCESSES")?,
             code_changes: typed(&mut ebpf, "CODE_CHANGES")?,
             modules: typed(&mut ebpf, "MODULES")?,
-            rows: typed(&mut ebpf, "ROWS")?,
-            buckets: typed(&mut ebpf, "BUCKETS")?,
+            rows: mapped(&mut ebpf, "ROWS", row_chunks)?,
+            buckets: mapped(&mut ebpf, "BUCKETS", bucket_chunks)?,
             shared: typed(&mut ebpf, "SHARED")?,
             counters: typed(&mut ebpf, "COUNTER_VALUES")?,
             logger: match ebpf.map(LOG_MAP) {
@@ -167,22 +222,10 @@ impl Kernel {
             },
             ebpf,
         };
-        for name in [
-            "sys_enter",
-            "sys_exit",
-            "sched_process_fork",
-            "sched_process_exec",
-            "sched_process_exit",
-            "task_rename",
-        ] {
-            let program: &mut BtfTracePoint = kernel
-                .ebpf
-                .program_mut(name)
-                .expect("the object has this program")
-                .try_into()
-                .map_err(LoadError::refused)?;
-            program.load(name, &btf).map_err(LoadError::refused)?;
-            program.attach().map_err(LoadError::refused)?;
+        for (_, program) in kernel.ebpf.programs_mut() {
+            if let Ok(tracepoint) = <&mut BtfTracePoint>::try_from(program) {
+                tracepoint.attach().map_err(LoadError::refused)?;
+            }
         }
         Ok((kernel, ring))
     }
@@ -252,14 +295,14 @@ impl Kernel {
         self.modules.set(index, Value(module), 0).map_err(LoadError::refused)
     }
 
-    /// Writes a chunk of unwind rows.
-    pub fn set_rows(&mut self, index: u32, chunk: RowChunk) -> Result<(), LoadError> {
-        self.rows.set(index, Value(chunk), 0).map_err(LoadError::refused)
+    /// Writes unwind rows.
+    pub fn set_rows(&mut self, first: u32, rows: &[Row]) {
+        self.rows.write(first, rows);
     }
 
-    /// Writes a chunk of bucket entries.
-    pub fn set_buckets(&mut self, index: u32, chunk: BucketChunk) -> Result<(), LoadError> {
-        self.buckets.set(index, Value(chunk), 0).map_err(LoadError::refused)
+    /// Writes bucket entries.
+    pub fn set_buckets(&mut self, first: u32, entries: &[u32]) {
+        self.buckets.write(first, entries);
     }
 
     /// Shows the kernel programs that the daemon lives. `now_ns` is `CLOCK_MONOTONIC`.
@@ -287,19 +330,58 @@ impl Kernel {
     }
 }
 
+/// Loads all programs at once: the kernel takes a tenth of a second to verify each of the large
+/// ones, and verifies side by side. A tracepoint's program has its name.
+fn load_programs(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), LoadError> {
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = ebpf
+            .programs_mut()
+            .map(|(name, program)| {
+                let name = name.to_owned();
+                scope.spawn(move || load_program(&name, program, btf))
+            })
+            .collect();
+        threads.into_iter().try_for_each(|thread| match thread.join() {
+            Ok(loaded) => loaded.map_err(LoadError::refused),
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+fn load_program(name: &str, program: &mut LoadedProgram, btf: &Btf) -> Result<(), ProgramError> {
+    match program {
+        LoadedProgram::UProbe(uprobe) => uprobe.load(),
+        LoadedProgram::BtfTracePoint(tracepoint) => tracepoint.load(name, btf),
+        _ => Err(ProgramError::UnexpectedProgramType),
+    }
+}
+
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut UProbe {
     ebpf.program_mut(name)
         .and_then(|program| program.try_into().ok())
         .expect("the object has this program")
 }
 
-fn take_map(ebpf: &mut Ebpf, name: &str) -> aya::maps::Map {
+fn take_map(ebpf: &mut Ebpf, name: &str) -> Map {
     ebpf.take_map(name).expect("the object has this map")
+}
+
+/// Maps an array whose values are pages.
+fn mapped<T: IntoBytes + Immutable>(
+    ebpf: &mut Ebpf,
+    name: &str,
+    pages: u32,
+) -> Result<MappedArray<T>, LoadError> {
+    let Map::Array(map) = take_map(ebpf, name) else {
+        return Err(LoadError::refused(format!("{name} is not an array")));
+    };
+    MappedArray::new(map, pages as usize * CHUNK_BYTES)
+        .map_err(|source| LoadError::NotShared { source })
 }
 
 fn typed<M>(ebpf: &mut Ebpf, name: &str) -> Result<M, LoadError>
 where
-    M: TryFrom<aya::maps::Map, Error = aya::maps::MapError>,
+    M: TryFrom<Map, Error = aya::maps::MapError>,
 {
     M::try_from(take_map(ebpf, name)).map_err(LoadError::refused)
 }

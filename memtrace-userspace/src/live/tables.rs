@@ -1,22 +1,20 @@
 //! The kernel's tables: unwind rows, their bucket index, and the modules of each process.
 //!
-//! Array maps cannot grow, so room is handed out once and counted. A file's rows and buckets are
-//! written once, whichever processes map it. A process has two regions of modules that are
-//! written in turn, so that a walk does not see a half-written one unless two changes overtake it:
+//! Array maps cannot grow, so room is handed out and counted; a file that no process maps any more
+//! gives its room back when another needs it. A file's rows and buckets are written once, whichever
+//! processes map it. A process has two regions of modules that are written in turn, so that a walk
+//! does not see a half-written one unless two changes overtake it:
 //!
 //! ```text
-//!   ROWS     | file A …… | file B … |            → grows
-//!   BUCKETS  | A … | B … |                       → grows; entries count rows of the whole map
+//!   ROWS     | file A …… | free | file C … | free …
+//!   BUCKETS  | A … | free | C … | free …          entries count rows of the whole map
 //!   MODULES  | process 1, even | process 1, odd | process 2, even | …
 //! ```
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 
 use memtrace_common::addr::{Avma, Svma};
-use memtrace_common::config::{
-    BUCKETS_PER_CHUNK, BucketChunk, MAX_MODULES, Module, ROWS_PER_CHUNK, RowChunk,
-};
-use memtrace_common::unwind::Row;
+use memtrace_common::config::{BUCKETS_PER_CHUNK, MAX_MODULES, Module, ROWS_PER_CHUNK};
 
 use super::loader::{Capacity, Kernel, LoadError};
 use crate::cfi;
@@ -37,11 +35,27 @@ pub struct Placed {
     pub first_bucket: u32,
     /// How many buckets it has.
     pub bucket_count: u32,
+    /// What it takes.
+    room: Room,
 }
 
 impl Placed {
     /// A module without a table.
-    pub const NOTHING: Placed = Placed { base: Svma(0), first_bucket: 0, bucket_count: 0 };
+    pub const NOTHING: Placed = Placed {
+        base: Svma(0),
+        first_bucket: 0,
+        bucket_count: 0,
+        room: Room { rows: Chunks::NONE, buckets: Chunks::NONE },
+    };
+}
+
+/// Why a table cannot be placed, in the words of the counters.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NoRoom {
+    /// There are too many rows.
+    Rows,
+    /// There is too much text.
+    Buckets,
 }
 
 /// The two regions of a process.
@@ -64,17 +78,77 @@ pub struct Region {
 /// Room for the table of one file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Room {
-    first_row: u32,
-    first_bucket: u32,
-    buckets: u32,
+    rows: Chunks,
+    buckets: Chunks,
+}
+
+/// Neighbouring values of a map.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Chunks {
+    first: u32,
+    count: u32,
+}
+
+impl Chunks {
+    const NONE: Chunks = Chunks { first: 0, count: 0 };
+
+    /// Index of the first entry.
+    fn first_entry(self, per_chunk: usize) -> u32 {
+        self.first * per_chunk as u32
+    }
+}
+
+/// The free values of a map.
+#[derive(Debug)]
+struct Space {
+    /// Count by first index; no two of them touch.
+    free: BTreeMap<u32, u32>,
+}
+
+impl Space {
+    /// All values that hold `entries`.
+    fn new(entries: u32, per_chunk: usize) -> Self {
+        let chunks = entries.div_ceil(per_chunk as u32);
+        Space { free: BTreeMap::from([(0, chunks)]) }
+    }
+
+    /// The first place that is large enough for `entries`.
+    fn take(&mut self, entries: usize, per_chunk: usize) -> Option<Chunks> {
+        let count = u32::try_from(entries.div_ceil(per_chunk)).ok()?;
+        if count == 0 {
+            return Some(Chunks::NONE);
+        }
+        let (&first, &free) = self.free.iter().find(|(_, free)| **free >= count)?;
+        self.free.remove(&first);
+        if free > count {
+            self.free.insert(first + count, free - count);
+        }
+        Some(Chunks { first, count })
+    }
+
+    fn give_back(&mut self, Chunks { mut first, mut count }: Chunks) {
+        if count == 0 {
+            return;
+        }
+        if let Some(behind) = self.free.remove(&(first + count)) {
+            count += behind;
+        }
+        if let Some((&before, before_count)) = self.free.range_mut(..first).next_back()
+            && before + *before_count == first
+        {
+            count += *before_count;
+            first = before;
+        }
+        self.free.insert(first, count);
+    }
 }
 
 /// What is handed out.
 #[derive(Debug)]
 pub struct Tables {
     capacity: Capacity,
-    next_row: u32,
-    next_bucket: u32,
+    rows: Space,
+    buckets: Space,
     next_module: u32,
     /// Regions that dead processes gave back, by size.
     free: HashMap<u32, Vec<[u32; 2]>>,
@@ -83,46 +157,44 @@ pub struct Tables {
 impl Tables {
     /// Nothing is handed out yet.
     pub fn new(capacity: Capacity) -> Self {
-        Tables { capacity, next_row: 0, next_bucket: 0, next_module: 0, free: HashMap::new() }
+        Tables {
+            capacity,
+            rows: Space::new(capacity.rows, ROWS_PER_CHUNK),
+            buckets: Space::new(capacity.buckets, BUCKETS_PER_CHUNK),
+            next_module: 0,
+            free: HashMap::new(),
+        }
     }
 
-    /// Writes the table of a file; `None` if there is no room for it.
-    pub fn place(
-        &mut self,
-        kernel: &mut Kernel,
-        table: &cfi::Table,
-    ) -> Result<Option<Placed>, LoadError> {
-        let Some(Room { first_row, first_bucket, buckets }) =
-            self.reserve(table.rows.len(), table.buckets.len())
-        else {
-            return Ok(None);
-        };
-        let chunks = table.rows.chunks(ROWS_PER_CHUNK);
-        for (index, rows) in (first_row / ROWS_PER_CHUNK as u32..).zip(chunks) {
-            let mut chunk: RowChunk = [Row::NONE; ROWS_PER_CHUNK];
-            chunk[..rows.len()].copy_from_slice(rows);
-            kernel.set_rows(index, chunk)?;
-        }
-        let chunks = table.buckets.chunks(BUCKETS_PER_CHUNK);
-        for (index, entries) in (first_bucket / BUCKETS_PER_CHUNK as u32..).zip(chunks) {
-            let mut chunk: BucketChunk = [0; BUCKETS_PER_CHUNK];
-            for (to, from) in chunk.iter_mut().zip(entries) {
-                *to = first_row + from;
+    /// Writes the table of a file.
+    pub fn place(&mut self, kernel: &mut Kernel, table: &cfi::Table) -> Result<Placed, NoRoom> {
+        let room = self.reserve(table.rows.len(), table.buckets.len())?;
+        let first_row = room.rows.first_entry(ROWS_PER_CHUNK);
+        let first_bucket = room.buckets.first_entry(BUCKETS_PER_CHUNK);
+        kernel.set_rows(first_row, &table.rows);
+        let entries: Vec<u32> = table.buckets.iter().map(|row| first_row + row).collect();
+        kernel.set_buckets(first_bucket, &entries);
+        // It found room, so it can be counted.
+        let bucket_count = (entries.len() as u32).saturating_sub(1);
+        Ok(Placed { base: table.base, first_bucket, bucket_count, room })
+    }
+
+    /// Takes back the room of a file's table, which no process may use any more.
+    pub fn remove(&mut self, placed: Placed) {
+        self.rows.give_back(placed.room.rows);
+        self.buckets.give_back(placed.room.buckets);
+    }
+
+    /// Hands out whole chunks for a file.
+    fn reserve(&mut self, rows: usize, buckets: usize) -> Result<Room, NoRoom> {
+        let rows = self.rows.take(rows, ROWS_PER_CHUNK).ok_or(NoRoom::Rows)?;
+        match self.buckets.take(buckets, BUCKETS_PER_CHUNK) {
+            Some(buckets) => Ok(Room { rows, buckets }),
+            None => {
+                self.rows.give_back(rows);
+                Err(NoRoom::Buckets)
             }
-            kernel.set_buckets(index, chunk)?;
         }
-        Ok(Some(Placed { base: table.base, first_bucket, bucket_count: buckets.saturating_sub(1) }))
-    }
-
-    /// Hands out whole chunks for a file; `None` if there are not enough.
-    fn reserve(&mut self, rows: usize, buckets: usize) -> Option<Room> {
-        let buckets_u32 = u32::try_from(buckets).ok()?;
-        let next_row = end_of_chunks(self.next_row, rows, ROWS_PER_CHUNK, self.capacity.rows)?;
-        let next_bucket =
-            end_of_chunks(self.next_bucket, buckets, BUCKETS_PER_CHUNK, self.capacity.buckets)?;
-        let (first_row, first_bucket) = (self.next_row, self.next_bucket);
-        (self.next_row, self.next_bucket) = (next_row, next_bucket);
-        Some(Room { first_row, first_bucket, buckets: buckets_u32 })
     }
 
     /// Writes the modules of a process, sorted by address, into its other region.
@@ -181,12 +253,16 @@ impl Tables {
     }
 }
 
-/// Where the chunks that hold `more` entries from `next` on end; `None` if that is too far.
-fn end_of_chunks(next: u32, more: usize, per_chunk: usize, capacity: u32) -> Option<u32> {
-    let rounded = u32::try_from(more.checked_next_multiple_of(per_chunk)?).ok()?;
-    let end = next.checked_add(rounded)?;
-    // The map's last chunk is whole, whatever the capacity.
-    (end <= capacity.checked_next_multiple_of(per_chunk as u32)?).then_some(end)
+/// The rows and buckets that these tables take, in whole chunks.
+pub fn room_for<'a>(tables: impl IntoIterator<Item = &'a cfi::Table>) -> (u64, u64) {
+    let whole = |entries: usize, per_chunk: usize| {
+        entries.checked_next_multiple_of(per_chunk).map_or(u64::MAX, |entries| entries as u64)
+    };
+    tables.into_iter().fold((0, 0), |(rows, buckets), table| {
+        let more_rows = whole(table.rows.len(), ROWS_PER_CHUNK);
+        let more_buckets = whole(table.buckets.len(), BUCKETS_PER_CHUNK);
+        (rows.saturating_add(more_rows), buckets.saturating_add(more_buckets))
+    })
 }
 
 /// The kernel's view of a mapping whose file has its table at `placed`.
@@ -213,23 +289,53 @@ mod tests {
         let mut tables = tables(4096, 8192, 0);
 
         let rooms = [(1, 1), (513, 1025), (512, 1024)].map(|(rows, buckets)| {
-            tables.reserve(rows, buckets).map(|room| (room.first_row, room.first_bucket))
+            tables.reserve(rows, buckets).map(|room| (room.rows.first, room.buckets.first))
         });
 
-        assert_eq!(rooms, [Some((0, 0)), Some((512, 1024)), Some((1536, 3072))]);
+        assert_eq!(rooms, [Ok((0, 0)), Ok((1, 1)), Ok((3, 3))]);
     }
 
     #[test]
     fn file_that_does_not_fit_takes_nothing() {
         let mut tables = tables(1024, 1024, 0);
 
-        assert_eq!(tables.reserve(1025, 1), None);
-        assert_eq!(tables.reserve(1, 1025), None);
-        assert_eq!(tables.reserve(usize::MAX, 1), None);
+        assert_eq!(tables.reserve(1025, 1), Err(NoRoom::Rows));
+        assert_eq!(tables.reserve(1, 1025), Err(NoRoom::Buckets));
+        assert_eq!(tables.reserve(usize::MAX, 1), Err(NoRoom::Rows));
 
-        let room = Room { first_row: 0, first_bucket: 0, buckets: 1024 };
-        assert_eq!(tables.reserve(1024, 1024), Some(room));
-        assert_eq!(tables.reserve(1, 1), None);
+        let room =
+            Room { rows: Chunks { first: 0, count: 2 }, buckets: Chunks { first: 0, count: 1 } };
+        assert_eq!(tables.reserve(1024, 1024), Ok(room));
+        assert_eq!(tables.reserve(1, 1), Err(NoRoom::Rows));
+    }
+
+    #[test]
+    fn room_that_was_given_back_is_used_again() {
+        let mut tables = tables(5 * 512, 5 * 1024, 0);
+        let rooms: Vec<Room> =
+            (0..5).map(|_| tables.reserve(512, 1024)).collect::<Result<_, _>>().unwrap();
+        let placed = |room| Placed { room, ..Placed::NOTHING };
+
+        // The neighbours of a gap before and behind it grow together with it.
+        for index in [1, 3, 2] {
+            tables.remove(placed(rooms[index]));
+        }
+
+        assert_eq!(tables.reserve(4 * 512, 1), Err(NoRoom::Rows));
+        let room = tables.reserve(3 * 512, 3 * 1024);
+        let chunks = Chunks { first: 1, count: 3 };
+        assert_eq!(room, Ok(Room { rows: chunks, buckets: chunks }));
+    }
+
+    #[test]
+    fn module_without_a_table_gives_nothing_back() {
+        let mut tables = tables(512, 1024, 0);
+        let room = tables.reserve(512, 1024);
+
+        tables.remove(Placed::NOTHING);
+
+        assert!(room.is_ok());
+        assert_eq!(tables.reserve(1, 1), Err(NoRoom::Rows));
     }
 
     #[test]

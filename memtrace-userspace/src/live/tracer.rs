@@ -10,6 +10,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::os::fd::AsFd;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
@@ -25,10 +26,11 @@ use super::closer::Closer;
 use super::decode::{DecodeError, Event, RawStack, decode};
 use super::finish::finish;
 use super::guardian::{Guardian, continue_process};
-use super::images::{Images, Key};
-use super::loader::{Capacity, Kernel, LoadError, Program};
+use super::images::{ImageId, Images};
+use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
 use super::process::{self, ProcessError};
-use super::tables::{Placed, Tables};
+use super::table_cache::TableCache;
+use super::tables::{self, Placed, Tables};
 use crate::record::{EndReason, MapKind, Pid, Record, Session, Tid, Time, WireStackId};
 
 /// Bytes of a page.
@@ -41,10 +43,12 @@ const SAMPLE_NS: u64 = 1_000_000_000;
 const SMALLEST_EVENT_BYTES: usize = size_of::<Free>() + 8;
 
 /// How to trace.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub struct Options {
-    /// Sizes of the maps.
+    /// Sizes of the maps, without the tables of the processes that tracing begins with.
     pub capacity: Capacity,
+    /// Where the unwind tables of large files are kept; `None` to compile them each time.
+    pub table_cache: Option<PathBuf>,
     /// How long an event may wait for room in the ring; 0 to drop it at once.
     pub back_pressure: Duration,
     /// What the probes do.
@@ -136,7 +140,7 @@ pub struct Tracer {
     ring: RingBuf<MapData>,
     pub(super) options: Options,
     pub(super) tables: Tables,
-    pub(super) placed: HashMap<Key, Placed>,
+    pub(super) placed: HashMap<ImageId, Placed>,
     pub(super) images: Images,
     pub(super) processes: HashMap<Pid, Traced>,
     pub(super) threads: HashMap<Tid, Pid>,
@@ -165,8 +169,10 @@ pub(super) struct Anomalies {
     pub attach_failures: u64,
     /// Mapped files that could not be read: no probes, and no table.
     pub files_unreadable: u64,
-    /// Files whose unwind table had no room.
-    pub tables_without_room: u64,
+    /// Files whose unwind table has too many rows for what room is left.
+    pub tables_without_room_for_rows: u64,
+    /// Files whose unwind table covers too much text for what room is left.
+    pub tables_without_room_for_text: u64,
     /// Mappings of code that had no room.
     pub modules_without_room: u64,
     /// Probes that the kernel refused.
@@ -174,18 +180,24 @@ pub(super) struct Anomalies {
 }
 
 impl Tracer {
-    /// Loads the kernel half. Nothing is traced yet.
-    pub fn new(options: Options) -> Result<Self, TracerError> {
+    /// Loads the kernel half, with room for the tables of `pids`. Nothing is traced yet.
+    pub fn new(mut options: Options, pids: &[Pid]) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
+        let mut images = Images::new(options.table_cache.as_deref().and_then(TableCache::open));
+        tracing::debug!("reading the kernel's types and the target's files");
+        let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
+        let (rows, buckets) = tables::room_for(images.tables());
+        options.capacity = options.capacity.with_room_for(rows, buckets);
+        tracing::debug!("loading the kernel half, with {:?}", options.capacity);
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
-        let (kernel, ring) = Kernel::load(options.capacity, back_pressure_ns)?;
+        let (kernel, ring) = Kernel::load(types?, options.capacity, back_pressure_ns)?;
         let mut tracer = Tracer {
             kernel,
             ring,
-            options,
             tables: Tables::new(options.capacity),
+            options,
             placed: HashMap::new(),
-            images: Images::default(),
+            images,
             processes: HashMap::new(),
             threads: HashMap::new(),
             children: HashMap::new(),
@@ -322,7 +334,8 @@ impl Tracer {
         let Anomalies {
             attach_failures,
             files_unreadable,
-            tables_without_room,
+            tables_without_room_for_rows,
+            tables_without_room_for_text,
             modules_without_room,
             probes_refused,
         } = self.anomalies;
@@ -335,7 +348,8 @@ impl Tracer {
         counters.extend([
             ("attach_failures".to_owned(), attach_failures),
             ("code_files_unreadable".to_owned(), files_unreadable),
-            ("unwind_tables_without_room".to_owned(), tables_without_room),
+            ("unwind_tables_without_room_for_rows".to_owned(), tables_without_room_for_rows),
+            ("unwind_tables_without_room_for_text".to_owned(), tables_without_room_for_text),
             ("code_mappings_without_room".to_owned(), modules_without_room),
             ("probes_refused".to_owned(), probes_refused),
         ]);
@@ -495,6 +509,17 @@ impl Tracer {
             _ => {}
         }
         Ok(())
+    }
+}
+
+/// Reads the files that these processes map, before the target can be made to wait for it.
+///
+/// What cannot be read now is said when they are attached to.
+fn read_ahead(images: &mut Images, pids: &[Pid]) {
+    for pid in pids {
+        let mappings = process::mappings(*pid).unwrap_or_default();
+        let code: Vec<_> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
+        images.read(*pid, &code);
     }
 }
 

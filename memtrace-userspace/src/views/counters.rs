@@ -124,8 +124,21 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     // live
     ("attach_failures", Weight::Loss, "children or programs that could not be attached to"),
     ("code_files_unreadable", Weight::Loss, "mapped files not read; calls in them are not seen"),
-    ("unwind_tables_without_room", Weight::Notice, "files without unwind rows, there are too many"),
-    ("code_mappings_without_room", Weight::Notice, "code mappings without unwind rows, too many"),
+    (
+        "unwind_tables_without_room_for_rows",
+        Weight::Notice,
+        "files without unwind rows, they have too many; try a larger --unwind-memory",
+    ),
+    (
+        "unwind_tables_without_room_for_text",
+        Weight::Notice,
+        "files without unwind rows, they have too much code; try a larger --unwind-memory",
+    ),
+    (
+        "code_mappings_without_room",
+        Weight::Notice,
+        "code mappings without unwind rows: more than 4096 in a process, or 32768 in all",
+    ),
     ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),
