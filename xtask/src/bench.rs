@@ -12,6 +12,8 @@
 //! figure is the median of the batches of all rounds. *Empty programs* stand on the same probe points and return
 //! at once: that is the kernel's own price, below which no tracer on uprobes can go.
 
+mod attach;
+
 use std::{
     fmt::Write as _,
     fs,
@@ -36,6 +38,9 @@ pub(crate) struct Options {
     /// malloc+free pairs in a batch.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(10..))]
     pairs: u64,
+    /// Measure how long it takes to attach to a program with 100 MB of text instead.
+    #[arg(long)]
+    attach: bool,
 }
 
 /// Calls between `main` and the loop.
@@ -108,6 +113,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     let dir = shell::root().join("target/bench");
     fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
+    if options.attach {
+        let figures = attach::measure(&privilege, &memtrace, &dir, options.rounds)?;
+        print!("{}", attach_table(&figures));
+        return Ok(ExitCode::SUCCESS);
+    }
     let mut shapes = Vec::new();
     for frame_pointers in [FramePointers::Omitted, FramePointers::Kept] {
         let program = compile(&dir, frame_pointers)?;
@@ -294,6 +304,23 @@ impl Drop for PairLoop {
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
+}
+
+/// How long attaching takes, as a table.
+fn attach_table(figures: &attach::Figures) -> String {
+    let attach::Figures { cold_ms, warm_ms, cold_stall_ms, warm_stall_ms, idle_stall_ms } = figures;
+    let longest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
+    let mut text = String::from("                        median ms  longest ms\n");
+    for (name, values) in [
+        ("attached, no cache", cold_ms),
+        ("attached, table cached", warm_ms),
+        ("stall, no cache", cold_stall_ms),
+        ("stall, table cached", warm_stall_ms),
+        ("stall, nobody attaches", idle_stall_ms),
+    ] {
+        let _ = writeln!(text, "{name:22}  {:9.1}  {:10.1}", median(values), longest(values));
+    }
+    text
 }
 
 /// The results as a table.

@@ -33,6 +33,7 @@ Examples:
   cargo xtask ebpf                    rebuild the kernel object after a change to its sources
   cargo xtask ebpf --check            is the committed kernel object fresh?
   cargo xtask bench --rounds 7        what one malloc+free costs, traced and untraced
+  cargo xtask bench --attach          how long it takes to attach to a huge program
 ";
 
 /// Builds, tests, measures and shows memtrace.
