@@ -7,8 +7,8 @@
 //!   BUCKETS: one row index for each 256 bytes of text ──> ROWS: 8-byte unwind rows
 //! ```
 //!
-//! Buckets and rows lie in array maps whose values are whole pages, so that a table of a million
-//! rows is loaded with two thousand system calls and looked up without a helper call.
+//! Buckets and rows lie in array maps whose values are whole pages, and which the daemon shares: a
+//! table is written without system calls, and looked up without a helper call.
 
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 

@@ -73,21 +73,20 @@ impl<'file> LazyFile<'file> {
         for block in range.start / BLOCK_BYTES..range.end.div_ceil(BLOCK_BYTES) {
             (*self.blocks[block].get_or_init(|| self.read_block(block)))?;
         }
+        let start = self.memory.as_ptr().wrapping_add(range.start);
         // SAFETY: inside the mapping, which lives as long as `self`. All blocks of the range are
         // read, and a block is written only once, before anybody can see it.
-        Ok(unsafe {
-            std::slice::from_raw_parts(self.memory.as_ptr().add(range.start), range.len())
-        })
+        Ok(unsafe { std::slice::from_raw_parts(start, range.len()) })
     }
 
     /// Fills a block. Called once for each, through its `OnceLock`.
     fn read_block(&self, block: usize) -> Result<(), Unreadable> {
         let start = block * BLOCK_BYTES;
         let length = BLOCK_BYTES.min(self.length() - start);
+        let first = self.memory.as_mut_ptr().wrapping_add(start);
         // SAFETY: inside the mapping; nobody else refers to these bytes, because `bytes` hands out
         // a block only after this has returned.
-        let bytes =
-            unsafe { std::slice::from_raw_parts_mut(self.memory.as_mut_ptr().add(start), length) };
+        let bytes = unsafe { std::slice::from_raw_parts_mut(first, length) };
         self.file.read_exact_at(bytes, start as u64).map_err(|_| Unreadable)
     }
 }

@@ -30,10 +30,9 @@ impl<T: IntoBytes + Immutable> MappedArray<T> {
         let start = (first as usize).saturating_mul(size_of::<T>()).min(self.memory.len());
         let bytes = values.as_bytes();
         let length = bytes.len().min(self.memory.len() - start);
+        let to = self.memory.as_mut_ptr().wrapping_add(start);
         // SAFETY: inside the mapping, and apart from `values`, which is memory of our own. The
         // kernel's programs may read at the same time; they cope with any bytes.
-        unsafe {
-            self.memory.as_mut_ptr().add(start).copy_from_nonoverlapping(bytes.as_ptr(), length);
-        }
+        unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), length) };
     }
 }
