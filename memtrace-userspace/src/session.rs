@@ -59,10 +59,10 @@ const GRACE: Duration = Duration::from_secs(2);
 ///
 /// It is not larger because the kernel makes such memory in one go, and whoever shares the CPU
 /// with it stands still meanwhile.
-pub const UNWIND_BYTES: u64 = 20 << 20;
+const UNWIND_BYTES: u64 = 20 << 20;
 
 /// The same where programs may be started that are not known yet: a compiler's have 1 million rows.
-pub const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
+const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +86,9 @@ pub struct RecordOptions {
     pub snapshot_interval: Duration,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
-    /// Memory for the unwind tables of code that is not mapped yet when the session begins.
-    pub unwind_bytes: u64,
+    /// Memory for the unwind tables of code that is not mapped yet when the session begins; without
+    /// it, as much as is usual.
+    pub unwind_bytes: Option<u64>,
     /// Where the unwind tables of large files are kept; `None` to compile them each time.
     pub table_cache: Option<PathBuf>,
     /// How long an event waits for room in the ring before it is dropped; 0 to drop at once.
@@ -113,10 +114,7 @@ impl RecordOptions {
             duration: None,
             snapshot_interval: Duration::from_millis(500),
             ring_bytes: 32 << 20,
-            unwind_bytes: match children {
-                Children::Ignore => UNWIND_BYTES,
-                Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
-            },
+            unwind_bytes: None,
             table_cache: TableCache::usual_directory(),
             back_pressure: Duration::from_millis(500),
             children,
@@ -325,11 +323,15 @@ fn start(
     options: &RecordOptions,
 ) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
     let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
+    let unwind_bytes = options.unwind_bytes.unwrap_or(match options.children {
+        Children::Ignore => UNWIND_BYTES,
+        Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
+    });
     let capacity = Capacity {
         ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
         // Two rows of 8 bytes and a bucket of 4, as in the densest of real programs.
-        rows: unwind_entries(options.unwind_bytes) * 2,
-        buckets: unwind_entries(options.unwind_bytes),
+        rows: unwind_entries(unwind_bytes) * 2,
+        buckets: unwind_entries(unwind_bytes),
         modules: 1 << 16,
     };
     let pids = match &options.target {

@@ -116,11 +116,6 @@ impl TraceArguments {
             probe_cost,
         } = self;
         let usual = RecordOptions::new(target);
-        let children = if children { Children::Follow } else { usual.children };
-        let unwind_usual = match children {
-            Children::Ignore => session::UNWIND_BYTES,
-            Children::Follow => session::UNWIND_BYTES_WITH_CHILDREN,
-        };
         let table_cache = table_cache
             .or_else(|| std::env::var_os("MEMTRACE_TABLE_CACHE").map(PathBuf::from))
             .filter(|directory| !directory.as_os_str().is_empty());
@@ -129,13 +124,13 @@ impl TraceArguments {
             duration,
             ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
             back_pressure: back_pressure.unwrap_or(usual.back_pressure),
-            unwind_bytes: unwind_memory.unwrap_or(unwind_usual),
+            unwind_bytes: unwind_memory,
             table_cache: match table_cache {
                 Some(directory) if directory.as_os_str() == "off" => None,
                 Some(directory) => Some(directory),
                 None => usual.table_cache,
             },
-            children,
+            children: if children { Children::Follow } else { usual.children },
             new_code: if stop_for_code { NewCode::Stop } else { usual.new_code },
             program: match probe_cost {
                 ProbeCost::Full => Program::Trace,

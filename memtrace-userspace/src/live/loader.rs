@@ -117,18 +117,17 @@ pub struct Capacity {
     pub modules: u32,
 }
 
-/// The most rows that there is room for, however large the target: 256 MiB.
-const MAX_ROWS: u64 = 32 << 20;
+/// The most rows of the processes that tracing begins with, however large they are: 256 MiB.
+const MAX_ROWS: u32 = 32 << 20;
 
-/// The most buckets that there is room for: 4 GiB of text.
-const MAX_BUCKETS: u64 = 16 << 20;
+/// The most buckets of these: 4 GiB of text.
+const MAX_BUCKETS: u32 = 16 << 20;
 
 impl Capacity {
     /// The same, and room for that many rows and buckets more, as far as there may be.
     pub fn with_room_for(self, rows: u64, buckets: u64) -> Capacity {
-        let add = |have: u32, more: u64, most: u64| {
-            // Within `u32`, because both limits are.
-            u64::from(have).saturating_add(more).min(most.max(have.into())) as u32
+        let add = |have: u32, more: u64, most: u32| {
+            have.saturating_add(u32::try_from(more).unwrap_or(u32::MAX).min(most))
         };
         Capacity {
             rows: add(self.rows, rows, MAX_ROWS),
