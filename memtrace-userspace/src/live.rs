@@ -13,6 +13,8 @@ pub mod launch;
 pub mod loader;
 pub mod placement;
 pub mod privilege;
+pub mod probes;
 pub mod process;
 pub mod tables;
 pub mod tracer;
+pub mod uprobe_multi;

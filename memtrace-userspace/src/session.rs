@@ -29,6 +29,7 @@ use crate::live::attach::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
 use crate::live::privilege::{self, NotPrivileged};
+use crate::live::probes::LinkKind;
 use crate::live::tracer::{Children, Drained, NewCode, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
@@ -81,6 +82,8 @@ pub struct RecordOptions {
     pub new_code: NewCode,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
 }
 
 impl RecordOptions {
@@ -100,6 +103,7 @@ impl RecordOptions {
             children,
             new_code: NewCode::CatchUp,
             program: Program::Trace,
+            links: None,
         }
     }
 }
@@ -313,6 +317,7 @@ fn start(
         capacity,
         back_pressure: options.back_pressure,
         program: options.program,
+        links: options.links,
         children: options.children,
         new_code: options.new_code,
     })?;

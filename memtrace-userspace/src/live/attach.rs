@@ -4,21 +4,20 @@
 //! are placed. So the first event that a probe sends has everything that its walk needs.
 
 use std::collections::{BTreeMap, HashSet};
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
 
-use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::{Avma, FileOffset, Svma};
 use memtrace_common::config::{self, process_flag};
 use memtrace_common::unwind::Row;
 
-use super::allocators;
+use super::allocators::Probe;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, Images, Key, Reading};
-use super::loader::{LoadError, Role};
+use super::loader::LoadError;
+use super::probes::{Attached, Link};
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
+use super::uprobe_multi::Point;
 use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
@@ -38,7 +37,7 @@ pub(super) struct Traced {
     /// The thread through which probes are placed: the first one, as long as it lives.
     task: u32,
     /// The probes.
-    pub(super) links: Vec<UProbeLink>,
+    pub(super) links: Vec<Link>,
     /// Where its program break is, if that is known.
     pub(super) program_break: Option<Avma>,
 }
@@ -417,36 +416,37 @@ impl Tracer {
             if image.plan.probes.is_empty() || !traced.probed.insert(key) {
                 continue;
             }
-            let file_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            for probe in image.plan.in_placing_order() {
-                let role = match probe.target.role {
-                    allocators::Role::Acquire => Role::Acquire,
-                    allocators::Role::Release => Role::Release,
-                };
-                let (program, api) = (self.options.program, probe.target.api);
-                let task = Tid(traced.task);
-                match self.kernel.attach(program, role, api, task, &file_path, probe.offset()) {
-                    Ok(links) => {
-                        traced.links.extend(links);
+            let probes = image.plan.in_placing_order();
+            for probes in probes.chunk_by(|a, b| a.target.role == b.target.role) {
+                let points: Vec<Point> = probes.iter().copied().map(point).collect();
+                let (program, role) = (self.options.program, probes[0].target.role);
+                let Attached { links, outcomes } =
+                    self.kernel.attach(program, role, Tid(traced.task), file, &points);
+                traced.links.extend(links);
+                for (probe, outcome) in probes.iter().zip(outcomes) {
+                    let Err(error) = outcome else {
                         self.found = Found::Some;
                         self.out.push(Record::Probe(probe.record(path)));
-                    }
-                    Err(error) => {
-                        // The process may have ended meanwhile.
-                        process::inspect(pid)?;
-                        tracing::warn!(
-                            "no probe at {} in {}: {}",
-                            probe.target.symbol,
-                            String::from_utf8_lossy(path),
-                            chain(&error),
-                        );
-                        self.anomalies.probes_refused += 1;
-                    }
+                        continue;
+                    };
+                    // The process may have ended meanwhile.
+                    process::inspect(pid)?;
+                    tracing::warn!(
+                        "no probe at {} in {}: {}",
+                        probe.target.symbol,
+                        String::from_utf8_lossy(path),
+                        chain(&error),
+                    );
+                    self.anomalies.probes_refused += 1;
                 }
             }
         }
         Ok(())
     }
+}
+
+fn point(probe: &Probe) -> Point {
+    Point { offset: probe.offset(), api: probe.target.api }
 }
 
 /// What the trace says of a mapping of code.

@@ -6,12 +6,12 @@
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use aya::programs::uprobe::UProbeLink;
+use super::probes::Link;
 
 /// The thread that closes links, and the way to it.
 pub(super) struct Closer {
     /// `None` once all are closed.
-    running: Option<(Sender<Vec<UProbeLink>>, JoinHandle<()>)>,
+    running: Option<(Sender<Vec<Link>>, JoinHandle<()>)>,
 }
 
 impl Closer {
@@ -23,7 +23,7 @@ impl Closer {
     }
 
     /// Closes `links` soon.
-    pub(super) fn close(&self, links: Vec<UProbeLink>) {
+    pub(super) fn close(&self, links: Vec<Link>) {
         if let Some((sender, _)) = &self.running {
             // The thread ends after the sender; were it gone, `links` would be closed here.
             let _ = sender.send(links);

@@ -4,22 +4,21 @@
 //! writes what it is told to write. Which process, which function and which table is decided in
 //! [`super::tracer`].
 
-use std::num::NonZeroU32;
-use std::path::Path;
+use std::fs::File;
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use aya::programs::{BtfTracePoint, UProbe};
+use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
-use memtrace_common::addr::FileOffset;
 use memtrace_common::config::{BucketChunk, Module, Process, RowChunk, Settings};
 use memtrace_common::counter::Counter;
-use memtrace_common::event::Api;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
+use super::allocators::Role;
 use super::kernel_types::{KernelTypesError, kernel_offsets};
+use super::probes::{Attached, LinkKind, Probes};
+use super::uprobe_multi::Point;
 use crate::record::{Pid, Tid};
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
@@ -60,7 +59,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(super) fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         LoadError::Refused { source: source.into() }
     }
 }
@@ -87,15 +86,6 @@ pub enum Program {
     Empty,
 }
 
-/// The role of a probed function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It gives memory: a probe at its entry and one at its return.
-    Acquire,
-    /// It takes memory back: a probe at its entry.
-    Release,
-}
-
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Value<T>(T);
@@ -112,6 +102,7 @@ unsafe impl Pod for Value<BucketChunk> {}
 /// The loaded kernel half. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    probes: Probes,
     process_index: HashMap<MapData, u32, u32>,
     pending: HashMap<MapData, u32, u32>,
     processes: Array<MapData, Value<Process>>,
@@ -130,6 +121,7 @@ impl Kernel {
     pub fn load(
         capacity: Capacity,
         back_pressure_ns: u64,
+        links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
         let btf_bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
         let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
@@ -145,11 +137,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
-        for name in
-            ["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-        {
-            uprobe(&mut ebpf, name).load().map_err(LoadError::refused)?;
-        }
+        let probes = Probes::load(&mut ebpf, OBJECT, links)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
         let mut kernel = Kernel {
             process_index: typed(&mut ebpf, "PROCESS_INDEX")?,
@@ -166,6 +154,7 @@ impl Kernel {
                 None => None,
             },
             ebpf,
+            probes,
         };
         for name in [
             "sys_enter",
@@ -187,37 +176,16 @@ impl Kernel {
         Ok((kernel, ring))
     }
 
-    /// Places a probe in a file for one process. For `Acquire` there are two links.
+    /// Places probes in a file, for the process of `task`: its first thread, if that lives.
     pub fn attach(
         &mut self,
         program: Program,
         role: Role,
-        api: Api,
         task: Tid,
-        path: &Path,
-        offset: FileOffset,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names: &[&str] = match (program, role) {
-            // The return probe first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
-            (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => &["empty_enter"],
-        };
-        let mut links = Vec::with_capacity(names.len());
-        for name in names {
-            let program = uprobe(&mut self.ebpf, name);
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                cookie: Some(api as u64),
-            };
-            let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
-            let id = program
-                .attach(point, path, UProbeScope::OneProcess(task))
-                .map_err(LoadError::refused)?;
-            links.push(program.take_link(id).map_err(LoadError::refused)?);
-        }
-        Ok(links)
+        file: &File,
+        points: &[Point],
+    ) -> Attached {
+        self.probes.attach(&mut self.ebpf, program, role, task, file, points)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.
@@ -285,12 +253,6 @@ impl Kernel {
             })
             .collect()
     }
-}
-
-fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut UProbe {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .expect("the object has this program")
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> aya::maps::Map {

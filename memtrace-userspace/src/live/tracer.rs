@@ -27,6 +27,7 @@ use super::finish::finish;
 use super::guardian::{Guardian, continue_process};
 use super::images::{Images, Key};
 use super::loader::{Capacity, Kernel, LoadError, Program};
+use super::probes::LinkKind;
 use super::process::{self, ProcessError};
 use super::tables::{Placed, Tables};
 use crate::record::{EndReason, MapKind, Pid, Record, Session, Tid, Time, WireStackId};
@@ -49,6 +50,8 @@ pub struct Options {
     pub back_pressure: Duration,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
     /// Whether to trace children.
     pub children: Children,
     /// What happens when a process that was running maps code.
@@ -178,7 +181,7 @@ impl Tracer {
     pub fn new(options: Options) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
-        let (kernel, ring) = Kernel::load(options.capacity, back_pressure_ns)?;
+        let (kernel, ring) = Kernel::load(options.capacity, back_pressure_ns, options.links)?;
         let mut tracer = Tracer {
             kernel,
             ring,
