@@ -35,7 +35,9 @@ pub(super) struct Traced {
     /// The files that have probes in this process.
     probed: HashSet<Key>,
     /// The thread through which probes are placed: the first one, as long as it lives.
-    task: u32,
+    task: Tid,
+    /// Whether the first thread has ended.
+    first_thread_ended: bool,
     /// The probes.
     pub(super) links: Vec<Link>,
     /// Where its program break is, if that is known.
@@ -99,17 +101,26 @@ impl Tracer {
             Err(error) => return self.survive(Err(error.into())),
         };
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
-            // The probes stay: the kernel asks the process for its memory at every hit, and places
-            // them in the new program's mappings of the same files.
+            // The probes stay: the kernel asks the thread for its memory whenever a file is mapped,
+            // and places them in the new program's mappings of the same files. But whichever thread
+            // runs the new program becomes the first one, and links know the one before.
+            let mut outdated = Vec::new();
+            if traced.first_thread_ended {
+                outdated = std::mem::take(&mut traced.links);
+                traced.probed.clear();
+            }
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
-            traced.task = pid.0;
+            traced.task = Tid(pid.0);
+            traced.first_thread_ended = false;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
             let ProcessInfo { exe, command, .. } = info;
             self.out.push(Record::Exec { time, pid, exe, command });
-            self.update_code(pid)
+            let updated = self.update_code(pid);
+            self.closer.close(outdated);
+            updated
         } else {
             self.watch(pid);
             self.begin(&info, Arrival::Started)
@@ -128,18 +139,21 @@ impl Tracer {
 
     /// The first thread has ended, perhaps not the last.
     ///
-    /// A probe belongs to a thread, and to the process as long as that thread has its memory. So
-    /// the probes are placed anew through one of the threads that are left.
+    /// Links find the process by its memory, and that thread has none any more. So the probes are
+    /// placed anew through one of the threads that are left, before the old ones are removed: a call
+    /// that hits both is seen as one.
     pub(super) fn leader_exited(&mut self, pid: Pid) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
+        traced.first_thread_ended = true;
         let left = process::threads(pid).unwrap_or_default();
         let Some(thread) = left.iter().find(|thread| thread.tid.0 != pid.0) else {
             return Ok(());
         };
-        traced.task = thread.tid.0;
+        traced.task = thread.tid;
         traced.probed.clear();
-        self.closer.close(std::mem::take(&mut traced.links));
+        let outdated = std::mem::take(&mut traced.links);
         let placed = self.place_probes(pid);
+        self.closer.close(outdated);
         self.survive(placed)
     }
 
@@ -284,7 +298,8 @@ impl Tracer {
                 regions: None,
                 unmapped: None,
                 probed: HashSet::new(),
-                task: pid.0,
+                task: Tid(pid.0),
+                first_thread_ended: false,
                 links: Vec::new(),
                 program_break: None,
             },
@@ -421,7 +436,7 @@ impl Tracer {
                 let points: Vec<Point> = probes.iter().copied().map(point).collect();
                 let (program, role) = (self.options.program, probes[0].target.role);
                 let Attached { links, outcomes } =
-                    self.kernel.attach(program, role, Tid(traced.task), file, &points);
+                    self.kernel.attach(program, role, (pid, traced.task), file, &points);
                 traced.links.extend(links);
                 for (probe, outcome) in probes.iter().zip(outcomes) {
                     let Err(error) = outcome else {

@@ -176,16 +176,16 @@ impl Kernel {
         Ok((kernel, ring))
     }
 
-    /// Places probes in a file, for the process of `task`: its first thread, if that lives.
+    /// Places probes in a file for `pid`, through its thread `task`: the first one, if it lives.
     pub fn attach(
         &mut self,
         program: Program,
         role: Role,
-        task: Tid,
+        (pid, task): (Pid, Tid),
         file: &File,
         points: &[Point],
     ) -> Attached {
-        self.probes.attach(&mut self.ebpf, program, role, task, file, points)
+        self.probes.attach(&mut self.ebpf, program, role, pid, task, file, points)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.

@@ -5,10 +5,11 @@
 //!   LinkKind::Perf     one link for each probe
 //! ```
 //!
-//! Perf links are for kernels without the other kind. They belong to one thread, so they have to be
-//! placed anew when it ends, and the kernel closes them one after the other, about 80 ms each. Multi
-//! links belong to all threads of a process, and to nobody else: a child of `vfork`, which runs in
-//! its parent's memory, is seen through perf links only.
+//! A multi link belongs to a process and is found by its first thread; a perf link belongs to any one
+//! thread, and to its process as long as that thread lives. So perf links are what is left when the
+//! first thread has ended, and on kernels without the others. The kernel closes them one after the
+//! other, about 80 ms each. Unlike multi links, they are hit by a child of `vfork`, which runs in its
+//! parent's memory.
 
 use std::ffi::CString;
 use std::fmt;
@@ -17,14 +18,19 @@ use std::num::NonZeroU32;
 use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
 
 use aya::Ebpf;
-use aya::maps::Map;
+use aya::maps::{Map, MapData};
 use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 
 use super::allocators::Role;
 use super::loader::{LoadError, Program};
 use super::uprobe_multi::{self, Point, Programs};
-use crate::record::Tid;
+use crate::record::{Pid, Tid};
+
+/// The map that programs mention to be spared a private stack.
+const NO_PROGRAMS: &str = "NO_PROGRAMS";
 
 /// How probes are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -78,10 +84,11 @@ pub struct Attached {
     pub outcomes: Vec<Result<(), LoadError>>,
 }
 
-/// The uprobe programs, loaded for one kind of link.
+/// The uprobe programs.
 pub(super) enum Probes {
+    /// For multi links; those for perf links are loaded when they are needed.
     Multi(Programs),
-    /// They are in aya's hands.
+    /// For perf links; aya has them.
     Perf,
 }
 
@@ -98,7 +105,18 @@ impl Probes {
         tracing::info!("probes are attached through {kind}");
         match kind {
             LinkKind::Multi => {
-                let maps = ebpf.maps().filter_map(|(name, map)| Some((name, fd(map)?))).collect();
+                // A program array belongs to programs that attach alike; aya's is for the others.
+                let no_programs = MapData::create(
+                    aya_obj::Map::new_from_params(BPF_MAP_TYPE_PROG_ARRAY as u32, 4, 4, 1, 0),
+                    NO_PROGRAMS,
+                    None,
+                )
+                .map_err(LoadError::refused)?;
+                let maps = ebpf
+                    .maps()
+                    .filter_map(|(name, map)| Some((name, fd(map)?)))
+                    .chain([(NO_PROGRAMS, no_programs.fd().as_fd())])
+                    .collect();
                 Programs::load(object, &maps).map(Probes::Multi).map_err(LoadError::refused)
             }
             LinkKind::Perf => {
@@ -112,7 +130,7 @@ impl Probes {
         }
     }
 
-    /// Places probes in a file, for the process that `task` is a thread of.
+    /// Places probes in a file, for a process that is found by its thread `task`.
     ///
     /// One that the kernel refuses does not cost the others.
     pub(super) fn attach(
@@ -120,6 +138,7 @@ impl Probes {
         ebpf: &mut Ebpf,
         program: Program,
         role: Role,
+        pid: Pid,
         task: Tid,
         file: &File,
         points: &[Point],
@@ -133,10 +152,10 @@ impl Probes {
         };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         match self {
-            Probes::Multi(programs) => {
+            Probes::Multi(programs) if task.0 == pid.0 => {
                 let path = CString::new(path).expect("there is no zero in it");
                 let place = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
-                    let link = |name: &&str| programs.attach(name, task, &path, points);
+                    let link = |name: &&str| programs.attach(name, pid, &path, points);
                     let links: Result<_, _> = names.iter().map(|name| link(name)).collect();
                     let links: Vec<OwnedFd> = links.map_err(LoadError::refused)?;
                     Ok(links.into_iter().map(Link::Multi).collect())
@@ -148,7 +167,7 @@ impl Probes {
                     Err(_) => one_by_one(points, |point| place(&[point])),
                 }
             }
-            Probes::Perf => one_by_one(points, |point| {
+            Probes::Multi(_) | Probes::Perf => one_by_one(points, |point| {
                 names.iter().map(|name| perf_link(ebpf, name, task, &path, point)).collect()
             }),
         }
@@ -179,6 +198,9 @@ fn perf_link(
         .program_mut(name)
         .and_then(|program| program.try_into().ok())
         .expect("the object has this program");
+    if program.fd().is_err() {
+        program.load().map_err(LoadError::refused)?;
+    }
     let location = UProbeAttachLocation::AbsoluteOffset(point.offset.0);
     let cookie = Some(point.api as u64);
     let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
@@ -191,11 +213,9 @@ fn perf_link(
 /// The file descriptor of a map, if it is of a kind that uprobe programs use.
 fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
-        Map::Array(map)
-        | Map::HashMap(map)
-        | Map::PerCpuArray(map)
-        | Map::ProgramArray(map)
-        | Map::RingBuf(map) => Some(map.fd().as_fd()),
+        Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map) | Map::RingBuf(map) => {
+            Some(map.fd().as_fd())
+        }
         _ => None,
     }
 }

@@ -28,7 +28,7 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use thiserror::Error;
 
-use crate::record::Tid;
+use crate::record::Pid;
 
 /// The verifier's log says at its end what it objects to. A buffer that is too small is filled
 /// with the end (since 6.4).
@@ -149,18 +149,16 @@ impl Programs {
         Ok(Programs(programs))
     }
 
-    /// Places probes of the program `name` in a file, all or none.
-    ///
-    /// The kernel finds the process by its first thread only.
+    /// Places probes of the program `name` in a file for one process, all or none.
     pub(super) fn attach(
         &self,
         name: &str,
-        task: Tid,
+        pid: Pid,
         file: &CStr,
         points: &[Point],
     ) -> Result<OwnedFd, MultiError> {
         let program = self.0.get(name).expect("the object has this program");
-        create_link(program, file, task.0, points).map_err(MultiError::LinkRefused)
+        create_link(program, file, pid.0, points).map_err(MultiError::LinkRefused)
     }
 }
 
