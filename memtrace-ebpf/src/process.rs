@@ -61,12 +61,16 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
     if child_tgid == parent_tgid {
         return Some(());
     }
-    if shares_memory
-        && SLOTS.insert(child_tid, Slot::idle(process, parent_tgid), BPF_NOEXIST as u64).is_err()
-    {
-        count(Counter::NoThreadSlot);
+    if shares_memory {
+        count(Counter::VforkChildren);
+        if SLOTS.insert(child_tid, Slot::idle(process, parent_tgid), BPF_NOEXIST as u64).is_err() {
+            count(Counter::NoThreadSlot);
+        }
     }
     if PROCESSES.get(process)?.flags & process_flag::FOLLOW_CHILDREN == 0 {
+        if !shares_memory {
+            count(Counter::ForksNotTraced);
+        }
         return None;
     }
     let how = if shares_memory { pending::VFORKED } else { pending::FORKED };
