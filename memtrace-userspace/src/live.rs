@@ -13,6 +13,7 @@ pub mod launch;
 pub mod loader;
 pub mod placement;
 pub mod privilege;
+mod probed;
 pub mod probes;
 pub mod process;
 pub mod tables;

@@ -3,21 +3,18 @@
 //! The order matters: first the tables, then the kernel is told of the process, then the probes
 //! are placed. So the first event that a probe sends has everything that its walk needs.
 
-use std::collections::{BTreeMap, HashSet};
+use std::collections::BTreeMap;
 
 use memtrace_common::addr::{Avma, FileOffset, Svma};
 use memtrace_common::config::{self, process_flag};
 use memtrace_common::unwind::Row;
 
-use super::allocators::Probe;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, Images, Key, Reading};
-use super::loader::LoadError;
-use super::probes::{Attached, Link};
+use super::probed::Probed;
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
-use super::uprobe_multi::Point;
 use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
@@ -28,27 +25,21 @@ pub(super) struct Traced {
     /// How often it had made code executable when its mappings were read.
     code_changes: u64,
     /// The mappings of code that the kernel knows, by start.
-    modules: BTreeMap<Avma, Module>,
+    pub(super) modules: BTreeMap<Avma, Module>,
     regions: Option<Regions>,
     /// Code that the thread's `munmap` took last; it comes back if the call fails.
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
-    /// The files that have probes in this process.
-    probed: HashSet<Key>,
-    /// The thread through which probes are placed: the first one, as long as it lives.
-    task: Tid,
-    /// Whether the first thread has ended.
-    first_thread_ended: bool,
-    /// The probes.
-    pub(super) links: Vec<Link>,
+    /// Its probes.
+    pub(super) probed: Probed,
     /// Where its program break is, if that is known.
     pub(super) program_break: Option<Avma>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Module {
+pub(super) struct Module {
     end: Avma,
     offset: FileOffset,
-    key: Key,
+    pub(super) key: Key,
 }
 
 /// How a process comes under observation.
@@ -75,7 +66,7 @@ impl Tracer {
         let Some(traced) = self.processes.get(&pid) else {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
-        let found = if traced.links.is_empty() { Found::None } else { Found::Some };
+        let found = if traced.probed.links.is_empty() { Found::None } else { Found::Some };
         let analyses = traced.modules.values().filter_map(|module| self.images.get(&module.key));
         match Verdict::of(found, images::runtime(analyses)) {
             Verdict::NoAllocator => {
@@ -101,19 +92,10 @@ impl Tracer {
             Err(error) => return self.survive(Err(error.into())),
         };
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
-            // The probes stay: the kernel asks the thread for its memory whenever a file is mapped,
-            // and places them in the new program's mappings of the same files. But whichever thread
-            // runs the new program becomes the first one, and links know the one before.
-            let mut outdated = Vec::new();
-            if traced.first_thread_ended {
-                outdated = std::mem::take(&mut traced.links);
-                traced.probed.clear();
-            }
+            let outdated = traced.probed.executed(pid);
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
-            traced.task = Tid(pid.0);
-            traced.first_thread_ended = false;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
             let ProcessInfo { exe, command, .. } = info;
@@ -132,29 +114,9 @@ impl Tracer {
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
         let Some(traced) = self.processes.remove(&pid) else { return };
         self.out.push(Record::Exit { time, pid });
-        self.closer.close(traced.links);
+        self.closer.close(traced.probed.links);
         self.tables.give_back(traced.regions);
         self.free_indices.push(traced.index);
-    }
-
-    /// The first thread has ended, perhaps not the last.
-    ///
-    /// Links find the process by its memory, and that thread has none any more. So the probes are
-    /// placed anew through one of the threads that are left, before the old ones are removed: a call
-    /// that hits both is seen as one.
-    pub(super) fn leader_exited(&mut self, pid: Pid) -> Result<(), TracerError> {
-        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        traced.first_thread_ended = true;
-        let left = process::threads(pid).unwrap_or_default();
-        let Some(thread) = left.iter().find(|thread| thread.tid.0 != pid.0) else {
-            return Ok(());
-        };
-        traced.task = thread.tid;
-        traced.probed.clear();
-        let outdated = std::mem::take(&mut traced.links);
-        let placed = self.place_probes(pid);
-        self.closer.close(outdated);
-        self.survive(placed)
     }
 
     /// The unwind row of the code at `pc`; `None` if `pid` has none there.
@@ -231,7 +193,7 @@ impl Tracer {
     }
 
     /// What happens to one process does not end the session; the kernel half failing does.
-    fn survive(&mut self, result: Result<(), TracerError>) -> Result<(), TracerError> {
+    pub(super) fn survive(&mut self, result: Result<(), TracerError>) -> Result<(), TracerError> {
         match result {
             Err(TracerError::Process(error)) => {
                 tracing::debug!("{error}");
@@ -297,10 +259,7 @@ impl Tracer {
                 modules: BTreeMap::new(),
                 regions: None,
                 unmapped: None,
-                probed: HashSet::new(),
-                task: Tid(pid.0),
-                first_thread_ended: false,
-                links: Vec::new(),
+                probed: Probed::new(pid),
                 program_break: None,
             },
         );
@@ -418,50 +377,6 @@ impl Tracer {
         self.kernel.set_process(traced.index, process)?;
         Ok(())
     }
-
-    /// Places the probes of every file of `pid` that has none yet.
-    fn place_probes(&mut self, pid: Pid) -> Result<(), TracerError> {
-        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let keys: Vec<Key> = traced.modules.values().map(|module| module.key.clone()).collect();
-        for key in keys {
-            let Some(image) = self.images.get(&key) else { continue };
-            let (Some(file), record::Image::File { path, .. }) = (&image.file, &image.image) else {
-                continue;
-            };
-            if image.plan.probes.is_empty() || !traced.probed.insert(key) {
-                continue;
-            }
-            let probes = image.plan.in_placing_order();
-            for probes in probes.chunk_by(|a, b| a.target.role == b.target.role) {
-                let points: Vec<Point> = probes.iter().copied().map(point).collect();
-                let (program, role) = (self.options.program, probes[0].target.role);
-                let Attached { links, outcomes } =
-                    self.kernel.attach(program, role, (pid, traced.task), file, &points);
-                traced.links.extend(links);
-                for (probe, outcome) in probes.iter().zip(outcomes) {
-                    let Err(error) = outcome else {
-                        self.found = Found::Some;
-                        self.out.push(Record::Probe(probe.record(path)));
-                        continue;
-                    };
-                    // The process may have ended meanwhile.
-                    process::inspect(pid)?;
-                    tracing::warn!(
-                        "no probe at {} in {}: {}",
-                        probe.target.symbol,
-                        String::from_utf8_lossy(path),
-                        chain(&error),
-                    );
-                    self.anomalies.probes_refused += 1;
-                }
-            }
-        }
-        Ok(())
-    }
-}
-
-fn point(probe: &Probe) -> Point {
-    Point { offset: probe.offset(), api: probe.target.api }
 }
 
 /// What the trace says of a mapping of code.
@@ -494,15 +409,4 @@ pub fn kernel_release() -> String {
     std::fs::read_to_string("/proc/sys/kernel/osrelease")
         .map(|release| release.trim().to_owned())
         .unwrap_or_else(|_| "unknown".to_owned())
-}
-
-fn chain(error: &LoadError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

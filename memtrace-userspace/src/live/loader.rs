@@ -4,8 +4,6 @@
 //! writes what it is told to write. Which process, which function and which table is decided in
 //! [`super::tracer`].
 
-use std::fs::File;
-
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
 use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
@@ -17,9 +15,8 @@ use zerocopy::IntoBytes;
 
 use super::allocators::Role;
 use super::kernel_types::{KernelTypesError, kernel_offsets};
-use super::probes::{Attached, LinkKind, Probes};
-use super::uprobe_multi::Point;
-use crate::record::{Pid, Tid};
+use super::probes::{Attached, LinkKind, Place, Probes};
+use crate::record::Pid;
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
@@ -176,16 +173,14 @@ impl Kernel {
         Ok((kernel, ring))
     }
 
-    /// Places probes in a file for `pid`, through its thread `task`: the first one, if it lives.
-    pub fn attach(
-        &mut self,
-        program: Program,
-        role: Role,
-        (pid, task): (Pid, Tid),
-        file: &File,
-        points: &[Point],
-    ) -> Attached {
-        self.probes.attach(&mut self.ebpf, program, role, pid, task, file, points)
+    /// How probes are attached, to processes whose first thread lives.
+    pub fn link_kind(&self) -> LinkKind {
+        self.probes.kind()
+    }
+
+    /// Places probes for functions with one role. One that is refused does not cost the others.
+    pub fn attach(&mut self, program: Program, role: Role, place: &Place<'_>) -> Attached {
+        self.probes.attach(&mut self.ebpf, program, role, place)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.

@@ -23,10 +23,12 @@ use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
+use memtrace_common::addr::FileOffset;
+use memtrace_common::event::Api;
 
 use super::allocators::Role;
 use super::loader::{LoadError, Program};
-use super::uprobe_multi::{self, Point, Programs};
+use super::uprobe_multi::{self, Programs};
 use crate::record::{Pid, Tid};
 
 /// The map that programs mention to be spared a private stack.
@@ -73,6 +75,27 @@ pub enum Link {
     Multi(OwnedFd),
     /// One.
     Perf(UProbeLink),
+}
+
+/// A probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Where it stands in the file.
+    pub offset: FileOffset,
+    /// What the program is told of it.
+    pub api: Api,
+}
+
+/// Where probes are to be placed.
+pub struct Place<'a> {
+    /// The process.
+    pub pid: Pid,
+    /// The thread that the kernel is to find it by: the first one, if that lives.
+    pub task: Tid,
+    /// The file.
+    pub file: &'a File,
+    /// The probes.
+    pub points: &'a [Point],
 }
 
 /// What came of placing probes.
@@ -130,19 +153,23 @@ impl Probes {
         }
     }
 
-    /// Places probes in a file, for a process that is found by its thread `task`.
-    ///
-    /// One that the kernel refuses does not cost the others.
+    /// The kind of link that is used as long as a process's first thread lives.
+    pub(super) fn kind(&self) -> LinkKind {
+        match self {
+            Probes::Multi(_) => LinkKind::Multi,
+            Probes::Perf => LinkKind::Perf,
+        }
+    }
+
+    /// Places probes for functions with one role. One that is refused does not cost the others.
     pub(super) fn attach(
         &self,
         ebpf: &mut Ebpf,
         program: Program,
         role: Role,
-        pid: Pid,
-        task: Tid,
-        file: &File,
-        points: &[Point],
+        place: &Place<'_>,
     ) -> Attached {
+        let &Place { pid, task, file, points } = place;
         let names: &[&str] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
             (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
@@ -154,17 +181,16 @@ impl Probes {
         match self {
             Probes::Multi(programs) if task.0 == pid.0 => {
                 let path = CString::new(path).expect("there is no zero in it");
-                let place = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
+                let links = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
                     let link = |name: &&str| programs.attach(name, pid, &path, points);
-                    let links: Result<_, _> = names.iter().map(|name| link(name)).collect();
-                    let links: Vec<OwnedFd> = links.map_err(LoadError::refused)?;
-                    Ok(links.into_iter().map(Link::Multi).collect())
+                    let links: Result<Vec<_>, _> = names.iter().map(link).collect();
+                    Ok(links.map_err(LoadError::refused)?.into_iter().map(Link::Multi).collect())
                 };
-                match place(points) {
+                match links(points) {
                     Ok(links) => {
                         Attached { links, outcomes: points.iter().map(|_| Ok(())).collect() }
                     }
-                    Err(_) => one_by_one(points, |point| place(&[point])),
+                    Err(_) => one_by_one(points, |point| links(&[point])),
                 }
             }
             Probes::Multi(_) | Probes::Perf => one_by_one(points, |point| {

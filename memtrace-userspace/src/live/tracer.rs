@@ -154,6 +154,8 @@ pub struct Tracer {
     guardian: Guardian,
     next_sample_ns: u64,
     pub(super) anomalies: Anomalies,
+    /// How many children were forked and not traced when this was last looked at.
+    pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
     pub(super) closer: Closer,
@@ -199,6 +201,7 @@ impl Tracer {
             guardian,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
+            forks_not_traced: 0,
             found: Found::None,
             closer: Closer::start(),
             out: Vec::new(),
@@ -290,7 +293,7 @@ impl Tracer {
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {
             self.kernel.remove_process(pid);
-            links.extend(traced.links);
+            links.extend(traced.probed.links);
         }
         self.closer.close(links);
         self.closer.finish();
@@ -329,12 +332,10 @@ impl Tracer {
             modules_without_room,
             probes_refused,
         } = self.anomalies;
-        let mut counters: Vec<(String, u64)> = self
-            .kernel
-            .counters()?
-            .into_iter()
-            .map(|(counter, value)| (counter.name().to_owned(), value))
-            .collect();
+        let kernel = self.kernel.counters()?;
+        self.clean_up_forks(&kernel);
+        let mut counters: Vec<(String, u64)> =
+            kernel.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect();
         counters.extend([
             ("attach_failures".to_owned(), attach_failures),
             ("code_files_unreadable".to_owned(), files_unreadable),

@@ -28,6 +28,7 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use thiserror::Error;
 
+use super::probes::Point;
 use crate::record::Pid;
 
 /// The verifier's log says at its end what it objects to. A buffer that is too small is filled
@@ -79,15 +80,6 @@ pub enum Lacking {
     /// Links that find their process by more than one of its threads.
     #[error("uprobe_multi links that see the first thread alone, mended in Linux 6.10")]
     OtherThreads,
-}
-
-/// A probe of a link.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Point {
-    /// Where it stands in the file.
-    pub offset: FileOffset,
-    /// What the program is told of it.
-    pub api: Api,
 }
 
 /// The uprobe programs of an object, by name.
