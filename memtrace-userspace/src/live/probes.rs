@@ -49,7 +49,7 @@ impl LinkKind {
         match uprobe_multi::support() {
             Ok(Ok(())) => LinkKind::Multi,
             Ok(Err(lacking)) => {
-                tracing::info!("this kernel has {lacking}");
+                tracing::info!("uprobe_multi links: this kernel has {lacking}");
                 LinkKind::Perf
             }
             Err(error) => {

@@ -75,10 +75,10 @@ pub(super) enum MultiError {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Error)]
 pub enum Lacking {
     /// All of it.
-    #[error("no uprobe_multi links, which came with Linux 6.6")]
+    #[error("no such links, which came with Linux 6.6")]
     Links,
     /// Links that find their process by more than one of its threads.
-    #[error("uprobe_multi links that see the first thread alone, mended in Linux 6.10")]
+    #[error("only links that see a process's first thread alone, as before Linux 6.10")]
     OtherThreads,
 }
 

@@ -52,6 +52,7 @@ pub(super) fn host(host: &Host) -> Vec<Check> {
         privilege(host),
         btf(host),
         uprobes(host),
+        multi_links(host),
         perf_event_paranoid(host),
         lockdown(host),
         locked_memory(host),
@@ -212,6 +213,25 @@ fn uprobes(host: &Host) -> Check {
     }
 }
 
+fn multi_links(host: &Host) -> Check {
+    let subject = "uprobe_multi links";
+    match host.multi_links {
+        Ok(Ok(())) => ok(subject, "probes detach within a tenth of a second"),
+        Ok(Err(lacking)) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("{lacking}; probes detach one by one, which takes seconds"),
+            advice: Some("use Linux 6.10 or later where many short-lived children are traced"),
+        },
+        Err(kind) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("cannot load a program to find out: {kind}"),
+            advice: Some("run with sudo; in a container, with --privileged"),
+        },
+    }
+}
+
 fn perf_event_paranoid(host: &Host) -> Check {
     let subject = "perf_event_paranoid";
     match host.perf_event_paranoid {
@@ -305,6 +325,8 @@ fn version(release: &str) -> Option<Version> {
 mod tests {
     use std::io;
 
+    use memtrace_userspace::live::uprobe_multi::Lacking;
+
     use super::*;
 
     fn good() -> Host {
@@ -318,6 +340,7 @@ mod tests {
             lockdown: Some("none".to_owned()),
             locked_memory_bytes: Some(8 << 20),
             uprobe_pmu: Some(9),
+            multi_links: Ok(Ok(())),
         }
     }
 
@@ -359,6 +382,15 @@ mod tests {
     }
 
     #[test]
+    fn kernel_without_multi_links_is_a_warning() {
+        for lacking in [Lacking::Links, Lacking::OtherThreads] {
+            let facts = Host { multi_links: Ok(Err(lacking)), ..good() };
+
+            assert_eq!(trouble(&facts), [("uprobe_multi links", Verdict::Warn)]);
+        }
+    }
+
+    #[test]
     fn kernel_before_bpf_loop_fails() {
         let facts = Host { release: "5.16.20".to_owned(), ..good() };
 
@@ -391,6 +423,7 @@ mod tests {
             lockdown: Some("confidentiality".to_owned()),
             locked_memory_bytes: None,
             uprobe_pmu: None,
+            multi_links: Err(io::ErrorKind::PermissionDenied),
         };
 
         for check in host(&facts) {

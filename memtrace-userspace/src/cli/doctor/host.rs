@@ -4,6 +4,8 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use memtrace_userspace::live::uprobe_multi::{self, Lacking};
+
 /// The facts that [`super::checks`] judges. What could not be read is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
@@ -25,10 +27,12 @@ pub(super) struct Host {
     pub(super) locked_memory_bytes: Option<u64>,
     /// Number of the PMU that makes uprobes.
     pub(super) uprobe_pmu: Option<u32>,
+    /// Whether many uprobes can share a link; `Err` if that could not be found out.
+    pub(super) multi_links: Result<Result<(), Lacking>, io::ErrorKind>,
 }
 
 impl Host {
-    /// Looks at `/proc` and `/sys`.
+    /// Looks at `/proc` and `/sys`, and asks the kernel for a link that it has to refuse.
     pub(super) fn look() -> Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
@@ -44,6 +48,7 @@ impl Host {
             locked_memory_bytes: locked_memory(&limits),
             uprobe_pmu: read("/sys/bus/event_source/devices/uprobe/type")
                 .and_then(|text| text.parse().ok()),
+            multi_links: uprobe_multi::support().map_err(|error| error.kind()),
         }
     }
 }
