@@ -138,6 +138,15 @@ pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolcha
 pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
 /// Allocates slowly until it is told to stop.
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
+/// Allocates without pause and tells how long it was kept from it.
+pub const STALLS: Program = program("stalls", "stalls.c", Toolchain::C);
+/// Children of vfork that allocate.
+pub const VFORK_CHILDREN: Program = program("vfork_children", "vfork_children.c", Toolchain::C);
+/// The first thread ends, another goes on and runs the program again.
+pub const FIRST_THREAD_ENDS: Program =
+    program("first_thread_ends", "first_thread_ends.c", Toolchain::C);
+/// A child that ends once calls to the allocator cost it nothing more than usual.
+pub const UNTRACED_CHILD: Program = program("untraced_child", "untraced_child.c", Toolchain::C);
 /// [`STEADY`] with the C library in the executable.
 pub const STEADY_STATIC: Program = program("steady_static", "steady.c", Toolchain::StaticC);
 /// Constructors, vectors, arrays, smart pointers.

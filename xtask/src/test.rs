@@ -250,7 +250,7 @@ fn privileged(
     // rustc, so they need to find it as the caller does.
     let mut command = privilege.command("env");
     command.arg(assignment("MEMTRACE_BIN", memtrace.as_os_str()));
-    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "CI"] {
+    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "CI", "MEMTRACE_PROBE_LINKS"] {
         command.args(env::var_os(variable).map(|value| assignment(variable, &value)));
     }
     let rustup = env::var_os("RUSTUP_HOME")
