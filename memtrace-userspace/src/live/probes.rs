@@ -21,7 +21,6 @@ use aya::Ebpf;
 use aya::maps::{Map, MapData};
 use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;

@@ -128,14 +128,7 @@ impl Programs {
                 license: &program.license,
                 types: types.as_ref().map(|types| (types, function)),
             };
-            let fd = load_program(&code, &mut []).map_err(|source| {
-                let mut log = vec![0; LOG_BYTES];
-                // Known to fail: this time with a log, whose length may be another error.
-                let _ = load_program(&code, &mut log);
-                let log = String::from_utf8_lossy(&log);
-                let log = log.trim_end_matches('\0').trim_end().to_owned();
-                MultiError::ProgramRefused { program: name.clone(), source, log }
-            })?;
+            let fd = load_program(&code, &mut []).map_err(|source| refused(name, &code, source))?;
             programs.insert(name.clone(), Program { fd, flags });
         }
         Ok(Programs(programs))
@@ -181,6 +174,15 @@ struct Code<'a> {
     license: &'a CStr,
     /// Types, and what is known of this program's: callbacks of `bpf_loop` need it.
     types: Option<(&'a OwnedFd, &'a Function)>,
+}
+
+/// Asks once more for a program that the kernel has refused, this time why.
+fn refused(program: &str, code: &Code<'_>, source: io::Error) -> MultiError {
+    let mut log = vec![0; LOG_BYTES];
+    // Its answer is known, or that the log is longer.
+    let _ = load_program(code, &mut log);
+    let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_owned();
+    MultiError::ProgramRefused { program: program.to_owned(), source, log }
 }
 
 fn load_types(btf: &[u8]) -> io::Result<OwnedFd> {
