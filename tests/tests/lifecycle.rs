@@ -151,9 +151,11 @@ fn ctrl_c_ends_a_launched_command_and_writes_the_trace() -> Result<()> {
     privileged!();
     let trace = trace_path("ctrl_c")?;
     let mut record = memtrace()?;
-    record.args(["record", "-o"]).arg(&trace).args(["--", "sleep", "1000"]);
+    // Once it has said so it has an allocator, which it does not have at its first instruction.
+    let script = "echo started; exec sleep 1000";
+    record.args(["record", "-o"]).arg(&trace).args(["--", "sh", "-c", script]);
     let mut running = Running::start(record.stdin(Stdio::null()).process_group(0))?;
-    running.wait_for_stderr("tracing sleep")?;
+    running.wait_for_stdout("started")?;
 
     // A terminal sends it to the whole group.
     running.signal_group("INT")?;
