@@ -164,6 +164,37 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
 
+/// Every test program.
+pub const ALL: &[Program] = &[
+    LEAK,
+    LEAK_STATIC,
+    LEAK_JEMALLOC,
+    LEAK_MUSL,
+    LEAK_MUSL_STATIC,
+    CROSS_THREAD,
+    REALLOC_CHAIN,
+    CALLOC_BLOCKS,
+    ALIGNED,
+    RECURSION,
+    SIGNAL_HANDLER,
+    LONGJMP,
+    OWN_ALLOCATOR,
+    FORK_BOTH,
+    THREAD_CHURN,
+    MAPPINGS,
+    BIG_MAPPING,
+    BEFORE_ATTACH,
+    STEADY,
+    STEADY_STATIC,
+    CXX_OBJECTS,
+    CXX_EXCEPTION,
+    RUST_PROGRAM,
+    GO_PROGRAM,
+    CGO_PROGRAM,
+    EXEC_AGAIN,
+    DLOPEN_PLUGINS,
+];
+
 impl Program {
     /// Path of its source.
     pub fn source_path(&self) -> PathBuf {
@@ -180,6 +211,12 @@ impl Program {
 
     /// Builds it and what it needs, unless that is done already, and returns its path.
     pub fn build(&self, frame_pointers: FramePointers) -> Result<PathBuf> {
+        let files = self.build_all(frame_pointers)?;
+        files.into_iter().next().context("the program comes first")
+    }
+
+    /// The same; returns its path, and behind it those of its companions.
+    pub fn build_all(&self, frame_pointers: FramePointers) -> Result<Vec<PathBuf>> {
         let directory =
             crate::target_directory()?.join("test-programs").join(frame_pointers.directory());
         fs::create_dir_all(&directory)
@@ -188,10 +225,8 @@ impl Program {
         let lock =
             File::create(&lock_path).with_context(|| format!("create {}", lock_path.display()))?;
         lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
-        for companion in self.companions {
-            companion.build_in(&directory, frame_pointers)?;
-        }
-        self.build_in(&directory, frame_pointers)
+        let parts = std::iter::once(self).chain(self.companions);
+        parts.map(|part| part.build_in(&directory, frame_pointers)).collect()
     }
 
     fn build_in(&self, directory: &Path, frame_pointers: FramePointers) -> Result<PathBuf> {
