@@ -19,7 +19,8 @@ use memtrace_common::event::Api;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-use super::kernel_types::{KernelTypesError, kernel_offsets};
+use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
+use super::kernel_version::kernel_release;
 use crate::record::{Pid, Tid};
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
@@ -131,7 +132,10 @@ impl Kernel {
         capacity: Capacity,
         back_pressure_ns: u64,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
-        let btf_bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
+        let btf_bytes = std::fs::read(BTF_PATH);
+        // First of all, because a kernel without them says so in the words of its verifier.
+        require_features(btf_bytes.as_deref().ok(), &kernel_release())?;
+        let btf_bytes = btf_bytes.map_err(|source| LoadError::NoBtf { source })?;
         let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
         let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
