@@ -140,6 +140,10 @@ pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", T
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
 /// [`STEADY`] with the C library in the executable.
 pub const STEADY_STATIC: Program = program("steady_static", "steady.c", Toolchain::StaticC);
+/// Allocates under a seccomp filter.
+pub const FILTERED: Program = program("filtered", "filtered.c", Toolchain::C);
+/// More events than a small ring holds.
+pub const FLOOD: Program = program("flood", "flood.c", Toolchain::C);
 /// Constructors, vectors, arrays, smart pointers.
 pub const CXX_OBJECTS: Program = program("cxx_objects", "cxx_objects.cc", Toolchain::Cxx);
 /// Exceptions past functions that have allocated, and out of `operator new`.
@@ -186,6 +190,8 @@ pub const ALL: &[Program] = &[
     BEFORE_ATTACH,
     STEADY,
     STEADY_STATIC,
+    FILTERED,
+    FLOOD,
     CXX_OBJECTS,
     CXX_EXCEPTION,
     RUST_PROGRAM,

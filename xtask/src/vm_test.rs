@@ -63,6 +63,7 @@ const SELECTION: &[(&str, &[&str])] = &[
             "mappings::",
             "dlopen_plugins::",
             "thread_churn::",
+            "filtered::",
         ],
     ),
     ("lifecycle", &[]),
