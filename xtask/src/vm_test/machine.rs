@@ -15,9 +15,12 @@ pub(super) fn command(image: &Path, initramfs: &Path, console: &Path) -> Command
     if has_virtualization() {
         command.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
+        // One thread for all processors. With a thread each, qemu before 8.1 may go on running code
+        // that another processor has patched (its commit deba78709ae8 tells how), and Linux, which
+        // patches itself whenever a tracepoint is attached, dies of a left-over `int3`.
         // `max` has RDRAND, without which the first random number waits for entropy; five levels
         // of page tables would only be slower.
-        command.args(["-accel", "tcg,thread=multi", "-cpu", "max,la57=off"]);
+        command.args(["-accel", "tcg,thread=single", "-cpu", "max,la57=off"]);
     }
     command.args(["-smp", "2", "-m", "2G", "-nodefaults", "-display", "none", "-no-reboot"]);
     command.arg("-kernel").arg(image).arg("-initrd").arg(initramfs);
