@@ -18,6 +18,7 @@ mod kernel;
 mod machine;
 
 use std::{
+    fs,
     path::{Path, PathBuf},
     process::ExitCode,
     time::Instant,
@@ -82,6 +83,9 @@ const MUSL_LOADER: &str = "/lib/ld-musl-x86_64.so.1";
 /// The line behind which the machine has no more tests to run.
 const END: &str = "vm-test: all tests have run";
 
+/// How much of a failed machine's console is shown: an oops and its call trace.
+const CONSOLE_LINES: usize = 60;
+
 /// What a machine runs: built once, booted with every kernel.
 pub(crate) struct Guest {
     initramfs: PathBuf,
@@ -140,10 +144,10 @@ impl Guest {
         });
         tally.end_of_output();
         if let Err(error) = outcome {
-            bail!("{error:#}; its console is in {}", console.display());
+            bail!("{error:#}{}", last_words(&console));
         }
         if !ended {
-            bail!("the machine went down before its tests had ended; see {}", console.display());
+            bail!("the machine went down before its tests had ended{}", last_words(&console));
         }
         if tally.passed() + tally.failed() == before {
             bail!("no test ran");
@@ -176,6 +180,15 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     }
     println!("{} passed, {} failed", total.passed(), total.failed());
     Ok(if total.failed() == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+}
+
+/// The end of what the kernel wrote to its console, to be put behind an error.
+fn last_words(console: &Path) -> String {
+    let text = fs::read(console).unwrap_or_default();
+    let text = String::from_utf8_lossy(&text);
+    let lines: Vec<&str> = text.lines().collect();
+    let last = &lines[lines.len().saturating_sub(CONSOLE_LINES)..];
+    format!("; its console ({}) ends with:\n{}", console.display(), last.join("\n"))
 }
 
 /// The commands that the machine runs, as a shell script.
