@@ -52,7 +52,7 @@ enum Command {
     Setup(setup::Options),
     /// Build the kernel object into memtrace-ebpf/prebuilt.
     Ebpf(ebpf::Options),
-    /// Run formatting, lints, unit tests, golden tests and the tests that attach to real programs.
+    /// Run formatting, lints, unit tests, golden tests, and the tests that attach, on all kernels.
     Test(test::Options),
     /// Run the tests that attach on other kernels, in virtual machines.
     VmTest(vm_test::Options),

@@ -52,6 +52,12 @@ pub enum LoadError {
     /// The kernel's BTF does not have what the programs need.
     #[error(transparent)]
     Types(#[from] KernelTypesError),
+    /// The kernel would interpret programs, which cannot have `bpf_loop` and tail calls then.
+    #[error(
+        "the kernel's BPF compiler (JIT) is off, and memtrace's programs need it; run `sysctl \
+         net.core.bpf_jit_enable=1` as root"
+    )]
+    NoJit,
     /// The kernel refused maps or programs.
     #[error("the kernel refused memtrace's programs: {source}; run `memtrace doctor`")]
     Refused {
@@ -135,6 +141,9 @@ impl Kernel {
         let btf_bytes = std::fs::read(BTF_PATH);
         // First of all, because a kernel without them says so in the words of its verifier.
         require_features(btf_bytes.as_deref().ok(), &kernel_release())?;
+        if jit_is_on() == Some(false) {
+            return Err(LoadError::NoJit);
+        }
         let btf_bytes = btf_bytes.map_err(|source| LoadError::NoBtf { source })?;
         let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
         let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
@@ -289,6 +298,12 @@ impl Kernel {
             })
             .collect()
     }
+}
+
+/// Whether the kernel compiles BPF programs; `None` where it does not say, such as in a container.
+pub fn jit_is_on() -> Option<bool> {
+    let mode = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").ok()?;
+    Some(mode.trim() != "0")
 }
 
 fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut UProbe {

@@ -2,7 +2,7 @@
 
 use std::{fs, path::Path, process::Command};
 
-/// How long a machine may run. With emulation the selected tests take about half of it.
+/// How long a machine may run. With emulation the selected tests take about a third of it.
 const LIMIT_SECONDS: u32 = 15 * 60;
 
 /// A command that boots the kernel and whose stdout is the machine's second serial line.

@@ -184,13 +184,13 @@ fn features(host: &Host) -> Check {
 fn bpf_jit(host: &Host) -> Check {
     let subject = "BPF compiler (JIT)";
     match host.bpf_jit {
-        Some(0) => Check {
+        Some(false) => Check {
             verdict: Verdict::Fail,
             subject,
-            finding: "off, and bpf_loop needs it".to_owned(),
+            finding: "off, and memtrace's programs need it".to_owned(),
             advice: Some("run `sysctl net.core.bpf_jit_enable=1` as root"),
         },
-        Some(_) => ok(subject, "on"),
+        Some(true) => ok(subject, "on"),
         None => ok(subject, "not to be seen from here; on unless somebody has turned it off"),
     }
 }
@@ -343,7 +343,7 @@ mod tests {
             capabilities: Some(0x1ff_ffff_ffff),
             btf: Ok(()),
             features: Ok(()),
-            bpf_jit: Some(1),
+            bpf_jit: Some(true),
             perf_event_paranoid: Some(2),
             lockdown: Some("none".to_owned()),
             locked_memory_bytes: Some(8 << 20),
@@ -375,7 +375,7 @@ mod tests {
             (Host { capabilities: None, ..good() }, "privilege"),
             (Host { btf: Err(io::ErrorKind::NotFound), ..good() }, "kernel types (BTF)"),
             (Host { features: no_uprobes, ..good() }, "kernel features"),
-            (Host { bpf_jit: Some(0), ..good() }, "BPF compiler (JIT)"),
+            (Host { bpf_jit: Some(false), ..good() }, "BPF compiler (JIT)"),
             (Host { uprobe_pmu: None, ..good() }, "uprobes"),
             (Host { perf_event_paranoid: None, ..good() }, "perf_event_paranoid"),
             (Host { lockdown: Some("confidentiality".to_owned()), ..good() }, "lockdown"),
@@ -440,7 +440,7 @@ mod tests {
             capabilities: None,
             btf: Err(io::ErrorKind::NotFound),
             features: require_features(None, "5.10"),
-            bpf_jit: Some(0),
+            bpf_jit: Some(false),
             perf_event_paranoid: None,
             lockdown: Some("confidentiality".to_owned()),
             locked_memory_bytes: None,

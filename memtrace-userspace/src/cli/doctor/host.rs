@@ -6,6 +6,7 @@ use std::path::Path;
 
 use memtrace_userspace::live::kernel_types::{KernelTypesError, kernel_offsets, require_features};
 use memtrace_userspace::live::kernel_version::kernel_release;
+use memtrace_userspace::live::loader::jit_is_on;
 
 /// The facts that [`super::checks`] judges. What could not be read is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,8 +23,8 @@ pub(super) struct Host {
     pub(super) btf: Result<(), io::ErrorKind>,
     /// Whether it has what the kernel programs need.
     pub(super) features: Result<(), KernelTypesError>,
-    /// `net.core.bpf_jit_enable`; not to be seen in a container.
-    pub(super) bpf_jit: Option<u32>,
+    /// Whether the kernel compiles BPF programs; not to be seen in a container.
+    pub(super) bpf_jit: Option<bool>,
     /// `kernel.perf_event_paranoid`.
     pub(super) perf_event_paranoid: Option<i32>,
     /// The active lockdown mode, if the kernel has lockdown.
@@ -50,7 +51,7 @@ impl Host {
             version: read("/proc/sys/kernel/version").unwrap_or_default(),
             capabilities: capabilities(&status),
             btf: btf.map(drop).map_err(|error| error.kind()),
-            bpf_jit: read("/proc/sys/net/core/bpf_jit_enable").and_then(|text| text.parse().ok()),
+            bpf_jit: jit_is_on(),
             perf_event_paranoid: read("/proc/sys/kernel/perf_event_paranoid")
                 .and_then(|text| text.parse().ok()),
             lockdown: read("/sys/kernel/security/lockdown").and_then(|text| active(&text)),
