@@ -304,11 +304,11 @@ fn hazards(host: &Host, version: KernelVersion) -> Vec<Check> {
             ),
         });
     }
-    if !since(6, 11) {
+    if since(6, 6) && !since(6, 11) {
         checks.push(Check {
             verdict: Verdict::Warn,
             subject,
-            finding: "return probes crash processes with shadow stacks (CET), before 6.11"
+            finding: "return probes crash processes with shadow stacks (CET), from 6.6 to 6.10"
                 .to_owned(),
             advice: Some(
                 "do not attach to processes with `shstk` in /proc/PID/status; update to 6.11",
@@ -425,7 +425,8 @@ mod tests {
                 .count()
         };
 
-        assert_eq!(warnings("6.1.0-18-amd64"), 2);
+        assert_eq!(warnings("6.1.0-18-amd64"), 1);
+        assert_eq!(warnings("6.6.0"), 2);
         assert_eq!(warnings("6.12.1"), 2);
         assert_eq!(warnings("6.12.117+deb12-amd64"), 1);
         assert_eq!(warnings("6.14.0"), 0);
