@@ -197,6 +197,12 @@ impl Kernel {
             program.load(name, &btf).map_err(LoadError::refused)?;
             program.attach().map_err(LoadError::refused)?;
         }
+        for (name, program) in kernel.ebpf.programs() {
+            if let Ok(info) = program.info() {
+                let verified = info.verified_instruction_count();
+                tracing::debug!(name, verified, "instructions that the kernel's verifier followed");
+            }
+        }
         Ok((kernel, ring))
     }
 
