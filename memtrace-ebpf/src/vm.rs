@@ -78,8 +78,8 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     }
     let process = current_process()?;
     // Walked before anything else is known of the call, and the registers are read again behind it:
-    // before 6.4 the verifier keeps apart all that it knows on the way into a `bpf_loop`, and would
-    // follow the walk once for each kind of event.
+    // the verifier of 6.1 follows the walk once for each kind of event that is told apart by then,
+    // and came near the million instructions that it allows.
     let stack = if has_stack(regs, ctx.arg(1)) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
