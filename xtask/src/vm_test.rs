@@ -74,8 +74,17 @@ const SELECTION: &[(&str, &[&str])] = &[
 const SKIPPED: &str = "with_frame_pointers";
 
 /// Programs that tests run, besides memtrace and the test programs.
-const TOOLS: &[&str] =
-    &["/bin/sh", "/bin/cat", "/bin/kill", "/bin/sleep", "/bin/true", "/usr/bin/setpriv"];
+const TOOLS: &[&str] = &[
+    "/bin/sh",
+    "/bin/cat",
+    "/bin/kill",
+    "/bin/mount",
+    "/bin/sleep",
+    "/bin/true",
+    "/bin/umount",
+    "/usr/bin/setpriv",
+    "/usr/bin/strip",
+];
 
 /// musl's loader and library in one; `ldd` cannot tell what musl programs need.
 const MUSL_LOADER: &str = "/lib/ld-musl-x86_64.so.1";
