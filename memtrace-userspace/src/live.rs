@@ -9,6 +9,7 @@ pub mod finish;
 pub mod guardian;
 pub mod images;
 pub mod kernel_types;
+pub mod kernel_version;
 pub mod launch;
 pub mod loader;
 pub mod placement;

@@ -25,7 +25,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::live::allocators::survey::Verdict;
-use crate::live::attach::kernel_release;
+use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
 use crate::live::privilege::{self, NotPrivileged};

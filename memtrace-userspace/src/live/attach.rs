@@ -11,6 +11,7 @@ use memtrace_common::unwind::Row;
 
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, Images, Key, Reading};
+use super::kernel_version::{KernelVersion, kernel_release};
 use super::probed::Probed;
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
@@ -395,18 +396,9 @@ fn module_record(
 /// Refuses what would harm the process.
 fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
     let kernel = kernel_release();
-    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
-    let kills_filtered = matches!(version, (Some(6), Some(11..=13)));
+    let kills_filtered = KernelVersion::parse(&kernel).is_some_and(KernelVersion::kills_filtered);
     if kills_filtered && info.seccomp != Seccomp::Off {
         return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
     }
     Ok(())
-}
-
-/// `uname -r`.
-pub fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map(|release| release.trim().to_owned())
-        .unwrap_or_else(|_| "unknown".to_owned())
 }

@@ -14,7 +14,8 @@ use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::allocators::Role;
-use super::kernel_types::{KernelTypesError, kernel_offsets};
+use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
+use super::kernel_version::kernel_release;
 use super::probes::{Attached, LinkKind, Place, Probes};
 use crate::record::Pid;
 
@@ -47,6 +48,12 @@ pub enum LoadError {
     /// The kernel's BTF does not have what the programs need.
     #[error(transparent)]
     Types(#[from] KernelTypesError),
+    /// The kernel would interpret programs, which cannot have `bpf_loop` and tail calls then.
+    #[error(
+        "the kernel's BPF compiler (JIT) is off, and memtrace's programs need it; run `sysctl \
+         net.core.bpf_jit_enable=1` as root"
+    )]
+    NoJit,
     /// The kernel refused maps or programs.
     #[error("the kernel refused memtrace's programs: {source}; run `memtrace doctor`")]
     Refused {
@@ -120,7 +127,13 @@ impl Kernel {
         back_pressure_ns: u64,
         links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
-        let btf_bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
+        let btf_bytes = std::fs::read(BTF_PATH);
+        // First of all, because a kernel without them says so in the words of its verifier.
+        require_features(btf_bytes.as_deref().ok(), &kernel_release())?;
+        if jit_is_on() == Some(false) {
+            return Err(LoadError::NoJit);
+        }
+        let btf_bytes = btf_bytes.map_err(|source| LoadError::NoBtf { source })?;
         let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
         let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
@@ -169,6 +182,12 @@ impl Kernel {
                 .map_err(LoadError::refused)?;
             program.load(name, &btf).map_err(LoadError::refused)?;
             program.attach().map_err(LoadError::refused)?;
+        }
+        for (name, program) in kernel.ebpf.programs() {
+            if let Ok(info) = program.info() {
+                let verified = info.verified_instruction_count();
+                tracing::debug!(name, verified, "instructions that the kernel's verifier followed");
+            }
         }
         Ok((kernel, ring))
     }
@@ -248,6 +267,12 @@ impl Kernel {
             })
             .collect()
     }
+}
+
+/// Whether the kernel compiles BPF programs; `None` where it does not say, such as in a container.
+pub fn jit_is_on() -> Option<bool> {
+    let mode = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").ok()?;
+    Some(mode.trim() != "0")
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> aya::maps::Map {

@@ -114,7 +114,7 @@ pub enum TracerError {
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \
-         the first return probe; update the kernel to 6.14 or later"
+         the first return probe; update the kernel to 6.12.14, 6.13.3, 6.14 or later"
     )]
     Seccomp {
         /// The process.
