@@ -9,8 +9,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated};
 use memtrace_common::config::{
-    MAX_FRAMES, MAX_REMEMBERED_SLOTS, RAW_STACK_BYTES, REMEMBERED_STACKS, REMEMBERED_WAYS,
-    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES,
+    MAX_FRAMES, MAX_REMEMBERED_SLOTS, RAW_STACK_BYTES, SCRATCH_PIECES, SENT_STACKS,
+    STACK_COPY_BYTES,
 };
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Kind, Stack, StackRest};
@@ -20,9 +20,9 @@ use crate::bounds::{bounded, element, set_element};
 use crate::emit::{self, Context};
 use crate::lookup::{find_row, tables_are_behind};
 use crate::maps::{
-    PROCESSES, REMEMBERED, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
+    PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
 };
-use crate::remember::{recall, remember};
+use crate::remember::{Seeker, mix, recall, remember};
 use crate::task::hijacked_address;
 
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
@@ -72,24 +72,19 @@ fn capture_with(
 ) -> u64 {
     let Some(table) = PROCESSES.get(process) else { return 0 };
     let owner = (process as u64) << 32 | table.generation as u64;
-    let first_place =
-        mix(regs.sp ^ mix(regs.pc)) as u32 & (REMEMBERED_STACKS - 1) & !(REMEMBERED_WAYS - 1);
-    for way in 0..REMEMBERED_WAYS {
-        if let Some(remembered) = REMEMBERED.get_ptr_mut(first_place + way) {
-            // SAFETY: a map value; `recall` guards against writers.
-            let id = recall(s, unsafe { &*remembered }, owner, regs);
-            if id != 0 {
-                return id;
-            }
-        }
+    let seeker = Seeker::new(owner, regs);
+    s.copied = 0;
+    let id = recall(s, &seeker);
+    if id != 0 {
+        return id;
     }
 
     count(Counter::StackWalks);
     s.base = regs.sp;
-    s.copied = 0;
     s.fp_slot = 0;
     s.fp_used = 0;
     s.slot_count = 0;
+    s.span = 0;
     s.frame_count = 1;
     s.end = WALKING;
     s.module.end = 0;
@@ -117,7 +112,7 @@ fn capture_with(
     }
     let id = mix(s.hash ^ s.end as u64) | 1;
     if send_if_new(s, tgid, id, context) && s.end == End::Root as u32 {
-        remember(s, first_place + (id >> 32) as u32 % REMEMBERED_WAYS, owner, regs, id);
+        remember(s, &seeker, id);
     }
     id
 }
@@ -288,6 +283,7 @@ fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     set_element::<0xff, _, _>(&mut s.slot_offset_by_8, count as u64, (offset >> 3) as u16);
     set_element::<0xff, _, _>(&mut s.slot_value, count as u64, value);
     s.slot_count = count + 1;
+    s.span = s.span.max(offset as u32 + 8);
 }
 
 /// Copies the next page of the stack when the walk comes near the end of the copy.
@@ -334,12 +330,4 @@ fn read_stack(s: &Scratch, address: u64) -> Option<u64> {
         return None;
     }
     Some(word)
-}
-
-/// Spreads the bits of `value` (the finalizer of MurmurHash3).
-#[inline(always)]
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    value ^ (value >> 33)
 }
