@@ -178,6 +178,13 @@ pub struct Scratch {
     pub fp_slot: u64,
     /// Stack pointer at the start; `copy` starts here.
     pub base: u64,
+    /// Program counter and `rbp` at the start.
+    pub start_pc: u64,
+    pub start_fp: u64,
+    /// `generation` of the process, and its index.
+    pub owner: u64,
+    /// A hash of `owner`, `base` and `start_pc`.
+    pub family: u64,
     /// How many bytes of `copy` are valid.
     pub copied: u64,
     /// The module that the last frame was in.
@@ -238,8 +245,7 @@ pub struct Remembered {
     pub sp: u64,
     /// `rbp` at the start; only compared if `fp_used`.
     pub fp: u64,
-    /// `generation` of the process, and its index.
-    pub process: u64,
+    pub owner: u64,
     pub id: u64,
     /// How many bytes from `sp` cover all slots.
     pub span: u32,

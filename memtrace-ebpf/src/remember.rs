@@ -26,55 +26,27 @@ use aya_ebpf::helpers::generated;
 use memtrace_common::config::{
     FAMILIES, MAX_REMEMBERED_SLOTS, REMEMBERED_SETS, REMEMBERED_WAYS, TELLING_WORDS,
 };
-use memtrace_common::unwind::Regs;
 
-use crate::bounds::{bounded, element, set_element};
+use crate::bounds::{bounded, element, opaque, set_element};
 use crate::maps::{
-    FAMILY, Family, REMEMBERED, Remembered, RememberedSet, Scratch, release, try_claim,
+    FAMILY, Family, REMEMBERED, Remembered, RememberedSet, SCRATCH, Scratch, release, try_claim,
 };
 
-/// What a stack is looked up by.
-#[derive(Clone, Copy)]
-pub struct Seeker {
-    /// `generation` of the process, and its index.
-    pub owner: u64,
-    /// A hash of `owner`, `sp` and `pc`.
-    pub family: u64,
-    pub regs: Regs,
-}
-
-impl Seeker {
-    #[inline(always)]
-    pub fn new(owner: u64, regs: Regs) -> Self {
-        Seeker { owner, family: mix(owner ^ mix(regs.sp ^ mix(regs.pc))), regs }
-    }
-}
-
-/// The id of the stack that `seeker` is the innermost frame of; 0 if it is not remembered.
+/// The id of the stack whose start stands in the scratch at `index`; 0 if it is not remembered.
 ///
-/// Copies the stack into the scratch as far as the family's stacks reach.
-#[inline(always)]
-pub fn recall(s: &mut Scratch, seeker: &Seeker) -> u64 {
-    let Some(family) = family_of(seeker) else { return 0 };
-    // SAFETY: a map value; torn reads are harmless.
-    let family = unsafe { &*family };
-    if family.tag != seeker.family {
-        return 0;
-    }
-    let span = bounded::<0xffff>(family.span as u64);
-    // SAFETY: the copy is larger than the largest span.
-    let failed = unsafe {
-        generated::bpf_probe_read_user(
-            s.copy.as_mut_ptr().cast(),
-            span as u32,
-            seeker.regs.sp as *const c_void,
-        )
+/// Copies the stack into the scratch as far as the family's stacks reach. It is a global function,
+/// and so is [`remember`], for the verifier's sake; see [`crate::unwind::capture_stack`].
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn recall(index: u64) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr_mut(index as u32) else { return 0 };
+    // SAFETY: claimed by the caller.
+    let Some(family) = copy_family(unsafe { &mut *scratch }) else { return 0 };
+    // SAFETY: map values; torn reads are harmless.
+    let key = unsafe {
+        // Most families have one member at a time: spare them the call.
+        if (*family).telling_count == 0 { (*scratch).family | 1 } else { key_of(index) }
     };
-    if failed != 0 {
-        return 0;
-    }
-    s.copied = span;
-    let key = key_of(s, family, seeker);
     let Some(set) = set_of(key) else { return 0 };
     // SAFETY: a map value; versions guard against writers.
     let set = unsafe { &*set };
@@ -84,16 +56,43 @@ pub fn recall(s: &mut Scratch, seeker: &Seeker) -> u64 {
     }
     // SAFETY: the index is masked.
     let remembered = unsafe { set.ways.get_unchecked(bounded::<7>(way) as usize) };
-    compare(s, remembered, seeker)
+    // SAFETY: claimed by the caller.
+    compare(unsafe { &*scratch }, remembered)
+}
+
+/// Copies the stack as far as those of its family reach. `None`: no family, or the copy failed.
+#[inline(always)]
+fn copy_family(s: &mut Scratch) -> Option<*const Family> {
+    s.copied = 0;
+    let family = family_of(s)?;
+    // SAFETY: a map value; torn reads are harmless.
+    let (tag, span) = unsafe { ((*family).tag, (*family).span) };
+    if tag != s.family {
+        return None;
+    }
+    let span = bounded::<0xffff>(span as u64);
+    // SAFETY: the copy is larger than the largest span.
+    let failed = unsafe {
+        generated::bpf_probe_read_user(
+            s.copy.as_mut_ptr().cast(),
+            span as u32,
+            s.base as *const c_void,
+        )
+    };
+    if failed != 0 {
+        return None;
+    }
+    s.copied = span;
+    Some(family)
 }
 
 /// The id of `remembered` if the copied stack is the one it stands for; 0 if not.
 #[inline(always)]
-fn compare(s: &Scratch, remembered: &Remembered, seeker: &Seeker) -> u64 {
+fn compare(s: &Scratch, remembered: &Remembered) -> u64 {
     let version = version_of(remembered);
     let slot_count = remembered.slot_count as usize;
     let id = remembered.id;
-    if !is_kin(remembered, seeker) || remembered.span as u64 > s.copied || version & 1 != 0 {
+    if !is_kin(remembered, s) || remembered.span as u64 > s.copied || version & 1 != 0 {
         return 0;
     }
     let mut difference = 0;
@@ -117,89 +116,112 @@ fn compare(s: &Scratch, remembered: &Remembered, seeker: &Seeker) -> u64 {
     if difference == 0 && unchanged { id } else { 0 }
 }
 
-/// Whether an entry starts where the seeker does.
+/// Whether an entry starts where the stack in the scratch does.
 #[inline(always)]
-fn is_kin(remembered: &Remembered, seeker: &Seeker) -> bool {
-    remembered.sp == seeker.regs.sp
-        && remembered.pc == seeker.regs.pc
-        && remembered.process == seeker.owner
-        && (remembered.fp_used == 0 || remembered.fp == seeker.regs.fp)
+fn is_kin(remembered: &Remembered, s: &Scratch) -> bool {
+    remembered.sp == s.base
+        && remembered.pc == s.start_pc
+        && remembered.owner == s.owner
+        && (remembered.fp_used == 0 || remembered.fp == s.start_fp)
 }
 
-/// Keeps the walked stack, and what tells it from another with its key.
+/// Keeps the stack that was walked in the scratch at `index`, and what tells it from others.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn remember(index: u64, id: u64) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr(index as u32) else { return 0 };
+    // SAFETY: claimed by the caller.
+    keep(unsafe { &*scratch }, index, id);
+    0
+}
+
 #[inline(always)]
-pub fn remember(s: &Scratch, seeker: &Seeker, id: u64) {
+fn keep(s: &Scratch, index: u64, id: u64) {
     let slot_count = s.slot_count;
     if slot_count == 0 || slot_count > MAX_REMEMBERED_SLOTS as u32 {
         return;
     }
-    let span = s.span;
-    let Some(family) = family_of(seeker) else { return };
+    let Some(family) = family_of(s) else { return };
     // SAFETY: a map value; torn writes cost a walk.
-    let family = unsafe { &mut *family };
-    if family.tag != seeker.family {
-        family.tag = seeker.family;
-        family.telling_count = 0;
-        family.span = 0;
+    unsafe {
+        if (*family).tag != s.family {
+            (*family).tag = s.family;
+            (*family).telling_count = 0;
+            (*family).span = 0;
+        }
+        if s.span > (*family).span {
+            (*family).span = s.span;
+        }
     }
-    if span > family.span {
-        family.span = span;
-    }
-    let mut key = key_of(s, family, seeker);
-    let Some(set) = set_of(key) else { return };
-    // SAFETY: a map value; the claim keeps other writers out, the version tells readers.
-    let mut set = unsafe { &mut *set };
-    let mut way = way_of(set, key);
+    let mut key = key_of(index);
+    let Some(mut set) = set_of(key) else { return };
+    // SAFETY: a map value.
+    let mut way = way_of(unsafe { &*set }, key);
     if way != NO_WAY {
-        // SAFETY: the index is masked.
-        let other = unsafe { set.ways.get_unchecked_mut(bounded::<7>(way) as usize) };
+        let other = way_in(set, way);
         let telling = first_difference(s, other);
-        let count = family.telling_count;
-        if telling != 0 && is_kin(other, seeker) && count < TELLING_WORDS as u32 {
-            set_element::<7, _, _>(&mut family.telling, count as u64, telling);
-            family.telling_count = count + 1;
-            key = key_of(s, family, seeker);
-            let Some(new_set) = set_of(key) else { return };
-            // SAFETY: as above.
-            set = unsafe { &mut *new_set };
-            way = way_of(set, key);
+        // SAFETY: map values.
+        unsafe {
+            let count = (*family).telling_count;
+            if telling != 0 && is_kin(&*other, s) && count < TELLING_WORDS as u32 {
+                set_element::<7, _, _>(&mut (*family).telling, count as u64, telling);
+                (*family).telling_count = count + 1;
+                key = key_of(index);
+                let Some(new_set) = set_of(key) else { return };
+                set = new_set;
+                way = way_of(&*set, key);
+            }
         }
     }
     if way == NO_WAY {
         way = (id >> 32) & (REMEMBERED_WAYS as u64 - 1);
     }
-    // SAFETY: the index is masked.
-    let remembered = unsafe { set.ways.get_unchecked_mut(bounded::<7>(way) as usize) };
-    // SAFETY: a map value.
-    if !unsafe { try_claim(&raw mut remembered.claimed) } {
-        return;
+    let remembered = way_in(set, way);
+    // SAFETY: a map value; the claim keeps other writers out, the version tells readers.
+    unsafe {
+        if !try_claim(&raw mut (*remembered).claimed) {
+            return;
+        }
+        set_element::<7, _, _>(&mut (*set).tags, way, key);
+        write(s, remembered, id);
+        release(&raw mut (*remembered).claimed);
     }
-    set_element::<7, _, _>(&mut set.tags, way, key);
-    write(s, remembered, seeker, id);
-    // SAFETY: claimed above.
-    unsafe { release(&raw mut remembered.claimed) };
 }
 
-/// Writes the walked stack into an entry that is claimed.
+/// The entry of `set` at `way`.
 #[inline(always)]
-fn write(s: &Scratch, remembered: &mut Remembered, seeker: &Seeker, id: u64) {
-    let version = version_of(remembered);
-    set_version(remembered, version | 1);
+fn way_in(set: *mut RememberedSet, way: u64) -> *mut Remembered {
+    // SAFETY: the index is masked.
+    unsafe { (&raw mut (*set).ways).cast::<Remembered>().add(bounded::<7>(way) as usize) }
+}
+
+/// Writes the walked stack into an entry.
+///
+/// # Safety
+/// `remembered` must point to an entry that the caller has claimed.
+#[inline(always)]
+unsafe fn write(s: &Scratch, remembered: *mut Remembered, id: u64) {
+    // SAFETY: by the caller's promise.
+    let version = unsafe { version_of(&*remembered) };
+    // SAFETY: as above.
+    unsafe { set_version(remembered, version | 1) };
     let mut pair = Pair { s, remembered, first_difference: 0 };
     // Whole groups of eight, as `compare` reads them.
     let words = (s.slot_count + 7) & !7;
     // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
     unsafe { generated::bpf_loop(words, write_word as *mut c_void, (&raw mut pair).cast(), 0) };
-    let Seeker { owner, family: _, regs } = *seeker;
-    remembered.slot_count = s.slot_count as u16;
-    remembered.span = s.span;
-    remembered.pc = regs.pc;
-    remembered.sp = regs.sp;
-    remembered.fp = regs.fp;
-    remembered.fp_used = s.fp_used as u16;
-    remembered.process = owner;
-    remembered.id = id;
-    set_version(remembered, (version | 1) + 1);
+    // SAFETY: as above.
+    unsafe {
+        (*remembered).slot_count = s.slot_count as u16;
+        (*remembered).span = s.span;
+        (*remembered).pc = s.start_pc;
+        (*remembered).sp = s.base;
+        (*remembered).fp = s.start_fp;
+        (*remembered).fp_used = s.fp_used as u16;
+        (*remembered).owner = s.owner;
+        (*remembered).id = id;
+        set_version(remembered, (version | 1) + 1);
+    }
 }
 
 /// A walked stack, and an entry that it is compared with or written to, word by word.
@@ -214,8 +236,9 @@ struct Pair {
 
 /// Offset, in words, of the first word in which the walked stack differs from `other`; 0 if none.
 #[inline(always)]
-fn first_difference(s: &Scratch, other: &mut Remembered) -> u16 {
-    let words = s.slot_count.min(other.slot_count as u32);
+fn first_difference(s: &Scratch, other: *mut Remembered) -> u16 {
+    // SAFETY: a map value; torn reads are harmless.
+    let words = s.slot_count.min(unsafe { (*other).slot_count } as u32);
     let mut pair = Pair { s, remembered: other, first_difference: 0 };
     // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
     unsafe { generated::bpf_loop(words, compare_word as *mut c_void, (&raw mut pair).cast(), 0) };
@@ -249,10 +272,17 @@ unsafe extern "C" fn compare_word(i: u64, pair: *mut Pair) -> u64 {
     1
 }
 
-/// What the copied stack is kept under: its family and the words that tell its members apart.
-#[inline(always)]
-fn key_of(s: &Scratch, family: &Family, seeker: &Seeker) -> u64 {
-    let mut key = seeker.family;
+/// What the stack in the scratch at `index` is kept under: its family and the telling words.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn key_of(index: u64) -> u64 {
+    let Some(scratch) = SCRATCH.get_ptr(index as u32) else { return 0 };
+    // SAFETY: claimed by the caller.
+    let s = unsafe { &*scratch };
+    let Some(family) = family_of(s) else { return 0 };
+    // SAFETY: a map value; torn reads are harmless.
+    let family = unsafe { &*family };
+    let mut key = s.family;
     let mut i = 0;
     while i < TELLING_WORDS {
         if i as u32 >= family.telling_count {
@@ -269,8 +299,8 @@ fn key_of(s: &Scratch, family: &Family, seeker: &Seeker) -> u64 {
 }
 
 #[inline(always)]
-fn family_of(seeker: &Seeker) -> Option<*mut Family> {
-    FAMILY.get_ptr_mut(seeker.family as u32 & (FAMILIES - 1))
+fn family_of(s: &Scratch) -> Option<*mut Family> {
+    FAMILY.get_ptr_mut(s.family as u32 & (FAMILIES - 1))
 }
 
 #[inline(always)]
@@ -290,8 +320,8 @@ fn way_of(set: &RememberedSet, key: u64) -> u64 {
     let mut way = 0;
     while way < REMEMBERED_WAYS as u64 {
         let difference = element::<7, _, _>(&set.tags, way) ^ key;
-        let is_equal = ((difference | difference.wrapping_neg()) >> 63) ^ 1;
-        found -= is_equal * (NO_WAY - way);
+        let is_other = opaque(difference | difference.wrapping_neg()) >> 63;
+        found -= (NO_WAY - way) * opaque(1 - is_other);
         way += 1;
     }
     found
@@ -308,11 +338,14 @@ fn version_of(remembered: &Remembered) -> u64 {
 }
 
 /// Writes the version after what stands before; the CPU keeps stores in order.
+///
+/// # Safety
+/// `remembered` must point to an entry that the caller has claimed.
 #[inline(always)]
-fn set_version(remembered: &mut Remembered, version: u64) {
+unsafe fn set_version(remembered: *mut Remembered, version: u64) {
     compiler_barrier();
-    // SAFETY: a map value, aligned.
-    unsafe { core::ptr::write_volatile(&raw mut remembered.version, version) };
+    // SAFETY: by the caller's promise; aligned.
+    unsafe { core::ptr::write_volatile(&raw mut (*remembered).version, version) };
     compiler_barrier();
 }
 
