@@ -25,10 +25,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
 use crate::live::allocators::survey::Verdict;
-use crate::live::attach::kernel_release;
+use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::{Capacity, Program};
 use crate::live::privilege::{self, NotPrivileged};
+use crate::live::probes::LinkKind;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Options, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
@@ -99,6 +100,8 @@ pub struct RecordOptions {
     pub new_code: NewCode,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
 }
 
 impl RecordOptions {
@@ -120,6 +123,7 @@ impl RecordOptions {
             children,
             new_code: NewCode::CatchUp,
             program: Program::Trace,
+            links: None,
         }
     }
 }
@@ -343,6 +347,7 @@ fn start(
         table_cache: options.table_cache.clone(),
         back_pressure: options.back_pressure,
         program: options.program,
+        links: options.links,
         children: options.children,
         new_code: options.new_code,
     };

@@ -236,6 +236,11 @@ impl Images {
         self.known.get(&id)
     }
 
+    /// Whether this is the last reading of its file, and is not forgotten.
+    pub fn is_latest(&self, id: ImageId) -> bool {
+        self.current.values().any(|current| *current == id)
+    }
+
     /// All tables.
     pub fn tables(&self) -> impl Iterator<Item = &cfi::Table> {
         self.known.values().filter_map(|analysis| analysis.table.as_deref())

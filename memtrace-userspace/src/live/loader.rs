@@ -4,27 +4,24 @@
 //! writes what it is told to write. Which process, which function and which table is decided in
 //! [`super::tracer`].
 
-use std::num::NonZeroU32;
-use std::path::Path;
-
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use aya::programs::{BtfTracePoint, Program as LoadedProgram, ProgramError, UProbe};
+use aya::programs::{BtfTracePoint, Program as LoadedProgram, ProgramError};
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
-use memtrace_common::addr::FileOffset;
 use memtrace_common::config::{
     BUCKETS_PER_CHUNK, KernelOffsets, Module, Process, ROWS_PER_CHUNK, RowChunk, Settings,
 };
 use memtrace_common::counter::Counter;
-use memtrace_common::event::Api;
 use memtrace_common::unwind::Row;
 use thiserror::Error;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::kernel_types::{KernelTypesError, kernel_offsets};
+use super::allocators::Role;
+use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
+use super::kernel_version::kernel_release;
 use super::mapped_array::MappedArray;
-use crate::record::{Pid, Tid};
+use super::probes::{self, Attached, LinkKind, Place, Probes};
+use crate::record::Pid;
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
@@ -67,6 +64,12 @@ pub enum LoadError {
         /// Why.
         source: std::io::Error,
     },
+    /// The kernel would interpret programs, which cannot have `bpf_loop` and tail calls then.
+    #[error(
+        "the kernel's BPF compiler (JIT) is off, and memtrace's programs need it; run `sysctl \
+         net.core.bpf_jit_enable=1` as root"
+    )]
+    NoJit,
     /// The kernel refused maps or programs.
     #[error("the kernel refused memtrace's programs: {source}; run `memtrace doctor`")]
     Refused {
@@ -76,7 +79,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(super) fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         LoadError::Refused { source: source.into() }
     }
 }
@@ -91,9 +94,17 @@ pub struct KernelTypes {
 
 impl KernelTypes {
     /// Reads the kernel's BTF, each reader side by side: it takes some 40 ms to parse.
+    ///
+    /// Refuses a kernel that lacks what the programs need: when they are loaded it would say so in
+    /// the words of its verifier.
     pub fn read() -> Result<Self, LoadError> {
         let read = || {
-            let bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
+            let bytes = std::fs::read(BTF_PATH);
+            require_features(bytes.as_deref().ok(), &kernel_release())?;
+            if jit_is_on() == Some(false) {
+                return Err(LoadError::NoJit);
+            }
+            let bytes = bytes.map_err(|source| LoadError::NoBtf { source })?;
             let offsets = kernel_offsets(&bytes)?;
             let btf = Btf::parse(&bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
             Ok::<_, LoadError>((offsets, btf))
@@ -146,15 +157,6 @@ pub enum Program {
     Empty,
 }
 
-/// The role of a probed function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It gives memory: a probe at its entry and one at its return.
-    Acquire,
-    /// It takes memory back: a probe at its entry.
-    Release,
-}
-
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Value<T>(T);
@@ -167,6 +169,7 @@ unsafe impl Pod for Value<Process> {}
 /// The loaded kernel half. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    probes: Probes,
     process_index: HashMap<MapData, u32, u32>,
     pending: HashMap<MapData, u32, u32>,
     processes: Array<MapData, Value<Process>>,
@@ -186,6 +189,7 @@ impl Kernel {
         KernelTypes { offsets, btf, loader }: KernelTypes,
         capacity: Capacity,
         back_pressure_ns: u64,
+        links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
         let settings = Settings { back_pressure_ns, offsets };
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
@@ -202,7 +206,7 @@ impl Kernel {
             .map_err(LoadError::refused)?;
 
         tracing::debug!("the maps are made; loading programs");
-        load_programs(&mut ebpf, &btf)?;
+        let probes = load_programs(&mut ebpf, &btf, links)?;
         tracing::debug!("the programs are loaded");
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
         let mut kernel = Kernel {
@@ -220,46 +224,30 @@ impl Kernel {
                 None => None,
             },
             ebpf,
+            probes,
         };
         for (_, program) in kernel.ebpf.programs_mut() {
             if let Ok(tracepoint) = <&mut BtfTracePoint>::try_from(program) {
                 tracepoint.attach().map_err(LoadError::refused)?;
             }
         }
+        for (name, program) in kernel.ebpf.programs() {
+            if let Ok(info) = program.info() {
+                let verified = info.verified_instruction_count();
+                tracing::debug!(name, verified, "instructions that the kernel's verifier followed");
+            }
+        }
         Ok((kernel, ring))
     }
 
-    /// Places a probe in a file for one process. For `Acquire` there are two links.
-    pub fn attach(
-        &mut self,
-        program: Program,
-        role: Role,
-        api: Api,
-        task: Tid,
-        path: &Path,
-        offset: FileOffset,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names: &[&str] = match (program, role) {
-            // The return probe first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
-            (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => &["empty_enter"],
-        };
-        let mut links = Vec::with_capacity(names.len());
-        for name in names {
-            let program = uprobe(&mut self.ebpf, name);
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                cookie: Some(api as u64),
-            };
-            let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
-            let id = program
-                .attach(point, path, UProbeScope::OneProcess(task))
-                .map_err(LoadError::refused)?;
-            links.push(program.take_link(id).map_err(LoadError::refused)?);
-        }
-        Ok(links)
+    /// How probes are attached, to processes whose first thread lives.
+    pub fn link_kind(&self) -> LinkKind {
+        self.probes.kind()
+    }
+
+    /// Places probes for functions with one role. One that is refused does not cost the others.
+    pub fn attach(&mut self, program: Program, role: Role, place: &Place<'_>) -> Attached {
+        self.probes.attach(&mut self.ebpf, program, role, place)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.
@@ -330,23 +318,30 @@ impl Kernel {
 }
 
 /// Loads all programs at once: the kernel takes a tenth of a second to verify each of the large
-/// ones, and verifies side by side. A tracepoint's program has its name.
-fn load_programs(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), LoadError> {
+/// ones, and verifies side by side.
+fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<Probes, LoadError> {
+    let kind = links.unwrap_or_else(LinkKind::of_this_kernel);
+    let maps = probes::maps(ebpf)?;
     std::thread::scope(|scope| {
-        let threads: Vec<_> = ebpf
+        let probes = scope.spawn(move || Probes::load(kind, OBJECT, maps));
+        let others: Vec<_> = ebpf
             .programs_mut()
+            .filter(|(_, program)| {
+                kind == LinkKind::Perf || !matches!(program, LoadedProgram::UProbe(_))
+            })
             .map(|(name, program)| {
                 let name = name.to_owned();
                 scope.spawn(move || load_program(&name, program, btf))
             })
             .collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(loaded) => loaded.map_err(LoadError::refused),
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
+        for other in others {
+            join(other).map_err(LoadError::refused)?;
+        }
+        join(probes)
     })
 }
 
+/// Loads one of aya's programs. A tracepoint's program has its name.
 fn load_program(name: &str, program: &mut LoadedProgram, btf: &Btf) -> Result<(), ProgramError> {
     match program {
         LoadedProgram::UProbe(uprobe) => uprobe.load(),
@@ -355,10 +350,15 @@ fn load_program(name: &str, program: &mut LoadedProgram, btf: &Btf) -> Result<()
     }
 }
 
-fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut UProbe {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .expect("the object has this program")
+/// The thread's result; a panic in it goes on here.
+fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
+    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+}
+
+/// Whether the kernel compiles BPF programs; `None` where it does not say, such as in a container.
+pub fn jit_is_on() -> Option<bool> {
+    let mode = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").ok()?;
+    Some(mode.trim() != "0")
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> Map {

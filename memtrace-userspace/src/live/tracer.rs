@@ -28,6 +28,7 @@ use super::finish::finish;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
+use super::probes::LinkKind;
 use super::process::{self, ProcessError};
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
@@ -53,6 +54,8 @@ pub struct Options {
     pub back_pressure: Duration,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
     /// Whether to trace children.
     pub children: Children,
     /// What happens when a process that was running maps code.
@@ -115,7 +118,7 @@ pub enum TracerError {
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \
-         the first return probe; update the kernel to 6.14 or later"
+         the first return probe; update the kernel to 6.12.14, 6.13.3, 6.14 or later"
     )]
     Seccomp {
         /// The process.
@@ -155,6 +158,8 @@ pub struct Tracer {
     guardian: Guardian,
     next_sample_ns: u64,
     pub(super) anomalies: Anomalies,
+    /// How many children were forked and not traced when this was last looked at.
+    pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
     pub(super) closer: Closer,
@@ -190,7 +195,8 @@ impl Tracer {
         options.capacity = options.capacity.with_room_for(rows, buckets);
         tracing::debug!("loading the kernel half, with {:?}", options.capacity);
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
-        let (kernel, ring) = Kernel::load(types?, options.capacity, back_pressure_ns)?;
+        let (kernel, ring) =
+            Kernel::load(types?, options.capacity, back_pressure_ns, options.links)?;
         let mut tracer = Tracer {
             kernel,
             ring,
@@ -208,6 +214,7 @@ impl Tracer {
             guardian,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
+            forks_not_traced: 0,
             found: Found::None,
             closer: Closer::start(),
             out: Vec::new(),
@@ -299,7 +306,7 @@ impl Tracer {
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {
             self.kernel.remove_process(pid);
-            links.extend(traced.links);
+            links.extend(traced.probed.into_links());
         }
         self.closer.close(links);
         self.closer.finish();
@@ -339,12 +346,10 @@ impl Tracer {
             modules_without_room,
             probes_refused,
         } = self.anomalies;
-        let mut counters: Vec<(String, u64)> = self
-            .kernel
-            .counters()?
-            .into_iter()
-            .map(|(counter, value)| (counter.name().to_owned(), value))
-            .collect();
+        let kernel = self.kernel.counters()?;
+        self.clean_up_forks(&kernel);
+        let mut counters: Vec<(String, u64)> =
+            kernel.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect();
         counters.extend([
             ("attach_failures".to_owned(), attach_failures),
             ("code_files_unreadable".to_owned(), files_unreadable),
