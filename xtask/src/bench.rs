@@ -15,12 +15,18 @@
 //! writes to `target/bench` only.
 
 mod background;
+mod compare;
 mod loss;
 mod machine;
 mod micro;
+mod peers;
+mod programs;
+mod programs_table;
+mod redis;
 mod report;
 mod stage;
 mod stats;
+mod workloads;
 
 use std::{
     fs,
@@ -35,6 +41,7 @@ use crate::shell;
 use machine::Machine;
 use report::Section;
 use stage::Stage;
+use workloads::Scale;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -98,15 +105,16 @@ struct Plan<'a> {
     rounds: u32,
     pairs: u64,
     loss: Duration,
+    scale: Scale,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let Options { only, case, rounds, pairs, loss_seconds, quick } = options;
     let plan = if *quick {
-        Plan { case, rounds: 1, pairs: 500, loss: Duration::from_secs(1) }
+        Plan { case, rounds: 1, pairs: 500, loss: Duration::from_secs(1), scale: Scale::Smoke }
     } else {
         let loss = Duration::from_secs(u64::from(*loss_seconds));
-        Plan { case, rounds: *rounds, pairs: *pairs, loss }
+        Plan { case, rounds: *rounds, pairs: *pairs, loss, scale: Scale::Full }
     };
     let stage = Stage::set_up()?;
     let machine = Machine::look()?;
@@ -137,9 +145,12 @@ fn measure(stage: &Stage, part: Part, plan: &Plan<'_>) -> Result<Option<Section>
         Part::Micro => micro(micro::CALLS),
         Part::Threads => micro(micro::THREADS),
         Part::Paths => micro(micro::PATHS),
-        Part::Peers | Part::Programs => Ok(None),
+        Part::Peers if plan.case.is_empty() => {
+            compare::measure(stage, title, plan.rounds, plan.pairs).map(Some)
+        }
+        Part::Programs => programs::measure(stage, title, plan.rounds, plan.scale, plan.case),
         Part::Loss if plan.case.is_empty() => loss::measure(stage, title, plan.loss).map(Some),
-        Part::Loss => Ok(None),
+        Part::Peers | Part::Loss => Ok(None),
     }
 }
 

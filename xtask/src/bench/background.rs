@@ -82,10 +82,16 @@ impl Background {
         writeln!(stdin, "{line}").with_context(|| format!("{} does not listen", self.name))
     }
 
-    /// Asks it to end, as Ctrl-C would.
-    pub(super) fn interrupt(&self) -> Result<()> {
-        let pid = self.pid().to_string();
-        shell::ask(self.privilege.command("kill").args(["-INT", &pid])).map(drop)
+    /// What it has said so far.
+    pub(super) fn said(&self) -> String {
+        let lines: Vec<String> = self.lines.try_iter().collect();
+        format!("{} said:\n  {}", self.name, [self.seen.as_slice(), &lines].concat().join("\n  "))
+    }
+
+    /// Sends a signal, such as `INT`.
+    pub(super) fn signal(&self, pid: u32, signal: &str) -> Result<()> {
+        let mut kill = self.privilege.command("kill");
+        shell::ask(kill.arg(format!("-{signal}")).arg(pid.to_string())).map(drop)
     }
 
     /// Closes its stdin, waits for its end and returns all that it said.
@@ -100,7 +106,8 @@ impl Background {
 
     /// Interrupts it, waits for its end, however it ends, and returns all that it said.
     pub(super) fn stop(mut self, patience: Duration) -> Result<Vec<String>> {
-        self.interrupt()?;
+        // It may have ended with its target already.
+        let _ = self.signal(self.pid(), "INT");
         self.wait(patience)?;
         Ok(std::mem::take(&mut self.seen))
     }

@@ -1,8 +1,9 @@
 //! Whether anything is lost when a program does nothing but allocate.
 //!
 //! Two threads in a tight loop on a machine of two cores leave the daemon little time. With
-//! back-pressure nothing may be lost; without it, and with the smallest ring, what is lost must be
-//! counted exactly: the loop knows what it did, and recorded and lost must add up to it.
+//! back-pressure nothing may be lost. Without it, with the smallest ring and a daemon that is stopped
+//! for some batches, much must be, and be counted exactly: the loop knows what it did, and recorded
+//! and lost must add up to it.
 
 use std::time::{Duration, Instant};
 
@@ -25,15 +26,18 @@ const BATCH_PATIENCE: Duration = Duration::from_secs(120);
 struct Setting {
     name: &'static str,
     arguments: &'static [&'static str],
+    /// The daemon is stopped while each batch of this number runs.
+    stopped_every: Option<u64>,
     /// This part of the asked-for time.
     share: f64,
 }
 
 const SETTINGS: &[Setting] = &[
-    Setting { name: "as usual", arguments: &[], share: 1.0 },
+    Setting { name: "as usual", arguments: &[], stopped_every: None, share: 1.0 },
     Setting {
-        name: "back-pressure off, 1 MiB ring",
+        name: "back-pressure off, 1 MiB ring, daemon stopped now and then",
         arguments: &["--back-pressure", "0ms", "--ring-size", "1M"],
+        stopped_every: Some(10),
         share: 0.25,
     },
 ];
@@ -79,12 +83,21 @@ fn run(stage: &Stage, setting: &Setting, duration: Duration) -> Result<Outcome> 
     let case: &Case = &micro::THREADS[0];
     let mut target = case.start(stage)?;
     let tracer = stage.attach(target.pid(), setting.arguments)?;
+    let daemon = Stage::daemon(&tracer)?;
     let start = Instant::now();
-    let mut made = 0;
+    let mut batches = 0;
     while start.elapsed() < duration {
-        target.run(BATCH, BATCH_PATIENCE)?;
-        made += BATCH * case.threads;
+        if setting.stopped_every.is_some_and(|every| batches % every == 0) {
+            tracer.signal(daemon, "STOP")?;
+            let ran = target.run(BATCH, BATCH_PATIENCE);
+            tracer.signal(daemon, "CONT")?;
+            ran?;
+        } else {
+            target.run(BATCH, BATCH_PATIENCE)?;
+        }
+        batches += 1;
     }
+    let made = batches * BATCH * case.threads;
     let elapsed = start.elapsed();
     target.finish()?;
     tracer.finish(PATIENCE + BATCH_PATIENCE)?;

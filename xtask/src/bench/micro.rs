@@ -101,13 +101,13 @@ impl Case {
 
 /// What one attach measured.
 #[derive(Clone, Debug)]
-struct Traced {
-    cost: Cost,
+pub(super) struct Traced {
+    pub(super) cost: Cost,
     /// The daemon's CPU time for one operation.
-    daemon_ns: f64,
-    recorded: Recorded,
+    pub(super) daemon_ns: f64,
+    pub(super) recorded: Recorded,
     /// The allocations that the loop made while it was traced.
-    made: u64,
+    pub(super) made: u64,
 }
 
 struct Round {
@@ -151,7 +151,7 @@ fn round(stage: &Stage, case: &Case, pairs: u64) -> Result<Round> {
     Ok(Round { bare, floor, traced: traced(stage, case, ops)? })
 }
 
-fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
+pub(super) fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
     let mut target = case.start(stage)?;
     let tracer = stage.attach(target.pid(), &[])?;
     target.run(ops.div_ceil(10), BATCH_PATIENCE)?;
@@ -170,7 +170,7 @@ fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
 }
 
 /// Warms up, then runs the batches and takes the median.
-fn batches(target: &mut Loops, ops: u64) -> Result<Cost> {
+pub(super) fn batches(target: &mut Loops, ops: u64) -> Result<Cost> {
     // The first calls fault in the heap, the probes' pages and the tracer's tables.
     target.run(ops.div_ceil(10), BATCH_PATIENCE)?;
     timed(target, ops)
@@ -185,12 +185,7 @@ fn timed(target: &mut Loops, ops: u64) -> Result<Cost> {
     })
 }
 
-/// Measures the case once under a tracer that is not memtrace and is attached already.
-pub(super) fn cost_under(target: &mut Loops, pairs: u64) -> Result<Cost> {
-    batches(target, pairs)
-}
-
-/// How many operations [`cost_under`] runs.
+/// How many operations [`batches`] runs in one thread.
 pub(super) fn ops_of(pairs: u64) -> u64 {
     pairs * u64::from(BATCHES) + pairs.div_ceil(10)
 }
@@ -221,6 +216,7 @@ fn summarize(rounds: &[Round]) -> Summary {
     };
     let ratios = || rounds.iter().map(|round| round.traced.cost.cpu_ns / round.floor.cpu_ns);
     let events = sum(&|recorded| recorded.events);
+    let counted = sum(&|recorded| recorded.allocations);
     Summary {
         bare_ns: each(&|round| round.bare.cpu_ns),
         floor_ns: each(&|round| round.floor.cpu_ns),
@@ -232,13 +228,13 @@ fn summarize(rounds: &[Round]) -> Summary {
             round.traced.daemon_ns / (round.traced.cost.cpu_ns - round.bare.cpu_ns)
         }),
         walked_percent: sum(&|recorded| recorded.counter("stack_walks")) as f64 * 100.0
-            / events as f64,
+            / counted as f64,
         complete_percent: each(&|round| round.traced.recorded.complete_percent()),
         lost_events: sum(&|recorded| recorded.lost_events),
         ring_waits: sum(&|recorded| recorded.counter("ring_waits")),
         bytes_per_event: sum(&|recorded| recorded.trace_bytes) as f64 / events as f64,
         made: rounds.iter().map(|round| round.traced.made).sum(),
-        counted: sum(&|recorded| recorded.allocations),
+        counted,
     }
 }
 
@@ -279,18 +275,9 @@ fn section(title: &'static str, measured: &[(&Case, Vec<Round>)], pairs: u64) ->
         cases.push(case_json(case, rounds, &summary));
     }
     let rounds = measured.first().map_or(0, |(_, rounds)| rounds.len());
-    let notes = vec![
-        format!(
-            "CPU time of the target for one allocation and its release; medians of {rounds} \
-             interleaved rounds of {BATCHES} batches of {pairs} operations."
-        ),
-        "*floor*: empty programs on the same probe points; *× floor*: the median of the rounds' \
-         ratios, *rounds* the least and the greatest of them. *daemon*: memtrace's own CPU time in \
-         units of what it adds to the target's. *walked*: events whose stack was walked anew; the \
-         others were recognised. *complete*: allocations whose stack reaches the root. *count*: \
-         what memtrace counted, against what the loop did."
-            .to_owned(),
-    ];
+    let notes = vec![format!(
+        "Medians of {rounds} interleaved rounds of {BATCHES} batches of {pairs} operations."
+    )];
     Section {
         title,
         table,

@@ -208,6 +208,11 @@ impl Loops {
         self.program.pid()
     }
 
+    /// Its process, or that of the tool that runs it.
+    pub(super) fn background(&self) -> &Background {
+        &self.program
+    }
+
     /// Runs a batch of that many operations in each thread.
     pub(super) fn run(&mut self, ops: u64, patience: Duration) -> Result<Cost> {
         self.program.tell(&ops.to_string())?;
