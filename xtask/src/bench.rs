@@ -135,7 +135,11 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 fn measure(stage: &Stage, part: Part, plan: &Plan<'_>) -> Result<Option<Section>> {
     let title = part.title();
     let micro = |cases: &'static [micro::Case]| {
-        let cases: Vec<_> = cases.iter().filter(|case| case.name.contains(plan.case)).collect();
+        let cases = cases.iter().filter(|case| case.name.contains(plan.case));
+        let cases: Vec<_> = match plan.scale {
+            Scale::Full => cases.collect(),
+            Scale::Smoke => cases.take(1).collect(),
+        };
         if cases.is_empty() {
             return Ok(None);
         }

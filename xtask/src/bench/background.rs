@@ -82,10 +82,27 @@ impl Background {
         writeln!(stdin, "{line}").with_context(|| format!("{} does not listen", self.name))
     }
 
-    /// What it has said so far.
-    pub(super) fn said(&self) -> String {
-        let lines: Vec<String> = self.lines.try_iter().collect();
-        format!("{} said:\n  {}", self.name, [self.seen.as_slice(), &lines].concat().join("\n  "))
+    /// Waits until a tracer has placed its probes: until its perf events are there and stay as many
+    /// for a while.
+    ///
+    /// Tools that do not say when they are ready leave no other trace.
+    pub(super) fn wait_for_perf_events(&mut self, quiet: Duration) -> Result<()> {
+        let deadline = Instant::now() + PATIENCE;
+        let (mut events, mut since) = (0, Instant::now());
+        while Instant::now() < deadline {
+            thread::sleep(POLL);
+            if let Some(status) = self.child.try_wait().context("cannot wait for it")? {
+                self.seen.extend(self.lines.iter());
+                bail!("{} ended with {status}:\n  {}", self.name, self.seen.join("\n  "));
+            }
+            let now = perf_events(self.pid())?;
+            if now != events {
+                (events, since) = (now, Instant::now());
+            } else if events > 0 && since.elapsed() >= quiet {
+                return Ok(());
+            }
+        }
+        bail!("{} placed no probes within {PATIENCE:?}", self.name)
     }
 
     /// Sends a signal, such as `INT`.
@@ -182,24 +199,6 @@ pub(super) fn settled_cpu_ns(pid: u32) -> Result<u64> {
         (before_ns, start) = (now_ns, Instant::now());
     }
     bail!("process {pid} is still at work after {PATIENCE:?}")
-}
-
-/// Waits until a tracer has placed its probes: until its perf events are there and stay as many.
-///
-/// Tools that do not say when they are ready leave no other trace.
-pub(super) fn wait_for_perf_events(pid: u32, quiet: Duration) -> Result<()> {
-    let deadline = Instant::now() + PATIENCE;
-    let (mut events, mut since) = (0, Instant::now());
-    while Instant::now() < deadline {
-        thread::sleep(POLL);
-        let now = perf_events(pid)?;
-        if now != events {
-            (events, since) = (now, Instant::now());
-        } else if events > 0 && since.elapsed() >= quiet {
-            return Ok(());
-        }
-    }
-    bail!("process {pid} placed no probes within {PATIENCE:?}")
 }
 
 fn perf_events(pid: u32) -> Result<usize> {

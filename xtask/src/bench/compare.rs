@@ -6,9 +6,9 @@ use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
 
 use super::{
-    background,
-    micro,
+    background, micro,
     peers::{self, Entry, Peer},
+    programs::one_line,
     report::{Section, Table, factor, ns},
     stage::{Cost, FramePointers, Loops, Stage},
     stats::median,
@@ -57,9 +57,9 @@ pub(super) fn measure(
             match run(stage, &variant.tool, pairs) {
                 Ok(run) => variant.runs.push(run),
                 Err(error) if matches!(variant.tool, Tool::Peer(_)) => {
-                    eprintln!("bench: {}: {error:#}", variant.name);
-                    let reason = format!("{error:#}");
-                    variant.failure = reason.lines().next().map(str::to_owned);
+                    let reason = one_line(&error);
+                    eprintln!("bench: {}: {reason}", variant.name);
+                    variant.failure = Some(reason);
                 }
                 Err(error) => return Err(error).context(variant.name),
             }

@@ -12,6 +12,7 @@
 use std::{
     ffi::OsStr,
     fs,
+    os::unix::fs::symlink,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -126,13 +127,17 @@ impl Peer {
             Kind::Memleak => {
                 let mut command = self.with_tracefs(stage);
                 // An interval that does not end: the report is made once, when it is stopped.
-                command.args(["-p", &id, "-O"]).arg(library).arg("100000");
-                probing(start(command)?)
+                command.args(["-p", &id, "-O"]).arg(short_path(stage, library)?).arg("100000");
+                let mut session = start(command)?;
+                session.wait_for_perf_events(QUIET)?;
+                Ok(session)
             }
             Kind::Bpftrace => {
                 let mut command = self.with_tracefs(stage);
                 command.args(["-p", &id, "-e", &bpftrace_script(pid, library)]);
-                probing(start(command)?)
+                let mut session = start(command)?;
+                session.wait_for_perf_events(QUIET)?;
+                Ok(session)
             }
             Kind::HeaptrackAttach => {
                 let mut command = stage.privilege.command(&self.program);
@@ -186,11 +191,6 @@ impl Peer {
     }
 }
 
-fn probing(session: Background) -> Result<Background> {
-    background::wait_for_perf_events(session.pid(), QUIET).with_context(|| session.said())?;
-    Ok(session)
-}
-
 /// Bytes by stack, and the blocks that are held: what memleak does, in bpftrace's language.
 fn bpftrace_script(pid: u32, library: &Path) -> String {
     let library = library.display();
@@ -215,6 +215,15 @@ pub(super) fn allocator(pid: u32) -> Result<PathBuf> {
     let maps = fs::read_to_string(format!("/proc/{pid}/maps")).context("the target has ended")?;
     let library = mapped(&maps, "libjemalloc").or_else(|| mapped(&own, "libc.so"));
     library.context("this program has no libc.so mapped")
+}
+
+/// Another name for a library: libbpf-tools' memleak cuts names after 31 bytes.
+fn short_path(stage: &Stage, library: &Path) -> Result<PathBuf> {
+    let link = stage.scratch().join("lib");
+    // It is there from the last time.
+    let _ = fs::remove_file(&link);
+    symlink(library, &link).with_context(|| link.display().to_string())?;
+    Ok(link)
 }
 
 fn mapped(maps: &str, prefix: &str) -> Option<PathBuf> {

@@ -70,6 +70,8 @@ pub(super) enum PeerOutcome {
 /// All that was measured on one program.
 pub(super) struct Measured {
     pub(super) name: &'static str,
+    /// How memtrace comes to it.
+    pub(super) entry: Entry,
     pub(super) target: f64,
     pub(super) bare: Vec<Usage>,
     pub(super) traced: Vec<Traced>,
@@ -77,8 +79,8 @@ pub(super) struct Measured {
 }
 
 impl Measured {
-    fn new(name: &'static str, target: f64) -> Self {
-        Self { name, target, bare: Vec::new(), traced: Vec::new(), peers: Vec::new() }
+    fn new(name: &'static str, entry: Entry, target: f64) -> Self {
+        Self { name, entry, target, bare: Vec::new(), traced: Vec::new(), peers: Vec::new() }
     }
 
     /// The median of the rounds' slowdowns.
@@ -110,7 +112,7 @@ pub(super) fn measure(
     let mut programs: Vec<(Program, Measured)> = workloads
         .into_iter()
         .map(|workload| {
-            let measured = Measured::new(workload.name, workload.target);
+            let measured = Measured::new(workload.name, Entry::Launches, workload.target);
             (Program::Command(workload), measured)
         })
         .collect();
@@ -118,7 +120,13 @@ pub(super) fn measure(
         Scale::Full => 100_000,
         Scale::Smoke => 5_000,
     };
-    programs.push((Program::Redis { requests }, Measured::new(redis::NAME, redis::TARGET)));
+    if scale == Scale::Smoke {
+        programs.truncate(1);
+    }
+    programs.push((
+        Program::Redis { requests },
+        Measured::new(redis::NAME, Entry::Injects, redis::TARGET),
+    ));
     programs.retain(|(_, measured)| measured.name.contains(filter));
     if programs.is_empty() {
         return Ok(None);
@@ -204,9 +212,8 @@ fn under_peers(stage: &Stage, program: &Program, name: &str, tools: &[Peer]) -> 
     let run = |tool: &Peer| {
         eprintln!("bench: {name} under {}", tool.name);
         let outcome = under_peer(stage, program, tool).unwrap_or_else(|error| {
-            let reason = format!("{error:#}");
+            let reason = one_line(&error);
             eprintln!("bench: {}: {reason}", tool.name);
-            let reason = reason.lines().next().unwrap_or_default().to_owned();
             PeerOutcome::Failed { reason }
         });
         PeerRun { name: tool.name, outcome }
@@ -268,6 +275,13 @@ fn redis_under_peer(stage: &Stage, requests: u32, tool: &Peer) -> Result<PeerOut
     let said = server.shut_down()?;
     let said = session.map(|session| tool.finish(session)).transpose()?.unwrap_or(said);
     Ok(PeerOutcome::Ran { usage, counted: tool.count(stage, &said)? })
+}
+
+/// An error with what the tool said, for a table's notes.
+pub(super) fn one_line(error: &anyhow::Error) -> String {
+    let text = format!("{error:#}");
+    let words: Vec<&str> = text.split_whitespace().collect();
+    words.join(" ").trim_end_matches('.').to_owned()
 }
 
 /// A command behind the stopwatch.

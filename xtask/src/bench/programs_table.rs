@@ -3,6 +3,7 @@
 use serde_json::{Value, json};
 
 use super::{
+    peers::Entry,
     programs::{Measured, PeerOutcome, PeerRun, Traced, Usage},
     report::{Section, Table, factor, verdict},
     stats::median,
@@ -91,13 +92,19 @@ fn peer_cell(program: &Measured, tool: &str) -> String {
     }
 }
 
-/// What heaptrack counted where it launched the program.
+/// What heaptrack counted, where it came to the program as memtrace did.
 fn agreement(program: &Measured, allocations: f64) -> String {
-    let counted = program.peers.iter().find_map(|run| match &run.outcome {
-        PeerOutcome::Ran { counted, .. } if run.name == "heaptrack" => *counted,
-        PeerOutcome::Ran { .. } | PeerOutcome::CutOff { .. } | PeerOutcome::Failed { .. } => None,
-    });
-    let Some(counted) = counted else { return String::new() };
+    let counted = |tool: &str| {
+        program.peers.iter().filter(|run| run.name == tool).find_map(|run| match run.outcome {
+            PeerOutcome::Ran { usage: _, counted } => counted,
+            PeerOutcome::CutOff { .. } | PeerOutcome::Failed { .. } => None,
+        })
+    };
+    let tool = match program.entry {
+        Entry::Launches => "heaptrack",
+        Entry::Attaches | Entry::Injects => "heaptrack -p",
+    };
+    let Some(counted) = counted(tool) else { return String::new() };
     let difference = (allocations - counted as f64) / counted as f64;
     if difference.abs() <= TOLERANCE {
         format!("{counted}: agrees")
@@ -158,7 +165,14 @@ mod tests {
 
     fn program(peers: Vec<PeerRun>) -> Measured {
         let bare = vec![Usage { cpu_s: 0.5, wall_s: 0.5 }];
-        Measured { name: "sqlite3", target: 9.0, bare, traced: Vec::new(), peers }
+        Measured {
+            name: "sqlite3",
+            entry: Entry::Launches,
+            target: 9.0,
+            bare,
+            traced: Vec::new(),
+            peers,
+        }
     }
 
     #[test]

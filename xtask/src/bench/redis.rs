@@ -1,7 +1,6 @@
 //! redis-server under redis-benchmark: a server that was started before memtrace came.
 
 use std::{
-    env, fs,
     path::PathBuf,
     process::Command,
     time::{Duration, Instant},
@@ -42,10 +41,7 @@ impl Redis {
     }
 
     fn from_command(stage: &Stage, mut command: Command) -> Result<Self> {
-        // A socket's path is short; that of the repository may not be.
-        let socket = env::temp_dir().join(format!("memtrace-bench-{}.sock", std::process::id()));
-        // One that is left over from a killed server would be taken for the new one's.
-        let _ = fs::remove_file(&socket);
+        let socket = stage.scratch().join("redis.sock");
         command.args(["--port", "0", "--save", "", "--appendonly", "no", "--unixsocket"]);
         command.arg(&socket).current_dir(&stage.dir);
         let mut session = Background::start(NAME, &Privilege::Root, command)?;

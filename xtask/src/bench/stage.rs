@@ -1,7 +1,7 @@
 //! What every part of the bench works with: memtrace, the targets, and a place for their files.
 
 use std::{
-    fs,
+    env, fs,
     path::{Path, PathBuf},
     process::Command,
     time::Duration,
@@ -47,6 +47,7 @@ pub(super) struct Stage {
     memtrace: PathBuf,
     /// Where traces, workloads and results lie.
     pub(super) dir: PathBuf,
+    scratch: PathBuf,
 }
 
 /// What one trace holds.
@@ -85,7 +86,9 @@ impl Stage {
         }
         let dir = shell::root().join("target/bench");
         fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-        let stage = Self { privilege, memtrace, dir };
+        let scratch = env::temp_dir().join(format!("mtb-{}", std::process::id()));
+        fs::create_dir_all(&scratch).with_context(|| scratch.display().to_string())?;
+        let stage = Self { privilege, memtrace, dir, scratch };
         for frame_pointers in FramePointers::ALL {
             let mut compile = Command::new("c++");
             compile.args(["-O2", frame_pointers.flag(), "-o"]).arg(stage.loops(frame_pointers));
@@ -95,6 +98,11 @@ impl Stage {
         compile.args(["-O2", "-static", "-o"]).arg(stage.stopwatch()).arg(source("stopwatch.c"));
         shell::run(&mut compile)?;
         Ok(stage)
+    }
+
+    /// A directory with a short path, for sockets and links; it is gone at the end.
+    pub(super) fn scratch(&self) -> &Path {
+        &self.scratch
     }
 
     /// The loop program.
@@ -141,6 +149,13 @@ impl Stage {
         let json = shell::ask(command.arg("report").arg(&trace).args(["--format", "json"]))?;
         let report: Value = serde_json::from_str(&json).context("memtrace's report")?;
         read_report(&report, trace_bytes)
+    }
+}
+
+impl Drop for Stage {
+    fn drop(&mut self) {
+        // What is left lies among temporary files.
+        let _ = fs::remove_dir_all(&self.scratch);
     }
 }
 
