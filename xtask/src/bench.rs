@@ -35,7 +35,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, bail, ensure};
 
 use crate::shell;
 use machine::Machine;
@@ -99,6 +99,10 @@ impl Part {
     }
 }
 
+/// One short round.
+const SMOKE: Plan<'static> =
+    Plan { case: "", rounds: 1, pairs: 500, loss: Duration::from_secs(1), scale: Scale::Smoke };
+
 /// How much is measured.
 struct Plan<'a> {
     case: &'a str,
@@ -110,18 +114,12 @@ struct Plan<'a> {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let Options { only, case, rounds, pairs, loss_seconds, quick } = options;
-    let plan = if *quick {
-        Plan { case, rounds: 1, pairs: 500, loss: Duration::from_secs(1), scale: Scale::Smoke }
-    } else {
-        let loss = Duration::from_secs(u64::from(*loss_seconds));
-        Plan { case, rounds: *rounds, pairs: *pairs, loss, scale: Scale::Full }
-    };
+    let loss = Duration::from_secs(u64::from(*loss_seconds));
+    let full = Plan { case, rounds: *rounds, pairs: *pairs, loss, scale: Scale::Full };
+    let plan = if *quick { Plan { case, ..SMOKE } } else { full };
     let stage = Stage::set_up()?;
     let machine = Machine::look()?;
-    let mut sections = Vec::new();
-    for part in Part::ALL.into_iter().filter(|part| only.is_empty() || only.contains(part)) {
-        sections.extend(measure(&stage, part, &plan)?);
-    }
+    let sections = measure_parts(&stage, only, &plan)?;
     if sections.is_empty() {
         bail!("no case of these parts has `{case}` in its name");
     }
@@ -129,6 +127,18 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let complete = only.is_empty() && case.is_empty() && !quick;
     write(&stage, &machine, &sections, complete)?;
     Ok(ExitCode::SUCCESS)
+}
+
+/// Runs everything once and shortly, so that a test can tell whether the bench still works.
+pub(crate) fn smoke() -> Result<()> {
+    let sections = measure_parts(&Stage::set_up()?, &[], &SMOKE)?;
+    ensure!(sections.len() == Part::ALL.len(), "a part measured nothing");
+    Ok(())
+}
+
+fn measure_parts(stage: &Stage, only: &[Part], plan: &Plan<'_>) -> Result<Vec<Section>> {
+    let chosen = Part::ALL.into_iter().filter(|part| only.is_empty() || only.contains(part));
+    chosen.filter_map(|part| measure(stage, part, plan).transpose()).collect()
 }
 
 /// Measures one part; `None` if the selection leaves nothing of it.
@@ -158,6 +168,15 @@ fn measure(stage: &Stage, part: Part, plan: &Plan<'_>) -> Result<Option<Section>
     }
 }
 
+/// What README shows.
+const QUOTED: &[(Part, &[&str])] = &[
+    (Part::Micro, &["case", "bare ns", "floor ns", "memtrace ns", "× floor", "lost", "complete"]),
+    (
+        Part::Programs,
+        &["program", "bare s", "memtrace", "lost", "complete", "memleak", "bpftrace", "heaptrack"],
+    ),
+];
+
 /// Writes what was measured to `target/bench`, and into the documents if it is everything.
 fn write(stage: &Stage, machine: &Machine, sections: &[Section], complete: bool) -> Result<()> {
     let save = |path: PathBuf, text: &str| {
@@ -169,10 +188,12 @@ fn write(stage: &Stage, machine: &Machine, sections: &[Section], complete: bool)
     if complete {
         save(shell::root().join("docs/benchmarks.md"), &report::markdown(machine, sections))?;
         let readme = shell::root().join("README.md");
-        let quoted = [Part::Micro, Part::Programs].map(Part::title);
-        let quoted: Vec<&Section> =
-            sections.iter().filter(|section| quoted.contains(&section.title)).collect();
-        save(readme.clone(), &with_excerpt(&readme, &report::excerpt(machine, &quoted))?)?;
+        let quotes = QUOTED.iter().filter_map(|(part, columns)| {
+            let section = sections.iter().find(|section| section.title == part.title())?;
+            Some((section, *columns))
+        });
+        let quotes: Vec<_> = quotes.collect();
+        save(readme.clone(), &with_excerpt(&readme, &report::excerpt(machine, &quotes))?)?;
     }
     Ok(())
 }

@@ -32,7 +32,8 @@ Examples:
   cargo xtask test --only realloc     only the tests whose name contains `realloc`
   cargo xtask ebpf                    rebuild the kernel object after a change to its sources
   cargo xtask ebpf --check            is the committed kernel object fresh?
-  cargo xtask bench --rounds 7        what one malloc+free costs, traced and untraced
+  cargo xtask bench                   what tracing costs, beside other tools; writes docs/benchmarks.md
+  cargo xtask bench --only micro      only loops of one allocation and its release
 ";
 
 /// Builds, tests, measures and shows memtrace.
@@ -53,7 +54,7 @@ enum Command {
     Test(test::Options),
     /// Attach to a sample server, watch it live, print the report.
     Demo(demo::Options),
-    /// Measure what tracing one malloc+free pair costs.
+    /// Measure what tracing costs, in loops and in real programs, beside other tools.
     Bench(bench::Options),
     /// Regenerate the golden files from what the code prints now.
     Bless,

@@ -23,6 +23,7 @@ use std::{
 use anyhow::{Context as _, Result};
 
 use crate::{
+    bench,
     cargo::{self, Executable, cargo},
     ebpf,
     privilege::Privilege,
@@ -193,6 +194,9 @@ impl Session {
         let (Some(memtrace), Some(tests)) = (memtrace, tests) else { return };
         for test in tests.iter().filter(|test| test.kind == "test") {
             self.count(&test.name, privileged(privilege, &memtrace, test, filter));
+        }
+        if filter.is_none() {
+            self.check("the bench, one short round", bench::smoke);
         }
         if *privilege == Privilege::Sudo {
             self.needs("files that tests left as root", give_back_files(privilege));

@@ -36,6 +36,16 @@ impl Table {
         self.rows.push(row);
     }
 
+    /// The columns of these names, in their order here.
+    fn pick(&self, columns: &[&str]) -> Self {
+        let kept: Vec<usize> = columns
+            .iter()
+            .filter_map(|name| self.header.iter().position(|column| column == name))
+            .collect();
+        let pick = |line: &Vec<String>| kept.iter().map(|&column| line[column].clone()).collect();
+        Self { header: pick(&self.header), rows: self.rows.iter().map(pick).collect() }
+    }
+
     /// Aligned columns, two spaces between them.
     fn text(&self) -> String {
         let lines = || std::iter::once(&self.header).chain(&self.rows);
@@ -133,11 +143,11 @@ pub(super) fn replace_between_marks(document: &str, text: &str) -> Option<String
 const MARK_BEGIN: &str = "<!-- written by cargo xtask bench -->";
 const MARK_END: &str = "<!-- end of what cargo xtask bench wrote -->";
 
-/// What README says: where and when, and the given sections' tables.
-pub(super) fn excerpt(machine: &Machine, sections: &[&Section]) -> String {
-    let mut text = wrap(&format!("{}:", machine.summary()));
-    for Section { title, table, notes: _, json: _ } in sections {
-        let _ = write!(text, "\n{title}:\n\n{}", table.markdown());
+/// What README says: where and when, and some columns of some tables.
+pub(super) fn excerpt(machine: &Machine, quotes: &[(&Section, &[&str])]) -> String {
+    let mut text = wrap(&format!("{}.", machine.summary()));
+    for (Section { title, table, notes: _, json: _ }, columns) in quotes {
+        let _ = write!(text, "\n{title}:\n\n{}", table.pick(columns).markdown());
     }
     text.push('\n');
     text
@@ -221,6 +231,14 @@ jemalloc new      13×
 | jemalloc new | 13× |
 ";
         assert_eq!(table().markdown(), expected);
+    }
+
+    #[test]
+    fn picked_columns_come_in_the_order_asked_for() {
+        let picked = table().pick(&["× floor", "no such column", "case"]);
+
+        assert_eq!(picked.header, ["× floor", "case"]);
+        assert_eq!(picked.rows, [["1.25×", "malloc"], ["13×", "jemalloc new"]]);
     }
 
     #[test]
