@@ -42,13 +42,13 @@ pub(super) fn prepare(dir: &Path, scale: Scale) -> Result<(Vec<Workload>, Vec<St
     let mut workloads = vec![
         Workload {
             name: "sqlite3",
-            command: words(&["/usr/bin/sqlite3", ":memory:", &sql(size(60_000))]),
+            command: words(&["/usr/bin/sqlite3", ":memory:", &sql(size(300_000))]),
             target: 9.0,
             compared: Compared::WithPeers,
         },
         Workload {
             name: "python3",
-            command: words(&["PYTHONMALLOC=malloc", "/usr/bin/python3", "-c", &python(size(30))]),
+            command: words(&["PYTHONMALLOC=malloc", "/usr/bin/python3", "-c", &python(size(90))]),
             target: 30.0,
             compared: Compared::WithPeers,
         },
@@ -60,7 +60,7 @@ pub(super) fn prepare(dir: &Path, scale: Scale) -> Result<(Vec<Workload>, Vec<St
         },
         Workload {
             name: "perl",
-            command: words(&["/usr/bin/perl", "-e", &perl(size(300_000))]),
+            command: words(&["/usr/bin/perl", "-e", &perl(size(10))]),
             target: 6.0,
             compared: Compared::WithBareOnly,
         },
@@ -92,16 +92,14 @@ pub(super) enum Scale {
     Smoke,
 }
 
-/// Builds, indexes, groups and queries a table.
+/// Builds a table and groups it.
 fn sql(rows: u32) -> String {
     format!(
         "CREATE TABLE item(id INTEGER PRIMARY KEY, name TEXT, size INT);
          WITH RECURSIVE n(i) AS (SELECT 1 UNION ALL SELECT i + 1 FROM n WHERE i < {rows})
            INSERT INTO item SELECT i, 'name' || i, i * 7919 % 1000 FROM n;
-         CREATE INDEX by_size ON item(size);
-         SELECT count(*), sum(size), max(name) FROM item WHERE size BETWEEN 100 AND 900;
-         SELECT sum(length(names)) FROM (SELECT group_concat(name) AS names FROM item GROUP BY size);
-         SELECT count(DISTINCT substr(name, 1, 6)) FROM item;"
+         SELECT size % 100, count(*), group_concat(name), max(name)
+           FROM item GROUP BY size % 100;"
     )
 }
 
@@ -114,8 +112,8 @@ fn python(rounds: u32) -> String {
     )
 }
 
-fn perl(strings: u32) -> String {
-    format!("my %h; $h{{$_ % 5000}} .= \"x$_\" for 1..{strings}; print scalar(keys %h)")
+fn perl(rounds: u32) -> String {
+    format!("for my $round (1..{rounds}) {{ my %h; $h{{$_ % 5000}} .= \"x$_\" for 1..300000; }}")
 }
 
 fn node(buffers: u32) -> String {
@@ -147,7 +145,7 @@ fn compiler(dir: &Path) -> Result<Vec<String>> {
 
 /// `git log -p` in a repository of that many commits.
 fn git_log(dir: &Path, commits: u32) -> Result<Vec<String>> {
-    let repository = dir.join(format!("history-{commits}.git"));
+    let repository = dir.join(format!("history-{commits}-{FILES}-{LINES}.git"));
     if !repository.join("refs/heads/main").exists() {
         make_repository(&repository, commits)?;
     }
@@ -158,7 +156,7 @@ fn git_log(dir: &Path, commits: u32) -> Result<Vec<String>> {
     Ok(words.map(str::to_owned).to_vec())
 }
 
-/// A history in which every commit changes some lines of ten files.
+/// A history in which every commit changes a few lines of three of twenty files.
 fn make_repository(repository: &Path, commits: u32) -> Result<()> {
     shell::run(Command::new("git").args(["init", "--quiet", "--bare"]).arg(repository))?;
     let git_dir = format!("--git-dir={}", repository.display());
@@ -169,8 +167,10 @@ fn make_repository(repository: &Path, commits: u32) -> Result<()> {
         .context("cannot start git fast-import")?;
     let stdin = import.stdin.take().expect("stdin is piped");
     let mut stream = std::io::BufWriter::new(stdin);
+    let mut files = vec![vec![0; LINES]; FILES];
     for commit in 1..=commits {
-        stream.write_all(commit_of(commit).as_bytes()).context("git fast-import ended early")?;
+        let text = commit_of(commit, &mut files);
+        stream.write_all(text.as_bytes()).context("git fast-import ended early")?;
     }
     drop(stream);
     let status = import.wait().context("cannot wait for git fast-import")?;
@@ -178,18 +178,51 @@ fn make_repository(repository: &Path, commits: u32) -> Result<()> {
     Ok(())
 }
 
-fn commit_of(number: u32) -> String {
+const FILES: usize = 20;
+const LINES: usize = 500;
+/// Lines that change in a file.
+const HUNK: usize = 8;
+
+/// The next commit, as `git fast-import` takes it. A line knows when it was changed.
+fn commit_of(number: u32, files: &mut [Vec<u32>]) -> String {
     let mut text = format!(
         "commit refs/heads/main\ncommitter B <b@example.com> {} +0000\ndata 6\nchange\n",
         1_000_000_000 + number
     );
-    for file in 0..10 {
+    let number = number as usize;
+    let changed = if number == 1 { 0..FILES } else { 3 * number..3 * number + 3 };
+    for file in changed.map(|file| file % FILES) {
+        let start = scatter(31 * number + file) % (LINES - HUNK);
+        files[file][start..start + HUNK].fill(number as u32);
         let mut content = String::new();
-        for line in 0..300u32 {
-            let changed = if (line + file) % 37 == number % 37 { number } else { 0 };
-            let _ = writeln!(content, "line {line} of file {file} as of {changed}");
+        for (line, changed_in) in files[file].iter().enumerate() {
+            let (name, value) = (scatter(7919 * file + line) % 1000, scatter(31 * file + line));
+            let _ = writeln!(content, "    let value_{name} = compute({value}, {changed_in});");
         }
-        let _ = write!(text, "M 644 inline file-{file}\ndata {}\n{content}\n", content.len());
+        let _ = write!(text, "M 644 inline file-{file}.rs\ndata {}\n{content}\n", content.len());
     }
     text
+}
+
+/// A number that looks like chance and is the same every time.
+fn scatter(number: usize) -> usize {
+    number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 40
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn commit_changes_a_hunk_of_three_files() {
+        let mut files = vec![vec![0; LINES]; FILES];
+        commit_of(1, &mut files);
+        let before = files.clone();
+
+        let text = commit_of(2, &mut files);
+
+        let lines = before.iter().flatten().zip(files.iter().flatten());
+        assert_eq!(lines.filter(|(before, after)| before != after).count(), 3 * HUNK);
+        assert_eq!(text.matches("M 644 inline ").count(), 3);
+    }
 }
