@@ -65,7 +65,7 @@ pub(crate) struct Options {
     quick: bool,
 }
 
-/// What can be measured alone.
+/// What can be measured alone: one module's work, one [`Section`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
 enum Part {
     /// One pair, in one thread, on one call path

@@ -276,7 +276,7 @@ fn section(title: &'static str, measured: &[(&Case, Vec<Round>)], pairs: u64) ->
     }
     let rounds = measured.first().map_or(0, |(_, rounds)| rounds.len());
     let notes = vec![format!(
-        "Medians of {rounds} interleaved rounds of {BATCHES} batches of {pairs} operations."
+        "Medians; {rounds} interleaved rounds, in each {BATCHES} batches of {pairs} operations."
     )];
     Section {
         title,

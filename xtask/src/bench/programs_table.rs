@@ -43,8 +43,8 @@ pub(super) fn section(
         0,
         format!(
             "Slowdowns of the program's own CPU time (*wall*: of the time on the clock, with the \
-             stops in which memtrace attaches), medians of {rounds} interleaved rounds; the other \
-             tools' are of one run. *daemon*: memtrace's CPU time in units of what it adds to the \
+             stops in which memtrace attaches), medians; {rounds} interleaved rounds, the other \
+             tools one run each. *daemon*: memtrace's CPU time in units of what it adds to the \
              program's. *complete*: allocations whose stack reaches the root. *heaptrack counts*: \
              allocations that heaptrack counted in the same run, against memtrace's."
         ),
