@@ -48,7 +48,7 @@ pub(super) fn prepare(dir: &Path, scale: Scale) -> Result<(Vec<Workload>, Vec<St
         },
         Workload {
             name: "python3",
-            command: words(&["PYTHONMALLOC=malloc", "/usr/bin/python3", "-c", &python(size(90))]),
+            command: words(&["PYTHONMALLOC=malloc", "/usr/bin/python3", "-c", &python(size(60))]),
             target: 30.0,
             compared: Compared::WithPeers,
         },
