@@ -1,387 +1,219 @@
-//! Measures what tracing one malloc+free pair costs.
+//! Measures what tracing costs, and compares it with what others cost.
 //!
 //! ```text
-//!   for each round
-//!     for each shape (call depth × frame pointers)
-//!       for each of bare, empty programs, memtrace
-//!         start pair_loop ─→ attach ─→ batches of pairs ─→ ns per pair ─→ pair_loop exits,
-//!                                                                         memtrace with it
+//!   stage ─→ micro (calls, threads, paths) ─┐
+//!            peers                          ├─→ Section ─→ terminal, target/bench/bench.json,
+//!            programs, redis                │              docs/benchmarks.md, README.md
+//!            attach, loss                  ─┘
 //! ```
 //!
-//! Rounds are interleaved, so that a machine that slows down slows all variants alike, and each
-//! figure is the median of the batches of all rounds. *Empty programs* stand on the same probe points and return
-//! at once: that is the kernel's own price, below which no tracer on uprobes can go.
+//! Each part measures its variants in interleaved rounds and makes one [`report::Section`]. Ratios
+//! are of one run: nothing is compared with a figure from another day. What is lost, cut or counted
+//! wrong stands beside what it cost, since a tool that sees half is not twice as fast.
+//!
+//! A complete run writes `docs/benchmarks.md` and the excerpt in `README.md`; a run of some parts
+//! writes to `target/bench` only.
 
 mod attach;
+mod background;
+mod compare;
+mod loss;
+mod machine;
+mod micro;
+mod peers;
+mod programs;
+mod programs_table;
+mod redis;
+mod report;
+mod stage;
+mod stats;
+mod workloads;
 
 use std::{
-    fmt::Write as _,
     fs,
-    io::{BufRead as _, BufReader, Write as _},
     path::{Path, PathBuf},
-    process::{Child, ChildStdin, ChildStdout, Command, ExitCode, Stdio},
-    sync::mpsc,
-    thread,
+    process::ExitCode,
     time::Duration,
 };
 
 use anyhow::{Context as _, Result, bail, ensure};
-use serde_json::Value;
 
-use crate::{cargo, privilege::Privilege, setup, shell};
+use crate::shell;
+use machine::Machine;
+use report::Section;
+use stage::Stage;
+use workloads::Scale;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
-    /// How often memtrace attaches to each variant.
+    /// Only these parts, separated by commas; the documents stay as they are.
+    #[arg(long, value_enum, value_delimiter = ',', value_name = "PARTS")]
+    only: Vec<Part>,
+    /// Only cases and programs whose name contains this; the documents stay as they are.
+    #[arg(long, value_name = "NAME", default_value = "")]
+    case: String,
+    /// Interleaved rounds; the figures are their medians.
     #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
-    /// malloc+free pairs in a batch.
+    /// Allocations and releases in a batch.
     #[arg(long, default_value_t = 20_000, value_parser = clap::value_parser!(u64).range(10..))]
     pairs: u64,
-    /// Measure how long it takes to attach to a program with 100 MB of text instead.
+    /// How long the test for lost events runs.
+    #[arg(long, default_value_t = 60, value_name = "SECONDS")]
+    loss_seconds: u32,
+    /// One short round of everything: does the bench work? Its figures mean nothing.
     #[arg(long)]
-    attach: bool,
+    quick: bool,
 }
 
-/// Calls between `main` and the loop.
-const DEPTHS: [u32; 3] = [0, 20, 60];
-
-/// Batches per attach: attaching and detaching take seconds, a batch a tenth of one.
-const BATCHES: u32 = 5;
-
-/// What memtrace prints to stderr once its probes are in place.
-const ATTACHED: &str = "attached to";
-
-/// How long memtrace may take to attach or, once its target is gone, to end.
-const PATIENCE: Duration = Duration::from_secs(60);
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum FramePointers {
-    Kept,
-    Omitted,
+/// What can be measured alone: one module's work, one [`Section`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum Part {
+    /// One pair, in one thread, on one call path
+    Micro,
+    /// Two and eight threads
+    Threads,
+    /// Stacks that change from call to call
+    Paths,
+    /// Other tools on the same loop
+    Peers,
+    /// Real programs, with the other tools
+    Programs,
+    /// Attaching and detaching, and how long the program stands still
+    Attach,
+    /// A minute of nothing but allocations
+    Loss,
 }
 
-impl FramePointers {
-    fn flag(self) -> &'static str {
+impl Part {
+    const ALL: [Self; 7] = [
+        Self::Micro,
+        Self::Threads,
+        Self::Paths,
+        Self::Peers,
+        Self::Programs,
+        Self::Attach,
+        Self::Loss,
+    ];
+
+    /// The section's heading.
+    fn title(self) -> &'static str {
         match self {
-            Self::Kept => "-fno-omit-frame-pointer",
-            Self::Omitted => "-fomit-frame-pointer",
+            Self::Micro => "One allocation and its release",
+            Self::Threads => "Several threads",
+            Self::Paths => "Changing call paths",
+            Self::Peers => "Other tools, one pair at depth 20",
+            Self::Programs => "Real programs",
+            Self::Attach => "Attaching and detaching",
+            Self::Loss => "Lost events",
         }
     }
-
-    fn name(self) -> &'static str {
-        match self {
-            Self::Kept => "kept",
-            Self::Omitted => "omitted",
-        }
-    }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Variant {
-    Bare,
-    EmptyPrograms,
-    Memtrace,
-}
+/// One short round.
+const SMOKE: Plan<'static> =
+    Plan { case: "", rounds: 1, pairs: 500, loss: Duration::from_secs(1), scale: Scale::Smoke };
 
-/// One loop program at one depth, and what its rounds measured.
-struct Shape {
-    depth: u32,
-    frame_pointers: FramePointers,
-    program: PathBuf,
-    bare_ns: Vec<f64>,
-    empty_ns: Vec<f64>,
-    memtrace_ns: Vec<f64>,
-    /// Events that memtrace lost, in all rounds.
-    lost_events: u64,
-}
-
-/// What a bench needs to run.
-struct Stage {
-    privilege: Privilege,
-    memtrace: PathBuf,
-    trace: PathBuf,
+/// How much is measured.
+struct Plan<'a> {
+    case: &'a str,
+    rounds: u32,
     pairs: u64,
+    loss: Duration,
+    scale: Scale,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
-    setup::ensure_programs(setup::BUILD)?;
-    let memtrace = cargo::build_memtrace(None)?;
-    let privilege = Privilege::acquire();
-    if let Privilege::Absent { reason } = privilege {
-        bail!("attaching takes root: {reason}");
+    let Options { only, case, rounds, pairs, loss_seconds, quick } = options;
+    let loss = Duration::from_secs(u64::from(*loss_seconds));
+    let full = Plan { case, rounds: *rounds, pairs: *pairs, loss, scale: Scale::Full };
+    let plan = if *quick { Plan { case, ..SMOKE } } else { full };
+    let stage = Stage::set_up()?;
+    let machine = Machine::look()?;
+    let sections = measure_parts(&stage, only, &plan)?;
+    if sections.is_empty() {
+        bail!("no case of these parts has `{case}` in its name");
     }
-    let dir = shell::root().join("target/bench");
-    fs::create_dir_all(&dir).with_context(|| dir.display().to_string())?;
-    if options.attach {
-        let figures = attach::measure(&privilege, &memtrace, &dir, options.rounds)?;
-        print!("{}", attach_table(&figures));
-        return Ok(ExitCode::SUCCESS);
-    }
-    let mut shapes = Vec::new();
-    for frame_pointers in [FramePointers::Omitted, FramePointers::Kept] {
-        let program = compile(&dir, frame_pointers)?;
-        shapes.extend(DEPTHS.map(|depth| Shape {
-            depth,
-            frame_pointers,
-            program: program.clone(),
-            bare_ns: Vec::new(),
-            empty_ns: Vec::new(),
-            memtrace_ns: Vec::new(),
-            lost_events: 0,
-        }));
-    }
-    let stage =
-        Stage { privilege, memtrace, trace: dir.join("bench.mtrace"), pairs: options.pairs };
-    for round in 1..=options.rounds {
-        eprintln!("bench: round {round} of {}", options.rounds);
-        for shape in &mut shapes {
-            stage.measure(shape)?;
-        }
-    }
-    print!("{}", table(&shapes));
-    println!(
-        "medians of {} rounds of {BATCHES} batches of {} pairs; empty = empty programs on the same \
-         probe points",
-        options.rounds, options.pairs
-    );
+    print!("{}", report::text(&machine, &sections));
+    let complete = only.is_empty() && case.is_empty() && !quick;
+    write(&stage, &machine, &sections, complete)?;
     Ok(ExitCode::SUCCESS)
 }
 
-/// Compiles the loop program.
-fn compile(dir: &Path, frame_pointers: FramePointers) -> Result<PathBuf> {
-    let source = Path::new(env!("CARGO_MANIFEST_DIR")).join("src/bench/pair_loop.c");
-    let program = dir.join(format!("pair_loop-{}", frame_pointers.name()));
-    let mut cc = Command::new("cc");
-    cc.args(["-O2", frame_pointers.flag(), "-o"]).arg(&program).arg(source);
-    shell::run(&mut cc)?;
-    Ok(program)
+/// Runs everything once and shortly, so that a test can tell whether the bench still works.
+pub(crate) fn smoke() -> Result<()> {
+    let sections = measure_parts(&Stage::set_up()?, &[], &SMOKE)?;
+    ensure!(sections.len() == Part::ALL.len(), "a part measured nothing");
+    Ok(())
 }
 
-impl Stage {
-    /// Measures all variants of one shape once.
-    fn measure(&self, shape: &mut Shape) -> Result<()> {
-        shape.bare_ns.extend(self.ns_per_pair(shape, Variant::Bare)?);
-        shape.empty_ns.extend(self.ns_per_pair(shape, Variant::EmptyPrograms)?);
-        shape.memtrace_ns.extend(self.ns_per_pair(shape, Variant::Memtrace)?);
-        shape.lost_events += self.lost_events()?;
-        Ok(())
-    }
+fn measure_parts(stage: &Stage, only: &[Part], plan: &Plan<'_>) -> Result<Vec<Section>> {
+    let chosen = Part::ALL.into_iter().filter(|part| only.is_empty() || only.contains(part));
+    chosen.filter_map(|part| measure(stage, part, plan).transpose()).collect()
+}
 
-    fn ns_per_pair(&self, shape: &Shape, variant: Variant) -> Result<Vec<f64>> {
-        let mut target = PairLoop::start(&shape.program, shape.depth)?;
-        let tracer = match variant {
-            Variant::Bare => None,
-            Variant::EmptyPrograms => {
-                Some(self.attach(target.child.id(), &["--probe-cost", "empty"])?)
-            }
-            Variant::Memtrace => Some(self.attach(target.child.id(), &[])?),
+/// Measures one part; `None` if the selection leaves nothing of it.
+fn measure(stage: &Stage, part: Part, plan: &Plan<'_>) -> Result<Option<Section>> {
+    let title = part.title();
+    let micro = |cases: &'static [micro::Case]| {
+        let cases = cases.iter().filter(|case| case.name.contains(plan.case));
+        let cases: Vec<_> = match plan.scale {
+            Scale::Full => cases.collect(),
+            Scale::Smoke => cases.take(1).collect(),
         };
-        // The first pairs fault in the heap, the probes' pages and memtrace's tables.
-        target.ns_per_pair(self.pairs / 10)?;
-        let ns = (0..BATCHES).map(|_| target.ns_per_pair(self.pairs)).collect::<Result<_>>()?;
-        target.finish()?;
-        if let Some(tracer) = tracer {
-            tracer.finish()?;
+        if cases.is_empty() {
+            return Ok(None);
         }
-        Ok(ns)
+        micro::measure(stage, title, &cases, plan.rounds, plan.pairs).map(Some)
+    };
+    match part {
+        Part::Micro => micro(micro::CALLS),
+        Part::Threads => micro(micro::THREADS),
+        Part::Paths => micro(micro::PATHS),
+        Part::Peers if plan.case.is_empty() => {
+            compare::measure(stage, title, plan.rounds, plan.pairs).map(Some)
+        }
+        Part::Programs => programs::measure(stage, title, plan.rounds, plan.scale, plan.case),
+        Part::Attach if plan.case.is_empty() => {
+            attach::measure(stage, title, plan.rounds, plan.scale).map(Some)
+        }
+        Part::Loss if plan.case.is_empty() => loss::measure(stage, title, plan.loss).map(Some),
+        Part::Peers | Part::Attach | Part::Loss => Ok(None),
     }
+}
 
-    /// Starts memtrace on the process and waits until its probes are in place.
-    fn attach(&self, pid: u32, arguments: &[&str]) -> Result<Tracer> {
-        let mut command = self.privilege.command(&self.memtrace);
-        command.arg("record").args(arguments).args(["-p", &pid.to_string(), "-o"]).arg(&self.trace);
-        let mut child = command
-            .stdin(Stdio::null())
-            .stdout(Stdio::null())
-            .stderr(Stdio::piped())
-            .spawn()
-            .context("cannot start memtrace")?;
-        let stderr = BufReader::new(child.stderr.take().expect("stderr is piped"));
-        let (sender, lines) = mpsc::channel();
-        thread::spawn(move || {
-            for line in stderr.lines().map_while(Result::ok) {
-                // Nobody listens once memtrace has ended; its pipe must be drained all the same.
-                let _ = sender.send(line);
-            }
+/// What README shows.
+const QUOTED: &[(Part, &[&str])] = &[
+    (Part::Micro, &["case", "bare ns", "floor ns", "memtrace ns", "× floor", "lost", "complete"]),
+    (
+        Part::Programs,
+        &["program", "bare s", "memtrace", "lost", "complete", "memleak", "bpftrace", "heaptrack"],
+    ),
+];
+
+/// Writes what was measured to `target/bench`, and into the documents if it is everything.
+fn write(stage: &Stage, machine: &Machine, sections: &[Section], complete: bool) -> Result<()> {
+    let save = |path: PathBuf, text: &str| {
+        eprintln!("bench: writing {}", path.display());
+        fs::write(&path, text).with_context(|| path.display().to_string())
+    };
+    save(stage.dir.join("bench.json"), &report::json(machine, sections)?)?;
+    save(stage.dir.join("benchmarks.md"), &report::markdown(machine, sections))?;
+    if complete {
+        save(shell::root().join("docs/benchmarks.md"), &report::markdown(machine, sections))?;
+        let readme = shell::root().join("README.md");
+        let quotes = QUOTED.iter().filter_map(|(part, columns)| {
+            let section = sections.iter().find(|section| section.title == part.title())?;
+            Some((section, *columns))
         });
-        let tracer = Tracer { child, lines };
-        tracer.wait_for_line(ATTACHED)?;
-        Ok(tracer)
+        let quotes: Vec<_> = quotes.collect();
+        save(readme.clone(), &with_excerpt(&readme, &report::excerpt(machine, &quotes))?)?;
     }
-
-    /// What memtrace says it lost in the trace just written.
-    fn lost_events(&self) -> Result<u64> {
-        let mut command = self.privilege.command(&self.memtrace);
-        let json = shell::ask(command.arg("report").arg(&self.trace).args(["--format", "json"]))?;
-        let report: Value = serde_json::from_str(&json).context("memtrace's report")?;
-        let capture = &report["capture"];
-        capture["lost_events"].as_u64().context("memtrace's report has no capture.lost_events")
-    }
+    Ok(())
 }
 
-/// memtrace, attached.
-struct Tracer {
-    child: Child,
-    lines: mpsc::Receiver<String>,
-}
-
-impl Tracer {
-    /// Waits for a line with `text` on memtrace's stderr.
-    fn wait_for_line(&self, text: &str) -> Result<()> {
-        let mut seen = String::new();
-        loop {
-            let line = self.lines.recv_timeout(PATIENCE).with_context(|| {
-                format!("memtrace ended or stood still before it said `{text}`:\n{seen}")
-            })?;
-            if line.contains(text) {
-                return Ok(());
-            }
-            let _ = writeln!(seen, "  {line}");
-        }
-    }
-
-    /// Waits for memtrace to end after its target has.
-    fn finish(mut self) -> Result<()> {
-        let mut seen = String::new();
-        loop {
-            match self.lines.recv_timeout(PATIENCE) {
-                Ok(line) => {
-                    let _ = writeln!(seen, "  {line}");
-                }
-                Err(mpsc::RecvTimeoutError::Disconnected) => break,
-                Err(mpsc::RecvTimeoutError::Timeout) => {
-                    bail!("memtrace did not end after its target had:\n{seen}");
-                }
-            }
-        }
-        let status = self.child.wait().context("cannot wait for memtrace")?;
-        ensure!(status.success(), "memtrace ended with {status}:\n{seen}");
-        Ok(())
-    }
-}
-
-/// The program being measured; killed when dropped.
-struct PairLoop {
-    child: Child,
-    stdin: Option<ChildStdin>,
-    stdout: BufReader<ChildStdout>,
-}
-
-impl PairLoop {
-    fn start(program: &Path, depth: u32) -> Result<Self> {
-        let mut child = Command::new(program)
-            .arg(depth.to_string())
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .spawn()
-            .with_context(|| format!("cannot start {}", program.display()))?;
-        let stdin = child.stdin.take();
-        let stdout = BufReader::new(child.stdout.take().expect("stdout is piped"));
-        Ok(Self { child, stdin, stdout })
-    }
-
-    /// Runs that many pairs and returns the nanoseconds that one took.
-    fn ns_per_pair(&mut self, pairs: u64) -> Result<f64> {
-        let stdin = self.stdin.as_mut().expect("stdin is open until the end");
-        writeln!(stdin, "{pairs}").context("pair_loop does not listen")?;
-        let mut line = String::new();
-        self.stdout.read_line(&mut line).context("pair_loop does not answer")?;
-        line.trim().parse().with_context(|| format!("pair_loop answered {line:?}"))
-    }
-
-    fn finish(mut self) -> Result<()> {
-        self.stdin = None;
-        let status = self.child.wait().context("cannot wait for pair_loop")?;
-        ensure!(status.success(), "pair_loop ended with {status}");
-        Ok(())
-    }
-}
-
-impl Drop for PairLoop {
-    fn drop(&mut self) {
-        // Both fail if it has ended, which is what they are for.
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-/// How long attaching takes, as a table.
-fn attach_table(figures: &attach::Figures) -> String {
-    let attach::Figures { cold_ms, warm_ms, cold_stall_ms, warm_stall_ms, idle_stall_ms } = figures;
-    let longest = |values: &[f64]| values.iter().copied().fold(0.0, f64::max);
-    let mut text = String::from("                        median ms  longest ms\n");
-    for (name, values) in [
-        ("attached, no cache", cold_ms),
-        ("attached, table cached", warm_ms),
-        ("stall, no cache", cold_stall_ms),
-        ("stall, table cached", warm_stall_ms),
-        ("stall, nobody attaches", idle_stall_ms),
-    ] {
-        let _ = writeln!(text, "{name:22}  {:9.1}  {:10.1}", median(values), longest(values));
-    }
-    text
-}
-
-/// The results as a table.
-fn table(shapes: &[Shape]) -> String {
-    let mut text = String::from(
-        "frame pointers  depth  bare ns  empty ns  memtrace ns  memtrace/bare  memtrace/empty  lost\n",
-    );
-    for Shape { depth, frame_pointers, program: _, bare_ns, empty_ns, memtrace_ns, lost_events } in
-        shapes
-    {
-        let (bare, empty, memtrace) = (median(bare_ns), median(empty_ns), median(memtrace_ns));
-        let _ = writeln!(
-            text,
-            "{:14}  {depth:5}  {bare:7.1}  {empty:8.0}  {memtrace:11.0}  {:12.1}x  {:13.2}x  {lost_events:4}",
-            frame_pointers.name(),
-            memtrace / bare,
-            memtrace / empty,
-        );
-    }
-    text
-}
-
-/// The middle value; the mean of the middle two if their number is even; NaN of nothing.
-fn median(values: &[f64]) -> f64 {
-    let mut sorted = values.to_vec();
-    sorted.sort_by(f64::total_cmp);
-    let middle = sorted.len() / 2;
-    match sorted.as_slice() {
-        [] => f64::NAN,
-        sorted if sorted.len() % 2 == 1 => sorted[middle],
-        sorted => f64::midpoint(sorted[middle - 1], sorted[middle]),
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn median_ignores_order_and_outliers() {
-        assert_eq!(median(&[9000.0, 1.0, 2.0]), 2.0);
-        assert_eq!(median(&[4.0, 1.0, 2.0, 3.0]), 2.5);
-        assert!(median(&[]).is_nan());
-    }
-
-    #[test]
-    fn table_prints_medians_ratios_and_losses() {
-        let shape = Shape {
-            depth: 20,
-            frame_pointers: FramePointers::Omitted,
-            program: PathBuf::new(),
-            bare_ns: vec![20.0, 10.0, 30.0],
-            empty_ns: vec![2000.0],
-            memtrace_ns: vec![2500.0],
-            lost_events: 3,
-        };
-
-        let expected = "\
-frame pointers  depth  bare ns  empty ns  memtrace ns  memtrace/bare  memtrace/empty  lost
-omitted            20     20.0      2000         2500         125.0x           1.25x     3
-";
-        assert_eq!(table(&[shape]), expected);
-    }
+fn with_excerpt(document: &Path, excerpt: &str) -> Result<String> {
+    let text = fs::read_to_string(document).with_context(|| document.display().to_string())?;
+    report::replace_between_marks(&text, excerpt)
+        .with_context(|| format!("{} has no marks for the bench's figures", document.display()))
 }

@@ -35,8 +35,9 @@ Examples:
   cargo xtask vm-test                 the tests that attach, on Debian's 6.1 and 6.12 kernels
   cargo xtask ebpf                    rebuild the kernel object after a change to its sources
   cargo xtask ebpf --check            is the committed kernel object fresh?
-  cargo xtask bench --rounds 7        what one malloc+free costs, traced and untraced
-  cargo xtask bench --attach          how long it takes to attach to a huge program
+  cargo xtask bench                   what tracing costs, beside other tools; writes docs/benchmarks.md
+  cargo xtask bench --only micro      only loops of one allocation and its release
+  cargo xtask bench --only attach     only how long attaching to a huge program takes
 ";
 
 /// Builds, tests, measures and shows memtrace.
@@ -59,7 +60,7 @@ enum Command {
     VmTest(vm_test::Options),
     /// Attach to a sample server, watch it live, print the report.
     Demo(demo::Options),
-    /// Measure what tracing one malloc+free pair costs.
+    /// Measure what tracing costs, in loops and in real programs, beside other tools.
     Bench(bench::Options),
     /// Regenerate the golden files from what the code prints now.
     Bless,

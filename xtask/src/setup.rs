@@ -24,6 +24,9 @@ pub(crate) struct Options {
     /// Only what building memtrace and its kernel object needs, not what the tests need.
     #[arg(long)]
     build_only: bool,
+    /// The tools as well that `cargo xtask bench` compares memtrace with.
+    #[arg(long, conflicts_with = "build_only")]
+    peers: bool,
 }
 
 /// A program or library that must be there, and the Debian package that brings it.
@@ -33,8 +36,32 @@ pub(crate) struct Program {
     package: &'static str,
 }
 
-/// What compiling memtrace needs: zstd and the bench are C.
+/// What compiling memtrace needs: zstd is C.
 pub(crate) const BUILD: &[Program] = &[Program { name: "cc", package: "build-essential" }];
+
+/// What the bench compiles with, and the programs that it traces.
+pub(crate) const BENCH: &[Program] = &[
+    Program { name: "cc", package: "build-essential" },
+    Program { name: "c++", package: "build-essential" },
+    Program { name: "git", package: "git" },
+    Program { name: "/usr/bin/perl", package: "perl" },
+    Program { name: "/usr/bin/python3", package: "python3" },
+    Program { name: "/usr/bin/redis-benchmark", package: "redis-tools" },
+    Program { name: "/usr/bin/redis-server", package: "redis-server" },
+    Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2", package: "libjemalloc2" },
+];
+
+/// What the bench compares memtrace with, where it is there.
+///
+/// libbpf-tools' `memleak` is preferred to bcc's, which needs the kernel's headers; Debian has it
+/// from release 13 on.
+const PEERS: &[Program] = &[
+    Program { name: "bpftrace", package: "bpftrace" },
+    Program { name: "gdb", package: "gdb" },
+    Program { name: "heaptrack", package: "heaptrack" },
+    Program { name: "memleak-bpfcc", package: "bpfcc-tools" },
+];
 
 /// What the tests trace, compare with and compile with.
 pub(crate) const TESTS: &[Program] = &[
@@ -69,6 +96,10 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.build_only {
         ensure_programs(TESTS)?;
         ensure_programs(VM)?;
+    }
+    if options.peers {
+        ensure_programs(BENCH)?;
+        ensure_programs(PEERS)?;
     }
     let toolchain = ensure_toolchain()?;
     eprintln!(

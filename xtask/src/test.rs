@@ -21,6 +21,7 @@ use std::{
 use anyhow::Result;
 
 use crate::{
+    bench,
     cargo::{self, Executable, cargo},
     ebpf,
     privilege::Privilege,
@@ -201,6 +202,9 @@ impl Session {
         for test in &attaching.tests {
             let mut command = privileged(privilege, &attaching.memtrace, test, filter);
             self.count(&test.name, &mut command);
+        }
+        if filter.is_none() {
+            self.check("the bench, one short round", bench::smoke);
         }
         if *privilege == Privilege::Sudo {
             self.needs("files that tests left as root", give_back_files(privilege));

@@ -1,7 +1,7 @@
 /* Allocates every 0.1 ms and notes how long it stood still at most.
  *
- * For each line on stdin it prints the longest time in nanoseconds between two rounds since the
- * last line. If it may, it runs with real-time priority: then nobody but the kernel keeps it from
+ * For each line on stdin it prints `stall: ` and the longest time in nanoseconds between two rounds
+ * since the last line. If it may, it runs with real-time priority: then nobody but the kernel keeps it from
  * running, and what it notes is not the load of the machine.
  */
 #define _GNU_SOURCE
@@ -46,7 +46,7 @@ int main(void) {
         return 1;
     char line[64];
     while (fgets(line, sizeof line, stdin) != NULL) {
-        printf("%llu\n", (unsigned long long)atomic_exchange(&longest_ns, 0));
+        printf("stall: %llu\n", (unsigned long long)atomic_exchange(&longest_ns, 0));
         fflush(stdout);
     }
     return 0;
