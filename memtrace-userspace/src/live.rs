@@ -5,6 +5,7 @@ pub mod attach;
 pub mod clock;
 mod closer;
 pub mod decode;
+mod events;
 pub mod finish;
 pub mod guardian;
 pub mod images;

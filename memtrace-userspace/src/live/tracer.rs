@@ -1,8 +1,8 @@
 //! The tracer: one thread that drains the ring and keeps the kernel's view of processes right.
 //!
 //! ```text
-//!   ring ─→ decode ─→ records ─→ out
-//!              └────→ fork, exec, exit, new code: attach, new tables, continue
+//!   ring ─→ decode ─→ events ─→ records ─→ out
+//!                        └────→ fork, exec, exit, new code: attach, new tables, continue
 //! ```
 //!
 //! Both happen in one thread, in the ring's order. So the record of a module stands in front of
@@ -14,17 +14,15 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use aya::maps::{MapData, RingBuf};
-use memtrace_common::addr::Avma;
 use memtrace_common::config::MAX_PROCESSES;
-use memtrace_common::event::{Free, Kind, Mapping, Task, flag};
+use memtrace_common::event::{Free, Kind};
 use thiserror::Error;
 
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
-use super::decode::{DecodeError, Event, RawStack, decode};
-use super::finish::finish;
+use super::decode::{DecodeError, Event, decode};
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
@@ -32,10 +30,10 @@ use super::probes::LinkKind;
 use super::process::{self, ProcessError};
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
-use crate::record::{EndReason, MapKind, Pid, Record, Session, Tid, Time, WireStackId};
+use crate::record::{EndReason, Pid, Record, Session, Tid, Time};
 
 /// Bytes of a page.
-const PAGE_BYTES: u64 = 4096;
+pub(super) const PAGE_BYTES: u64 = 4096;
 
 /// How often resident memory and counters are written.
 const SAMPLE_NS: u64 = 1_000_000_000;
@@ -148,9 +146,9 @@ pub struct Tracer {
     pub(super) processes: HashMap<Pid, Traced>,
     pub(super) threads: HashMap<Tid, Pid>,
     /// Forked children that have not come to their first instruction, and their parents.
-    children: HashMap<Pid, Pid>,
+    pub(super) children: HashMap<Pid, Pid>,
     /// Processes that memtrace has made and that have not run their program yet.
-    expected: HashSet<Pid>,
+    pub(super) expected: HashSet<Pid>,
     pub(super) free_indices: Vec<u32>,
     /// Changes with every change of any process's code.
     pub(super) generation: u32,
@@ -365,7 +363,7 @@ impl Tracer {
     /// A child that is not traced: the end of it, or of what is known of it.
     ///
     /// Its `Fork` record gave it copies of its parent's memory, and no event will take them away.
-    fn forget_child(&mut self, pid: Pid, time: Time) {
+    pub(super) fn forget_child(&mut self, pid: Pid, time: Time) {
         self.threads.retain(|_, of| *of != pid);
         self.out.push(Record::Exit { time, pid });
     }
@@ -374,146 +372,6 @@ impl Tracer {
         if let Err(error) = self.guardian.watch(pid) {
             tracing::warn!("the guardian is gone: {error}");
         }
-    }
-
-    fn handle(&mut self, event: Event) -> Result<(), TracerError> {
-        match event {
-            Event::Alloc(api, alloc) => {
-                let time = self.clock.at(alloc.header.time_ns);
-                self.out.push(Record::Alloc {
-                    time,
-                    tid: Tid(alloc.header.tid),
-                    api,
-                    ptr: Avma(alloc.ptr),
-                    size: alloc.size,
-                    stack: WireStackId(alloc.stack),
-                });
-            }
-            Event::Free(kind, api, free) => {
-                let time = self.clock.at(free.header.time_ns);
-                let (tid, ptr) = (Tid(free.header.tid), Avma(free.ptr));
-                self.out.push(match kind {
-                    Kind::Retire => Record::Retire { time, tid, ptr },
-                    Kind::Restore => Record::Restore { time, tid, ptr },
-                    _ => Record::Free { time, tid, api, ptr },
-                });
-            }
-            Event::Stack(stack, end, frames) => {
-                self.clock.at(stack.header.time_ns);
-                self.out.push(Record::Stack {
-                    id: WireStackId(stack.id),
-                    pid: Pid(stack.pid),
-                    end,
-                    frames,
-                });
-            }
-            Event::RawStack(mut raw) => {
-                self.clock.at(raw.stack.header.time_ns);
-                let (id, pid) = (WireStackId(raw.stack.id), Pid(raw.stack.pid));
-                let end = finish(&mut raw, |pc| self.row_at(pid, pc));
-                let RawStack { frames, .. } = *raw;
-                self.out.push(Record::Stack { id, pid, end, frames });
-            }
-            Event::Mapping(kind, mapping) => self.handle_mapping(kind, mapping)?,
-            Event::Task(kind, task) => self.handle_task(kind, task)?,
-        }
-        Ok(())
-    }
-
-    fn handle_mapping(&mut self, kind: Kind, mapping: Mapping) -> Result<(), TracerError> {
-        let Mapping { header, address, length, old_address, old_length, stack } = mapping;
-        let time = self.clock.at(header.time_ns);
-        let (tid, stack) = (Tid(header.tid), WireStackId(stack));
-        let (start, length) = (Avma(address), pages(length));
-        let pid = self.threads.get(&tid).copied();
-        match kind {
-            Kind::Map => {
-                let map_kind = map_kind(header.flags);
-                self.out.push(Record::Map { time, tid, start, length, kind: map_kind, stack });
-                if header.flags & flag::EXECUTABLE != 0
-                    && let Some(pid) = pid
-                {
-                    self.code_changed(pid)?;
-                }
-            }
-            Kind::Unmap => {
-                if let Some(pid) = pid {
-                    self.code_unmapped(pid, tid, start, length)?;
-                }
-                self.out.push(Record::Unmap { time, tid, start, length });
-            }
-            Kind::UnmapFailed => {
-                self.out.push(Record::UnmapFailed { time, tid });
-                if let Some(pid) = pid {
-                    self.unmap_failed(pid, tid)?;
-                }
-            }
-            Kind::RemapStart => {
-                let (start, length) = (Avma(old_address), pages(old_length));
-                if let Some(pid) = pid {
-                    self.code_unmapped(pid, tid, start, 0)?;
-                }
-                self.out.push(Record::RemapStart { time, tid, start, length });
-            }
-            Kind::Remap => self.out.push(Record::Remap { time, tid, start, length, stack }),
-            Kind::Break => {
-                let Some(traced) = pid.and_then(|pid| self.processes.get_mut(&pid)) else {
-                    return Ok(());
-                };
-                let old = traced.program_break.replace(start).unwrap_or(start);
-                if old != start {
-                    self.out.push(Record::Break { time, tid, old, new: start, stack });
-                }
-            }
-            _ => {}
-        }
-        Ok(())
-    }
-
-    fn handle_task(&mut self, kind: Kind, task: Task) -> Result<(), TracerError> {
-        let Task { header, pid, parent_pid, comm } = task;
-        let time = self.clock.at(header.time_ns);
-        let (pid, tid) = (Pid(pid), Tid(header.tid));
-        let name = comm.split(|byte| *byte == 0).next().unwrap_or_default().to_vec();
-        match kind {
-            Kind::ThreadStart | Kind::ThreadName => {
-                self.threads.insert(tid, pid);
-                self.out.push(Record::Thread { time, pid, tid, name });
-            }
-            Kind::ThreadExit => {
-                self.threads.remove(&tid);
-                self.out.push(Record::ThreadExit { time, tid });
-                if tid.0 == pid.0 {
-                    self.leader_exited(pid)?;
-                }
-            }
-            Kind::Fork => {
-                let parent = Pid(parent_pid);
-                self.out.push(Record::Fork { time, parent, child: pid });
-                self.threads.insert(tid, pid);
-                self.out.push(Record::Thread { time, pid, tid, name });
-                self.watch(pid);
-                self.children.insert(pid, parent);
-            }
-            Kind::Exec => {
-                self.expected.remove(&pid);
-                self.children.remove(&pid);
-                self.executed(pid, time)?;
-            }
-            Kind::ProcessExit => self.exited(pid, time),
-            Kind::CodeChanged => self.code_changed(pid)?,
-            Kind::Stopped => {
-                if let Some(parent) = self.children.remove(&pid) {
-                    self.attach_child(pid, parent)?;
-                    if !self.processes.contains_key(&pid) {
-                        self.forget_child(pid, time);
-                    }
-                }
-                continue_process(pid);
-            }
-            _ => {}
-        }
-        Ok(())
     }
 }
 
@@ -525,22 +383,6 @@ fn read_ahead(images: &mut Images, pids: &[Pid]) {
         let mappings = process::mappings(*pid).unwrap_or_default();
         let code: Vec<_> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
         images.read(*pid, &code);
-    }
-}
-
-fn pages(bytes: u64) -> u64 {
-    bytes.checked_next_multiple_of(PAGE_BYTES).unwrap_or(bytes)
-}
-
-fn map_kind(flags: u16) -> MapKind {
-    if flags & flag::RESERVED != 0 {
-        MapKind::Reserved
-    } else if flags & flag::FILE != 0 {
-        MapKind::File
-    } else if flags & flag::SHARED != 0 {
-        MapKind::Shared
-    } else {
-        MapKind::Anonymous
     }
 }
 
