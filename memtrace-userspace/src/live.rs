@@ -15,6 +15,7 @@ pub mod launch;
 pub mod lazy_file;
 pub mod loader;
 mod mapped_array;
+mod pidfd;
 pub mod placement;
 pub mod privilege;
 mod probed;

@@ -121,6 +121,28 @@ fn recorder_that_does_not_look_counts_every_event_it_lost() -> Result<()> {
 }
 
 #[test]
+fn target_whose_end_was_lost_ends_the_recording() -> Result<()> {
+    privileged!();
+    let trace = trace_path("lost_end")?;
+    let mut target = start_waiting(&program::FLOOD.build(FramePointers::Omitted)?)?;
+    let small = ["--ring-size", "1M", "--back-pressure", "0ms"];
+    let recorder = Recorder::attach_with(target.pid(), &trace, &small)?;
+
+    recorder.signal("STOP")?;
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    recorder.signal("CONT")?;
+    recorder.finish()?;
+
+    let report = report(&trace)?;
+    ensure!(report.counter("lost_lifecycle_events") > 0, "counters: {}", report.json["counters"]);
+    ensure!(report.json["capture"]["end"] == "target_exited", "{}", report.json["capture"]["end"]);
+    Ok(())
+}
+
+#[test]
 fn doctor_says_that_memtrace_can_attach_where_it_can() -> Result<()> {
     privileged!();
 

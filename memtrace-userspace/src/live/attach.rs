@@ -12,6 +12,7 @@ use memtrace_common::unwind::Row;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, ImageId, Images, Key, Reading};
 use super::kernel_version::{KernelVersion, kernel_release};
+use super::pidfd::PidFd;
 use super::probed::Probed;
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, NoRoom, Placed, Regions};
@@ -20,6 +21,9 @@ use crate::record::{self, Pid, Record, Tid, Time};
 
 /// A process that is traced.
 pub(super) struct Traced {
+    pub(super) handle: PidFd,
+    /// Whether it had ended at the last sample.
+    pub(super) had_ended: bool,
     /// Its place in the kernel's table of processes.
     index: u32,
     flags: u32,
@@ -224,6 +228,7 @@ impl Tracer {
             Arrival::Running => self.clock.now(),
             Arrival::Forked(_) | Arrival::Started => self.clock.last(),
         };
+        let handle = PidFd::open(pid)?;
         let Some(index) = self.free_indices.pop() else {
             self.anomalies.attach_failures += 1;
             return Ok(());
@@ -262,6 +267,8 @@ impl Tracer {
         self.processes.insert(
             pid,
             Traced {
+                handle,
+                had_ended: false,
                 index,
                 flags,
                 code_changes: 0,

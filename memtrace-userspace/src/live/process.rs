@@ -108,6 +108,17 @@ pub enum ProcessError {
         /// Why.
         source: io::Error,
     },
+    /// The kernel gives no handle to it.
+    #[error(
+        "cannot open process {pid}: {source}; raise the limit of open files (`ulimit -n`) if too \
+         many are open"
+    )]
+    NoHandle {
+        /// The id.
+        pid: u32,
+        /// Why.
+        source: io::Error,
+    },
     /// A file of `/proc` says something that memtrace does not understand.
     #[error("cannot make sense of {path}; please report this together with its text")]
     Malformed {

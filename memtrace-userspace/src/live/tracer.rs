@@ -154,6 +154,8 @@ pub struct Tracer {
     pub(super) generation: u32,
     pub(super) clock: Clock,
     guardian: Guardian,
+    /// Whether the ring was seen empty since the last sample.
+    was_drained: bool,
     next_sample_ns: u64,
     pub(super) anomalies: Anomalies,
     /// How many children were forked and not traced when this was last looked at.
@@ -210,6 +212,7 @@ impl Tracer {
             generation: 0,
             clock: Clock::start(),
             guardian,
+            was_drained: false,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
             forks_not_traced: 0,
@@ -264,7 +267,10 @@ impl Tracer {
     /// Handles what is in the ring, up to about `limit` records.
     pub fn drain(&mut self, limit: usize) -> Result<Drained, TracerError> {
         while self.out.len() < limit {
-            let Some(item) = self.ring.next() else { return Ok(Drained::All) };
+            let Some(item) = self.ring.next() else {
+                self.was_drained = true;
+                return Ok(Drained::All);
+            };
             let event = decode(&item)?;
             drop(item);
             self.handle(event)?;
@@ -280,6 +286,7 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
+            self.end_what_was_lost(time);
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
@@ -325,6 +332,25 @@ impl Tracer {
             }
         }
         Ok(())
+    }
+
+    /// Ends processes whose event of their end was lost from a full ring.
+    ///
+    /// A process that had ended at the last sample is one: the ring has been empty since then.
+    fn end_what_was_lost(&mut self, time: Time) {
+        let was_drained = std::mem::replace(&mut self.was_drained, false);
+        let mut lost = Vec::new();
+        for (pid, traced) in &mut self.processes {
+            let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
+            if had_ended && was_drained {
+                lost.push(*pid);
+            }
+        }
+        lost.sort();
+        for pid in lost {
+            tracing::debug!("process {} ended, and the event of it was lost", pid.0);
+            self.exited(pid, time);
+        }
     }
 
     /// Writes resident memory and counters.
