@@ -7,6 +7,7 @@ mod closer;
 pub mod decode;
 pub mod finish;
 pub mod guardian;
+mod hooks;
 pub mod images;
 pub mod kernel_types;
 pub mod kernel_version;

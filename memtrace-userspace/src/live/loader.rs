@@ -5,7 +5,6 @@
 //! [`super::tracer`].
 
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use memtrace_common::config::{BucketChunk, Module, Process, RowChunk, Settings};
@@ -14,6 +13,7 @@ use thiserror::Error;
 use zerocopy::IntoBytes;
 
 use super::allocators::Role;
+use super::hooks;
 use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
 use super::kernel_version::kernel_release;
 use super::probes::{Attached, LinkKind, Place, Probes};
@@ -166,23 +166,7 @@ impl Kernel {
             ebpf,
             probes,
         };
-        for name in [
-            "sys_enter",
-            "sys_exit",
-            "sched_process_fork",
-            "sched_process_exec",
-            "sched_process_exit",
-            "task_rename",
-        ] {
-            let program: &mut BtfTracePoint = kernel
-                .ebpf
-                .program_mut(name)
-                .expect("the object has this program")
-                .try_into()
-                .map_err(LoadError::refused)?;
-            program.load(name, &btf).map_err(LoadError::refused)?;
-            program.attach().map_err(LoadError::refused)?;
-        }
+        hooks::attach(&mut kernel.ebpf, &btf)?;
         for (name, program) in kernel.ebpf.programs() {
             if let Ok(info) = program.info() {
                 let verified = info.verified_instruction_count();
@@ -263,7 +247,12 @@ impl Kernel {
             .map(|counter| {
                 let values =
                     self.counters.get(&(*counter as u32), 0).map_err(LoadError::refused)?;
-                Ok((*counter, values.iter().sum()))
+                let counted: u64 = values.iter().sum();
+                let missed = match counter {
+                    Counter::LostMappings => hooks::missed(&self.ebpf),
+                    _ => 0,
+                };
+                Ok((*counter, counted + missed))
             })
             .collect()
     }
