@@ -26,6 +26,9 @@ pub const RAW_STACK_BYTES: usize = 16 * 1024;
 /// How many stack words a remembered stack depends on at most; larger stacks are walked anew.
 pub const MAX_REMEMBERED_SLOTS: usize = 256;
 
+/// How many unwind rows that were found are kept.
+pub const RECENT_ROW_PLACES: u32 = 1 << 15;
+
 /// How many families of remembered stacks are known: those of one process, `sp` and `pc`.
 pub const FAMILIES: u32 = 8192;
 
@@ -162,7 +165,7 @@ const _: () = {
     assert!(size_of::<Process>() == 24);
     assert!(size_of::<Settings>() == 64);
     assert!(FAMILIES.is_power_of_two() && REMEMBERED_SETS.is_power_of_two());
-    assert!(SENT_STACKS.is_power_of_two());
+    assert!(SENT_STACKS.is_power_of_two() && RECENT_ROW_PLACES.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);
 };

@@ -79,6 +79,18 @@ impl Row {
     /// No unwind information: what lies between functions, and code that has no table.
     pub const NONE: Row =
         Row { pc: 0, cfa_offset: 0, cfa_kind: cfa::NONE, rbp_offset_by_8: RBP_SAME };
+
+    /// Its eight bytes as one number.
+    #[inline(always)]
+    pub fn to_bits(self) -> u64 {
+        zerocopy::transmute!(self)
+    }
+
+    /// The row whose eight bytes are `bits`.
+    #[inline(always)]
+    pub fn from_bits(bits: u64) -> Row {
+        zerocopy::transmute!(bits)
+    }
 }
 
 /// `rbp` still holds the caller's value.

@@ -88,10 +88,10 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
-    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Probe);
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
     let event =
         Alloc { header: header_of(tid, Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
-    emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Probe);
+    emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
     Some(())
 }
 
@@ -116,7 +116,7 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
 #[inline(always)]
 fn send_block(tid: u32, kind: Kind, api: u32, ptr: u64) {
     let event = Free { header: header_of(tid, kind, api as u8, 0), ptr };
-    emit::send(event, Counter::LostFrees, Urgency::Normal, Context::Probe);
+    emit::send(event, Counter::LostFrees, Urgency::Normal, Context::Preemptible);
 }
 
 /// The current thread's slot, made if it is the first time; `None` if its process is not traced.

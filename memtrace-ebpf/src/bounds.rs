@@ -32,6 +32,14 @@ pub fn element<const MASK: u32, T: Copy, const N: usize>(array: &[T; N], index: 
     unsafe { *array.get_unchecked(bounded::<MASK>(index) as usize) }
 }
 
+/// The eight elements of `array` from `index & MASK` on, which stay within its length.
+#[inline(always)]
+pub fn eight<const MASK: u32, T, const N: usize>(array: &[T; N], index: u64) -> &[T; 8] {
+    const { assert!((MASK as usize) + 8 <= N) };
+    // SAFETY: the mask keeps all eight in the array.
+    unsafe { &*array.as_ptr().add(bounded::<MASK>(index) as usize).cast() }
+}
+
 /// Sets the element of `array` at `index & MASK`; the mask is less than the length.
 #[inline(always)]
 pub fn set_element<const MASK: u32, T, const N: usize>(array: &mut [T; N], index: u64, value: T) {

@@ -48,8 +48,9 @@ pub enum Urgency {
 /// In what context an event is sent.
 #[derive(Clone, Copy)]
 pub enum Context {
-    /// A uprobe: it can be preempted, and wait as long as the settings allow.
-    Probe,
+    /// A uprobe, or a function of the kernel: it can be preempted, and wait as long as the settings
+    /// allow.
+    Preemptible,
     /// A tracepoint: preemption is off, and the daemon may be waiting for this CPU.
     Tracepoint,
 }
@@ -150,7 +151,7 @@ pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
 #[inline(always)]
 fn wait_for_room(context: Context) -> bool {
     let limit_ns = match context {
-        Context::Probe => setting!(back_pressure_ns),
+        Context::Preemptible => setting!(back_pressure_ns),
         Context::Tracepoint => setting!(back_pressure_ns).min(TRACEPOINT_WAIT_NS),
     };
     let Some(stalled_at) = shared_value(shared::STALLED_AT) else { return false };

@@ -1,12 +1,18 @@
 //! The search for the unwind row of a program counter.
 //!
 //! The modules of the process are bisected, then the rows between two entries of the bucket index.
+//! The result is kept, since the frames near a thread's root are those of every walk.
 
-use memtrace_common::config::{BUCKET_SHIFT, BUCKETS_PER_CHUNK, Module, ROWS_PER_CHUNK};
+use memtrace_common::config::{
+    BUCKET_SHIFT, BUCKETS_PER_CHUNK, Module, RECENT_ROW_PLACES, ROWS_PER_CHUNK,
+};
 use memtrace_common::unwind::Row;
 
 use crate::bounds::element;
-use crate::maps::{BUCKETS, CODE_CHANGES, MODULES, PROCESSES, ROWS, Scratch};
+use crate::maps::{
+    BUCKETS, CODE_CHANGES, MODULES, PROCESSES, RECENT_ROWS, ROWS, RecentRow, Scratch,
+};
+use crate::remember::mix;
 
 /// A module table of 4096 entries is bisected in this many steps.
 const MODULE_STEPS: u32 = 13;
@@ -17,6 +23,22 @@ const ROW_STEPS: u32 = 9;
 /// The unwind row for `pc`; `None` if it is in no module.
 #[inline(always)]
 pub fn find_row(s: &mut Scratch, pc: u64) -> Option<Row> {
+    let check = mix(pc ^ mix(s.owner));
+    let recent = RECENT_ROWS.get_ptr_mut(check as u32 & (RECENT_ROW_PLACES - 1))?;
+    // SAFETY: a map value, aligned; volatile, because others change it.
+    let kept = unsafe { core::ptr::read_volatile(recent) };
+    if kept.check ^ kept.row == check {
+        return Some(Row::from_bits(kept.row));
+    }
+    let row = search(s, pc)?;
+    let new = RecentRow { check: check ^ row.to_bits(), row: row.to_bits() };
+    // SAFETY: as above. Two halves of different writers do not pass the check.
+    unsafe { core::ptr::write_volatile(recent, new) };
+    Some(row)
+}
+
+#[inline(always)]
+fn search(s: &mut Scratch, pc: u64) -> Option<Row> {
     if !(s.module.start <= pc && pc < s.module.end) {
         find_module(s, pc)?;
     }

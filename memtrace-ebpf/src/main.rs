@@ -2,8 +2,10 @@
 //!
 //! ```text
 //!   uprobes       acquire_enter, acquire_return, release     the allocator's functions
-//!   tracepoints   sys_enter, sys_exit                        mappings
-//!                 sched_process_{fork,exec,exit}, task_rename  life of processes and threads
+//!   functions     {mmap,munmap,mremap,mprotect,brk}_{enter,exit}  mappings
+//!   of the kernel schedule_tail_exit                         the first steps of a process
+//!   tracepoints   sched_process_{fork,exec,exit}, task_rename  life of processes and threads
+//!                 sys_enter, sys_exit                        where functions cannot be watched
 //! ```
 #![no_std]
 #![no_main]
@@ -21,10 +23,13 @@ mod task;
 mod unwind;
 mod vm;
 
-use aya_ebpf::macros::{btf_tracepoint, uprobe, uretprobe};
-use aya_ebpf::programs::{BtfTracePointContext, ProbeContext, RetProbeContext};
+use aya_ebpf::macros::{btf_tracepoint, fentry, fexit, uprobe, uretprobe};
+use aya_ebpf::programs::{
+    BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RetProbeContext,
+};
 
 use crate::maps::never_taken;
+use crate::vm::syscall;
 
 /// `malloc` and its kin are entered.
 #[uprobe]
@@ -59,6 +64,62 @@ pub fn empty_enter(_ctx: ProbeContext) -> u32 {
 /// Does nothing: what the return probes alone cost.
 #[uretprobe]
 pub fn empty_return(_ctx: RetProbeContext) -> u32 {
+    0
+}
+
+/// Memory is about to be unmapped.
+#[fentry(function = "__x64_sys_munmap")]
+pub fn munmap_enter(ctx: FEntryContext) -> i32 {
+    vm::function_enter(&ctx, syscall::MUNMAP);
+    0
+}
+
+/// Memory is about to be moved.
+#[fentry(function = "__x64_sys_mremap")]
+pub fn mremap_enter(ctx: FEntryContext) -> i32 {
+    vm::function_enter(&ctx, syscall::MREMAP);
+    0
+}
+
+/// Memory was mapped.
+#[fexit(function = "__x64_sys_mmap")]
+pub fn mmap_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::MMAP);
+    0
+}
+
+/// Memory was unmapped.
+#[fexit(function = "__x64_sys_munmap")]
+pub fn munmap_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::MUNMAP);
+    0
+}
+
+/// Memory was moved.
+#[fexit(function = "__x64_sys_mremap")]
+pub fn mremap_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::MREMAP);
+    0
+}
+
+/// Memory has other rights.
+#[fexit(function = "__x64_sys_mprotect")]
+pub fn mprotect_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::MPROTECT);
+    0
+}
+
+/// The program break was moved.
+#[fexit(function = "__x64_sys_brk")]
+pub fn brk_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::BRK);
+    0
+}
+
+/// A new thread or process runs for the first time, in the kernel.
+#[fexit(function = "schedule_tail")]
+pub fn schedule_tail_exit(_ctx: FExitContext) -> i32 {
+    process::first_return();
     0
 }
 

@@ -11,8 +11,8 @@ use core::arch::asm;
 
 use memtrace_common::config::{
     BucketChunk, FAMILIES, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS,
-    MAX_THREADS, Module, Process, REMEMBERED_SETS, REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES,
-    SENT_STACKS, STACK_COPY_BYTES, Settings, TELLING_WORDS,
+    MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS, REMEMBERED_WAYS, RowChunk,
+    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings, TELLING_WORDS,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
@@ -81,6 +81,10 @@ pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, BPF_F_MMAPAB
 /// Unwind rows. The daemon sets the size and writes them through shared memory.
 #[map]
 pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+
+/// Rows that were found, by program counter and process, direct-mapped.
+#[map]
+pub static RECENT_ROWS: Array<RecentRow> = Array::with_max_entries(RECENT_ROW_PLACES, 0);
 
 /// What each thread is doing; see [`crate::slots`].
 #[map]
@@ -217,6 +221,15 @@ pub struct Scratch {
 
 /// `Scratch::end` while the walk goes on.
 pub const WALKING: u32 = u32::MAX;
+
+/// A row that was found.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct RecentRow {
+    /// A hash of program counter and process, xor `row`: halves of two rows do not fit together.
+    pub check: u64,
+    pub row: u64,
+}
 
 /// What the remembered stacks of one process, `sp` and `pc` have in common; see `remember`.
 #[repr(C, align(32))]

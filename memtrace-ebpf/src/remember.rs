@@ -27,7 +27,7 @@ use memtrace_common::config::{
     FAMILIES, MAX_REMEMBERED_SLOTS, REMEMBERED_SETS, REMEMBERED_WAYS, TELLING_WORDS,
 };
 
-use crate::bounds::{bounded, element, opaque, set_element};
+use crate::bounds::{bounded, eight, element, opaque, set_element};
 use crate::maps::{
     FAMILY, Family, REMEMBERED, Remembered, RememberedSet, SCRATCH, Scratch, release, try_claim,
 };
@@ -102,12 +102,12 @@ fn compare(s: &Scratch, remembered: &Remembered) -> u64 {
             break;
         }
         // Eight without a branch: slots behind the last one repeat it.
+        let offsets: &[u16; 8] = eight::<0xf8, _, _>(&remembered.slot_offset_by_8, i as u64);
+        let values: &[u64; 8] = eight::<0xf8, _, _>(&remembered.slot_value, i as u64);
         let mut j = 0;
         while j < 8 {
-            let offset_by_8 =
-                element::<0xff, _, _>(&remembered.slot_offset_by_8, (i + j) as u64) as u64;
-            let word = element::<0x1fff, _, _>(&s.copy, offset_by_8);
-            difference |= word ^ element::<0xff, _, _>(&remembered.slot_value, (i + j) as u64);
+            let word = element::<0x1fff, _, _>(&s.copy, offsets[j] as u64);
+            difference |= word ^ values[j];
             j += 1;
         }
         i += 8;

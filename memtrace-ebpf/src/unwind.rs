@@ -35,8 +35,14 @@ const PAGE_BYTES: u64 = 4096;
 #[inline(always)]
 pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
     let Regs { pc, sp, fp, pc_kind } = regs;
-    let is_probe = matches!(context, Context::Probe) as u64;
-    capture_stack((tgid as u64) << 32 | process as u64, pc, sp, fp, is_probe << 1 | pc_kind as u64)
+    let is_preemptible = matches!(context, Context::Preemptible) as u64;
+    capture_stack(
+        (tgid as u64) << 32 | process as u64,
+        pc,
+        sp,
+        fp,
+        is_preemptible << 1 | pc_kind as u64,
+    )
 }
 
 /// [`capture`], in a form that the verifier looks at once and not on each way to each call.
@@ -47,7 +53,7 @@ pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
 pub extern "C" fn capture_stack(of: u64, pc: u64, sp: u64, fp: u64, how: u64) -> u64 {
     let (tgid, process) = ((of >> 32) as u32, of as u32);
     let pc_kind = if how & 1 != 0 { PcKind::Exact } else { PcKind::ReturnAddress };
-    let context = if how & 2 != 0 { Context::Probe } else { Context::Tracepoint };
+    let context = if how & 2 != 0 { Context::Preemptible } else { Context::Tracepoint };
     let Some((index, scratch)) = claim() else {
         count(Counter::NoScratch);
         return 0;

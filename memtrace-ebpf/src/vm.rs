@@ -1,12 +1,13 @@
 //! The address space: `mmap`, `munmap`, `mremap`, `brk`, and code that appears.
 //!
-//! The system-call tracepoints fire for every call on the host, so the first thing that happens
-//! is a comparison of the call's number. As with the heap, memory is released on entry and
-//! acquired on return.
+//! As with the heap, memory is released on entry and acquired on return. The functions behind the
+//! system calls are watched themselves (`fentry`, `fexit`), so that no other call costs anything.
+//! Kernels that cannot do this have the system-call tracepoints, which fire for every call on the
+//! host: there the first thing that happens is a comparison of the call's number.
 
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_get_current_pid_tgid;
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, FEntryContext, FExitContext};
 use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Api, Kind, Mapping, flag};
@@ -17,7 +18,7 @@ use crate::maps::{CODE_CHANGES, PROCESS_INDEX, PROCESSES, increment};
 use crate::{process, unwind};
 
 /// Numbers of x86-64 system calls (arch/x86/entry/syscalls/syscall_64.tbl).
-mod syscall {
+pub mod syscall {
     pub const MMAP: u64 = 9;
     pub const MPROTECT: u64 = 10;
     pub const MUNMAP: u64 = 11;
@@ -37,6 +38,22 @@ const MREMAP_DONTUNMAP: u64 = 4;
 /// The largest value that a system call returns as an error, taken as unsigned: -4095.
 const FIRST_ERROR: u64 = -4095i64 as u64;
 
+/// The function behind the system call `number` is entered.
+#[inline(always)]
+pub fn function_enter(ctx: &FEntryContext, number: u64) {
+    let regs: *const pt_regs = ctx.arg(0);
+    // SAFETY: the function's argument is the registers of the call.
+    let _ = entered(number, unsafe { &*regs }, Context::Preemptible);
+}
+
+/// The function behind the system call `number` returns.
+#[inline(always)]
+pub fn function_exit(ctx: &FExitContext, number: u64) {
+    let regs: *const pt_regs = ctx.arg(0);
+    // SAFETY: the function's argument is the registers of the call.
+    let _ = returned(number, unsafe { &*regs }, ctx.arg(1), Context::Preemptible);
+}
+
 /// A system call is entered.
 #[inline(always)]
 pub fn sys_enter(ctx: &BtfTracePointContext) -> Option<()> {
@@ -46,18 +63,7 @@ pub fn sys_enter(ctx: &BtfTracePointContext) -> Option<()> {
     }
     let regs: *const pt_regs = ctx.arg(0);
     // SAFETY: the kernel's tracepoint gives the registers of the call.
-    let regs = unsafe { &*regs };
-    let _traced = current_process()?;
-    let event = if number == syscall::MUNMAP {
-        mapping(Kind::Unmap, Api::Munmap, 0, regs.rdi, regs.rsi)
-    } else {
-        let mut event = mapping(Kind::RemapStart, Api::Mremap, 0, 0, 0);
-        event.old_address = regs.rdi;
-        event.old_length = if regs.r10 & MREMAP_DONTUNMAP != 0 { 0 } else { regs.rsi };
-        event
-    };
-    emit::send(event, Counter::LostMappings, Urgency::Normal, Context::Tracepoint);
-    Some(())
+    entered(number, unsafe { &*regs }, Context::Tracepoint)
 }
 
 /// A system call returns.
@@ -76,23 +82,42 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         }
         _ => return None,
     }
+    returned(regs.orig_rax, regs, ctx.arg(1), Context::Tracepoint)
+}
+
+#[inline(always)]
+fn entered(number: u64, regs: &pt_regs, context: Context) -> Option<()> {
+    let _traced = current_process()?;
+    let event = if number == syscall::MUNMAP {
+        mapping(Kind::Unmap, Api::Munmap, 0, regs.rdi, regs.rsi)
+    } else {
+        let mut event = mapping(Kind::RemapStart, Api::Mremap, 0, 0, 0);
+        event.old_address = regs.rdi;
+        event.old_length = if regs.r10 & MREMAP_DONTUNMAP != 0 { 0 } else { regs.rsi };
+        event
+    };
+    emit::send(event, Counter::LostMappings, Urgency::Normal, context);
+    Some(())
+}
+
+#[inline(always)]
+fn returned(number: u64, regs: &pt_regs, result: u64, context: Context) -> Option<()> {
     let process = current_process()?;
     // Walked before anything else is known of the call, and the registers are read again behind it:
     // the verifier of 6.1 follows the walk once for each kind of event that is told apart by then,
     // and came near the million instructions that it allows.
-    let stack = if has_stack(regs, ctx.arg(1)) {
+    let stack = if has_stack(number, result) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
-        unwind::capture(tgid, process, at, Context::Tracepoint)
+        unwind::capture(tgid, process, at, context)
     } else {
         0
     };
     let makes_code = regs.rdx & PROT_EXEC != 0;
-    let result: u64 = ctx.arg(1);
     let failed = result >= FIRST_ERROR;
     let mut urgency = Urgency::Normal;
     let mut maps_code = false;
-    let mut event = match regs.orig_rax {
+    let mut event = match number {
         syscall::MMAP if !failed => {
             maps_code = makes_code;
             mapping(Kind::Map, Api::Mmap, mmap_flags(regs), result, regs.rsi)
@@ -118,7 +143,7 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         increment(&CODE_CHANGES, process);
         urgency = Urgency::WakeUp;
     }
-    emit::send(event, Counter::LostMappings, urgency, Context::Tracepoint);
+    emit::send(event, Counter::LostMappings, urgency, context);
     if maps_code && regs.r10 & MAP_ANONYMOUS == 0 {
         let flags = PROCESSES.get(process)?.flags;
         if flags & process_flag::STOP_FOR_CODE != 0 {
@@ -130,8 +155,8 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
 
 /// Whether the call made an event that says where it was made.
 #[inline(always)]
-fn has_stack(regs: &pt_regs, result: u64) -> bool {
-    match regs.orig_rax {
+fn has_stack(number: u64, result: u64) -> bool {
+    match number {
         syscall::MMAP | syscall::MREMAP => result < FIRST_ERROR,
         syscall::BRK => true,
         _ => false,

@@ -8,6 +8,7 @@ pub mod decode;
 mod events;
 pub mod finish;
 pub mod guardian;
+mod hooks;
 pub mod images;
 pub mod kernel_types;
 pub mod kernel_version;

@@ -5,7 +5,7 @@
 //! [`super::tracer`].
 
 use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
-use aya::programs::{BtfTracePoint, Program as LoadedProgram, ProgramError};
+use aya::programs::Program as LoadedProgram;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
 use memtrace_common::config::{
@@ -17,6 +17,7 @@ use thiserror::Error;
 use zerocopy::{Immutable, IntoBytes};
 
 use super::allocators::Role;
+use super::hooks;
 use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
 use super::kernel_version::kernel_release;
 use super::mapped_array::MappedArray;
@@ -209,7 +210,7 @@ impl Kernel {
         let probes = load_programs(&mut ebpf, &btf, links)?;
         tracing::debug!("the programs are loaded");
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
-        let mut kernel = Kernel {
+        let kernel = Kernel {
             process_index: typed(&mut ebpf, "PROCESS_INDEX")?,
             pending: typed(&mut ebpf, "PENDING")?,
             processes: typed(&mut ebpf, "PROCESSES")?,
@@ -226,11 +227,6 @@ impl Kernel {
             ebpf,
             probes,
         };
-        for (_, program) in kernel.ebpf.programs_mut() {
-            if let Ok(tracepoint) = <&mut BtfTracePoint>::try_from(program) {
-                tracepoint.attach().map_err(LoadError::refused)?;
-            }
-        }
         for (name, program) in kernel.ebpf.programs() {
             if let Ok(info) = program.info() {
                 let verified = info.verified_instruction_count();
@@ -311,43 +307,33 @@ impl Kernel {
             .map(|counter| {
                 let values =
                     self.counters.get(&(*counter as u32), 0).map_err(LoadError::refused)?;
-                Ok((*counter, values.iter().sum()))
+                let counted: u64 = values.iter().sum();
+                let missed = match counter {
+                    Counter::LostMappings => hooks::missed(&self.ebpf),
+                    _ => 0,
+                };
+                Ok((*counter, counted + missed))
             })
             .collect()
     }
 }
 
-/// Loads all programs at once: the kernel takes a tenth of a second to verify each of the large
-/// ones, and verifies side by side.
+/// Loads the probes' programs and the hooks side by side: the kernel takes its time to verify them.
 fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<Probes, LoadError> {
     let kind = links.unwrap_or_else(LinkKind::of_this_kernel);
     let maps = probes::maps(ebpf)?;
     std::thread::scope(|scope| {
         let probes = scope.spawn(move || Probes::load(kind, OBJECT, maps));
-        let others: Vec<_> = ebpf
-            .programs_mut()
-            .filter(|(_, program)| {
-                kind == LinkKind::Perf || !matches!(program, LoadedProgram::UProbe(_))
-            })
-            .map(|(name, program)| {
-                let name = name.to_owned();
-                scope.spawn(move || load_program(&name, program, btf))
-            })
-            .collect();
-        for other in others {
-            join(other).map_err(LoadError::refused)?;
+        if kind == LinkKind::Perf {
+            for (_, program) in ebpf.programs_mut() {
+                if let LoadedProgram::UProbe(uprobe) = program {
+                    uprobe.load().map_err(LoadError::refused)?;
+                }
+            }
         }
+        hooks::attach(ebpf, btf)?;
         join(probes)
     })
-}
-
-/// Loads one of aya's programs. A tracepoint's program has its name.
-fn load_program(name: &str, program: &mut LoadedProgram, btf: &Btf) -> Result<(), ProgramError> {
-    match program {
-        LoadedProgram::UProbe(uprobe) => uprobe.load(),
-        LoadedProgram::BtfTracePoint(tracepoint) => tracepoint.load(name, btf),
-        _ => Err(ProgramError::UnexpectedProgramType),
-    }
 }
 
 /// The thread's result; a panic in it goes on here.
