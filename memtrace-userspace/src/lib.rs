@@ -6,6 +6,7 @@
 //!   trace ┘                                          └→ …            symbols: asked by views only
 //! ```
 
+pub mod batches;
 pub mod cfi;
 pub mod live;
 pub mod modules;
