@@ -52,7 +52,6 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
-pub(crate) use self::heap::is_heap;
 pub use self::limits::Limits;
 
 use self::account::Peak;

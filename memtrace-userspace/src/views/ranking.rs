@@ -18,8 +18,8 @@ use std::sync::Arc;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
+use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
-use crate::pipeline::{add_usage, is_heap};
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 
 /// What to put first.
@@ -73,7 +73,7 @@ pub enum Memory {
 impl Memory {
     /// The kind that `api` hands out or takes back.
     pub fn of(api: Api) -> Memory {
-        if is_heap(api) { Memory::Heap } else { Memory::Mapped }
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
     }
 }
 
