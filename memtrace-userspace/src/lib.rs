@@ -8,6 +8,7 @@
 
 pub mod batches;
 pub mod cfi;
+mod hash;
 pub mod live;
 pub mod modules;
 pub mod pipeline;
