@@ -26,11 +26,17 @@ pub const RAW_STACK_BYTES: usize = 16 * 1024;
 /// How many stack words a remembered stack depends on at most; larger stacks are walked anew.
 pub const MAX_REMEMBERED_SLOTS: usize = 256;
 
-/// How many stacks are remembered, in [`REMEMBERED_WAYS`] places for each (`sp`, `pc`).
-pub const REMEMBERED_STACKS: u32 = 8192;
+/// How many families of remembered stacks are known: those of one process, `sp` and `pc`.
+pub const FAMILIES: u32 = 8192;
 
-/// How many stacks with the same stack pointer and return address are remembered.
-pub const REMEMBERED_WAYS: u32 = 4;
+/// How many stack words may tell the members of a family apart.
+pub const TELLING_WORDS: usize = 8;
+
+/// How many sets of remembered stacks there are, chosen by a stack's key.
+pub const REMEMBERED_SETS: u32 = 1024;
+
+/// How many stacks a set holds.
+pub const REMEMBERED_WAYS: u32 = 8;
 
 /// How many ids of stacks that were sent are kept, in direct-mapped places.
 pub const SENT_STACKS: u32 = 1 << 17;
@@ -155,7 +161,8 @@ const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 24);
     assert!(size_of::<Settings>() == 64);
-    assert!(REMEMBERED_STACKS.is_power_of_two() && SENT_STACKS.is_power_of_two());
+    assert!(FAMILIES.is_power_of_two() && REMEMBERED_SETS.is_power_of_two());
+    assert!(SENT_STACKS.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);
 };

@@ -53,6 +53,11 @@ counters! {
     RawStacks = "stacks_finished_by_daemon",
     /// A call in a child of `vfork` that was made before the attach and borrows its parent's memory.
     VforkCalls = "calls_in_vfork_children",
+    /// A child of `vfork`. Probes that are found by a process's threads do not see it, although it
+    /// runs in its parent's memory.
+    VforkChildren = "vfork_children",
+    /// A child that was forked and is not traced. Its memory is a copy, breakpoints included.
+    ForksNotTraced = "forked_children_not_traced",
 }
 
 /// How many counters there are.

@@ -7,7 +7,7 @@
 //! stack pointer was jumped to (musl's `memalign` ends in `jmp aligned_alloc`).
 
 use aya_ebpf::EbpfContext;
-use aya_ebpf::bindings::{BPF_NOEXIST, pt_regs};
+use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
@@ -15,9 +15,9 @@ use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Api, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::emit::{self, Context, Urgency, header};
-use crate::maps::{PROCESS_INDEX, SLOTS, Slot, count};
-use crate::{task, unwind};
+use crate::emit::{self, Context, Urgency, header_of};
+use crate::maps::{PROCESS_INDEX, Slot, count};
+use crate::{slots, task, unwind};
 
 /// A function that gives memory was entered.
 #[inline(always)]
@@ -41,7 +41,7 @@ pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
     slot.size = size;
     slot.ptr = ptr;
     if is_realloc(api) && ptr != 0 {
-        send_block(Kind::Retire, api, ptr);
+        send_block(slot.tid as u32, Kind::Retire, api, ptr);
     }
     Some(())
 }
@@ -51,7 +51,8 @@ pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
 pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uretprobe program the registers.
     let regs = unsafe { &*ctx.regs };
-    let Some(slot) = SLOTS.get_ptr_mut(bpf_get_current_pid_tgid() as u32) else {
+    let tid = bpf_get_current_pid_tgid() as u32;
+    let Some(slot) = slots::find(tid) else {
         count(Counter::OrphanReturns);
         return None;
     };
@@ -81,14 +82,15 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     if ptr == 0 {
         // `realloc(p, 0)` frees and returns NULL; any other NULL leaves the block alone.
         if is_realloc(api) && slot.ptr != 0 && slot.size != 0 {
-            send_block(Kind::Restore, api, slot.ptr);
+            send_block(tid, Kind::Restore, api, slot.ptr);
         }
         count(Counter::FailedCalls);
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Probe);
-    let event = Alloc { header: header(Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
+    let event =
+        Alloc { header: header_of(tid, Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Probe);
     Some(())
 }
@@ -103,16 +105,17 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     }
     let slot = current_slot()?;
     // SAFETY: a map value; a thread is in one program at a time.
-    if is_nested(unsafe { &mut *slot }, regs.rsp) {
+    let slot = unsafe { &mut *slot };
+    if is_nested(slot, regs.rsp) {
         return None;
     }
-    send_block(Kind::Free, attach_api(ctx), regs.rdi);
+    send_block(slot.tid as u32, Kind::Free, attach_api(ctx), regs.rdi);
     Some(())
 }
 
 #[inline(always)]
-fn send_block(kind: Kind, api: u32, ptr: u64) {
-    let event = Free { header: header(kind, api as u8, 0), ptr };
+fn send_block(tid: u32, kind: Kind, api: u32, ptr: u64) {
+    let event = Free { header: header_of(tid, kind, api as u8, 0), ptr };
     emit::send(event, Counter::LostFrees, Urgency::Normal, Context::Probe);
 }
 
@@ -121,7 +124,7 @@ fn send_block(kind: Kind, api: u32, ptr: u64) {
 pub fn current_slot() -> Option<*mut Slot> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tid = pid_tgid as u32;
-    if let Some(slot) = SLOTS.get_ptr_mut(tid) {
+    if let Some(slot) = slots::find(tid) {
         return Some(slot);
     }
     let tgid = (pid_tgid >> 32) as u32;
@@ -131,13 +134,7 @@ pub fn current_slot() -> Option<*mut Slot> {
         return None;
     };
     // SAFETY: a map value, written before the key is visible.
-    let process = unsafe { *process };
-    let inserted = SLOTS.insert(tid, Slot::idle(process, tgid), BPF_NOEXIST as u64);
-    let slot = SLOTS.get_ptr_mut(tid);
-    if inserted.is_err() && slot.is_none() {
-        count(Counter::NoThreadSlot);
-    }
-    slot
+    slots::make(tid, unsafe { *process }, tgid)
 }
 
 /// Whether a call entered at `sp` is inside the slot's outermost call.

@@ -15,6 +15,15 @@ pub fn bounded<const MASK: u32>(value: u64) -> u64 {
     value
 }
 
+/// `value`, of which the compiler knows nothing any more: it cannot make a branch of arithmetic.
+#[inline(always)]
+pub fn opaque(value: u64) -> u64 {
+    let mut value = value;
+    // SAFETY: moves a register to itself.
+    unsafe { asm!("{0} = {0}", inout(reg) value, options(pure, nomem, nostack)) };
+    value
+}
+
 /// The element of `array` at `index & MASK`; the mask is less than the length.
 #[inline(always)]
 pub fn element<const MASK: u32, T: Copy, const N: usize>(array: &[T; N], index: u64) -> T {

@@ -130,11 +130,17 @@ pub unsafe fn send_bytes(event: *mut c_void, size: u64, lost: Counter, context: 
 /// The header of an event that happens now in the current thread.
 #[inline(always)]
 pub fn header(kind: Kind, api: u8, flags: u16) -> Header {
+    header_of(bpf_get_current_pid_tgid() as u32, kind, api, flags)
+}
+
+/// The header of an event that happens now in the current thread, which is `tid`.
+#[inline(always)]
+pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
     Header {
         kind: kind as u8,
         api,
         flags,
-        tid: bpf_get_current_pid_tgid() as u32,
+        tid,
         // SAFETY: a helper without preconditions.
         time_ns: unsafe { bpf_ktime_get_ns() },
     }

@@ -16,6 +16,7 @@ mod lookup;
 mod maps;
 mod process;
 mod remember;
+mod slots;
 mod task;
 mod unwind;
 mod vm;

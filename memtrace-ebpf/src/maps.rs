@@ -9,8 +9,9 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use core::arch::asm;
 
 use memtrace_common::config::{
-    BucketChunk, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS, MAX_THREADS, Module,
-    Process, REMEMBERED_STACKS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
+    BucketChunk, FAMILIES, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS,
+    MAX_THREADS, Module, Process, REMEMBERED_SETS, REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES,
+    SENT_STACKS, STACK_COPY_BYTES, Settings, TELLING_WORDS,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
@@ -79,17 +80,21 @@ pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, 0);
 #[map]
 pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, 0);
 
-/// tid to what the thread is doing.
+/// What each thread is doing; see [`crate::slots`].
 #[map]
-pub static SLOTS: HashMap<u32, Slot> = HashMap::with_max_entries(MAX_THREADS, 0);
+pub static SLOTS: Array<Slot> = Array::with_max_entries(MAX_THREADS, 0);
 
 /// Memory for walks, claimed by whoever walks.
 #[map]
 pub static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PIECES, 0);
 
+/// Families of remembered stacks, direct-mapped.
+#[map]
+pub static FAMILY: Array<Family> = Array::with_max_entries(FAMILIES, 0);
+
 /// Stacks that were walked, so that they need not be walked again.
 #[map]
-pub static REMEMBERED: Array<Remembered> = Array::with_max_entries(REMEMBERED_STACKS, 0);
+pub static REMEMBERED: Array<RememberedSet> = Array::with_max_entries(REMEMBERED_SETS, 0);
 
 /// Ids of stacks that the daemon has, direct-mapped.
 #[map]
@@ -117,10 +122,12 @@ pub mod shared {
     pub const COUNT: u32 = 2;
 }
 
-/// What a thread is doing.
-#[repr(C)]
+/// What a thread is doing. One line of the cache.
+#[repr(C, align(64))]
 #[derive(Clone, Copy)]
 pub struct Slot {
+    /// The thread; 0 if the slot is free.
+    pub tid: u64,
     /// Index in [`PROCESSES`] of the process whose memory it uses.
     pub process: u32,
     /// That process's tgid: not the thread's own after `vfork`.
@@ -142,8 +149,9 @@ pub struct Slot {
 
 impl Slot {
     /// The slot of a thread that is in no allocator call.
-    pub const fn idle(process: u32, tgid: u32) -> Self {
+    pub const fn idle(tid: u32, process: u32, tgid: u32) -> Self {
         Slot {
+            tid: tid as u64,
             process,
             tgid,
             api: 0,
@@ -170,6 +178,13 @@ pub struct Scratch {
     pub fp_slot: u64,
     /// Stack pointer at the start; `copy` starts here.
     pub base: u64,
+    /// Program counter and `rbp` at the start.
+    pub start_pc: u64,
+    pub start_fp: u64,
+    /// `generation` of the process, and its index.
+    pub owner: u64,
+    /// A hash of `owner`, `base` and `start_pc`.
+    pub family: u64,
     /// How many bytes of `copy` are valid.
     pub copied: u64,
     /// The module that the last frame was in.
@@ -180,7 +195,8 @@ pub struct Scratch {
     pub end: u32,
     pub frame_count: u32,
     pub pc_exact: u32,
-    pub unused: u32,
+    /// How many bytes from `base` cover the words that the walk depended on.
+    pub span: u32,
     pub hash: u64,
     /// The stack words that the walk depended on, so far; more than fit means: not to be remembered.
     pub slot_count: u32,
@@ -200,25 +216,44 @@ pub struct Scratch {
 /// `Scratch::end` while the walk goes on.
 pub const WALKING: u32 = u32::MAX;
 
+/// What the remembered stacks of one process, `sp` and `pc` have in common; see `remember`.
+#[repr(C, align(32))]
+pub struct Family {
+    /// A hash of process, `sp` and `pc`.
+    pub tag: u64,
+    /// How many bytes from `sp` cover all slots of all members.
+    pub span: u32,
+    pub telling_count: u32,
+    /// Offsets from `sp`, in words, of the words that tell members apart.
+    pub telling: [u16; TELLING_WORDS],
+}
+
+/// Stacks that fall to one set.
+#[repr(C, align(64))]
+pub struct RememberedSet {
+    /// The key of each way. One line of the cache.
+    pub tags: [u64; REMEMBERED_WAYS as usize],
+    pub ways: [Remembered; REMEMBERED_WAYS as usize],
+}
+
 /// A stack that was walked to its root.
-#[repr(C)]
+#[repr(C, align(64))]
 pub struct Remembered {
-    /// 1 while somebody writes it.
-    pub claimed: u64,
     /// Odd while it is written; different after it was.
     pub version: u64,
-    /// How many words of the stack it depends on.
-    pub slot_count: u64,
     pub pc: u64,
     pub sp: u64,
     /// `rbp` at the start; only compared if `fp_used`.
     pub fp: u64,
-    pub fp_used: u32,
+    pub owner: u64,
+    pub id: u64,
     /// How many bytes from `sp` cover all slots.
     pub span: u32,
-    /// `generation` of the process, and its index.
-    pub process: u64,
-    pub id: u64,
+    /// How many words of the stack it depends on.
+    pub slot_count: u16,
+    pub fp_used: u16,
+    /// 1 while somebody writes it.
+    pub claimed: u64,
     pub slot_offset_by_8: [u16; MAX_REMEMBERED_SLOTS],
     pub slot_value: [u64; MAX_REMEMBERED_SLOTS],
 }

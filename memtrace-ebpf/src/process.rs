@@ -6,7 +6,6 @@
 //! early (`EINTR`, signal(7)). Nobody is stopped unless the daemon has shown a moment ago that it
 //! lives and the ring has room to tell it, and a guardian continues what a dead daemon left stopped.
 
-use aya_ebpf::bindings::BPF_NOEXIST;
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel_str, bpf_send_signal};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
 use aya_ebpf::programs::BtfTracePointContext;
@@ -15,9 +14,8 @@ use memtrace_common::counter::Counter;
 use memtrace_common::event::{Header, Kind, Task};
 
 use crate::emit::{self, Context, Urgency, header, tell};
-use crate::maps::{
-    PENDING, PROCESS_INDEX, PROCESSES, SLOTS, Slot, count, setting, shared, shared_value,
-};
+use crate::maps::{PENDING, PROCESS_INDEX, PROCESSES, count, setting, shared, shared_value};
+use crate::slots;
 use crate::task::kernel_word;
 
 const SIGSTOP: u32 = 19;
@@ -44,7 +42,7 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
     let child_tid = kernel_word(child, setting!(offsets.task_pid)) as u32;
     let child_tgid = kernel_word(child, setting!(offsets.task_tgid)) as u32;
     // A slot that an earlier thread of this id left behind must not be taken for its.
-    let _ = SLOTS.remove(child_tid);
+    slots::give_back(child_tid);
     let shares_memory = kernel_word(parent, setting!(offsets.task_mm))
         == kernel_word(child, setting!(offsets.task_mm));
     if shares_memory {
@@ -61,12 +59,15 @@ pub fn forked(ctx: &BtfTracePointContext) -> Option<()> {
     if child_tgid == parent_tgid {
         return Some(());
     }
-    if shares_memory
-        && SLOTS.insert(child_tid, Slot::idle(process, parent_tgid), BPF_NOEXIST as u64).is_err()
-    {
-        count(Counter::NoThreadSlot);
+    if shares_memory {
+        count(Counter::VforkChildren);
+        // Counted where it finds no room.
+        let _ = slots::make(child_tid, process, parent_tgid);
     }
     if PROCESSES.get(process)?.flags & process_flag::FOLLOW_CHILDREN == 0 {
+        if !shares_memory {
+            count(Counter::ForksNotTraced);
+        }
         return None;
     }
     let how = if shares_memory { pending::VFORKED } else { pending::FORKED };
@@ -102,7 +103,7 @@ pub fn executed(ctx: &BtfTracePointContext) -> Option<()> {
     let tgid = (pid_tgid >> 32) as u32;
     give_memory_back(tgid);
     // Its calls are those of a new program from here on.
-    let _ = SLOTS.remove(pid_tgid as u32);
+    slots::give_back(pid_tgid as u32);
     let was_pending = PENDING.get_ptr(tgid).is_some();
     if !was_pending && PROCESS_INDEX.get_ptr(tgid).is_none() {
         return None;
@@ -117,7 +118,7 @@ pub fn executed(ctx: &BtfTracePointContext) -> Option<()> {
 /// A child of vfork stops being a thread of its parent, which it was counted as.
 #[inline(always)]
 fn give_memory_back(tgid: u32) {
-    let Some(slot) = SLOTS.get_ptr(bpf_get_current_pid_tgid() as u32) else { return };
+    let Some(slot) = slots::find(bpf_get_current_pid_tgid() as u32) else { return };
     // SAFETY: a map value; a thread is in one program at a time.
     let owner = unsafe { (*slot).tgid };
     if owner != tgid {
@@ -132,7 +133,7 @@ pub fn exited(ctx: &BtfTracePointContext) -> Option<()> {
     let pid_tgid = bpf_get_current_pid_tgid();
     let tgid = (pid_tgid >> 32) as u32;
     give_memory_back(tgid);
-    let _ = SLOTS.remove(pid_tgid as u32);
+    slots::give_back(pid_tgid as u32);
     if PROCESS_INDEX.get_ptr(tgid).is_none() {
         let _ = PENDING.remove(tgid);
         return None;

@@ -9,8 +9,8 @@ use core::ffi::c_void;
 
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated};
 use memtrace_common::config::{
-    MAX_FRAMES, MAX_REMEMBERED_SLOTS, RAW_STACK_BYTES, REMEMBERED_STACKS, REMEMBERED_WAYS,
-    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES,
+    MAX_FRAMES, MAX_REMEMBERED_SLOTS, Process, RAW_STACK_BYTES, SCRATCH_PIECES, SENT_STACKS,
+    STACK_COPY_BYTES,
 };
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Kind, Stack, StackRest};
@@ -20,9 +20,9 @@ use crate::bounds::{bounded, element, set_element};
 use crate::emit::{self, Context};
 use crate::lookup::{find_row, tables_are_behind};
 use crate::maps::{
-    PROCESSES, REMEMBERED, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
+    PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
 };
-use crate::remember::{recall, remember};
+use crate::remember::{mix, recall, remember};
 use crate::task::hijacked_address;
 
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
@@ -34,12 +34,26 @@ const PAGE_BYTES: u64 = 4096;
 /// The id of the stack that `regs` is the innermost frame of; 0 if it could not be walked at all.
 #[inline(always)]
 pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
+    let Regs { pc, sp, fp, pc_kind } = regs;
+    let is_probe = matches!(context, Context::Probe) as u64;
+    capture_stack((tgid as u64) << 32 | process as u64, pc, sp, fp, is_probe << 1 | pc_kind as u64)
+}
+
+/// [`capture`], in a form that the verifier looks at once and not on each way to each call.
+///
+/// A global function is verified on its own, if it takes numbers and gives one; five at most.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn capture_stack(of: u64, pc: u64, sp: u64, fp: u64, how: u64) -> u64 {
+    let (tgid, process) = ((of >> 32) as u32, of as u32);
+    let pc_kind = if how & 1 != 0 { PcKind::Exact } else { PcKind::ReturnAddress };
+    let context = if how & 2 != 0 { Context::Probe } else { Context::Tracepoint };
     let Some((index, scratch)) = claim() else {
         count(Counter::NoScratch);
         return 0;
     };
-    // SAFETY: claimed, so nobody else writes to it.
-    let id = capture_with(unsafe { &mut *scratch }, index, tgid, process, regs, context);
+    let regs = Regs { pc, sp, fp, pc_kind };
+    let id = capture_with(scratch, index, tgid, process, regs, context);
     // SAFETY: a map value that this program has claimed.
     unsafe { release(&raw mut (*scratch).claimed) };
     id
@@ -61,9 +75,12 @@ fn claim() -> Option<(u32, *mut Scratch)> {
     None
 }
 
+/// Recognises the stack, or walks it. `scratch`, at `index`, is claimed.
+///
+/// No reference to the scratch lives across a call of a function that finds it by its index.
 #[inline(always)]
 fn capture_with(
-    s: &mut Scratch,
+    scratch: *mut Scratch,
     index: u32,
     tgid: u32,
     process: u32,
@@ -72,33 +89,16 @@ fn capture_with(
 ) -> u64 {
     let Some(table) = PROCESSES.get(process) else { return 0 };
     let owner = (process as u64) << 32 | table.generation as u64;
-    let first_place =
-        mix(regs.sp ^ mix(regs.pc)) as u32 & (REMEMBERED_STACKS - 1) & !(REMEMBERED_WAYS - 1);
-    for way in 0..REMEMBERED_WAYS {
-        if let Some(remembered) = REMEMBERED.get_ptr_mut(first_place + way) {
-            // SAFETY: a map value; `recall` guards against writers.
-            let id = recall(s, unsafe { &*remembered }, owner, regs);
-            if id != 0 {
-                return id;
-            }
-        }
+    // SAFETY: claimed, so nobody else writes to it.
+    set_start(unsafe { &mut *scratch }, owner, regs);
+    let id = recall(index as u64);
+    if id != 0 {
+        return id;
     }
 
     count(Counter::StackWalks);
-    s.base = regs.sp;
-    s.copied = 0;
-    s.fp_slot = 0;
-    s.fp_used = 0;
-    s.slot_count = 0;
-    s.frame_count = 1;
-    s.end = WALKING;
-    s.module.end = 0;
-    s.module.start = 0;
-    s.first_module = table.modules;
-    s.module_count = table.module_count;
-    s.frames[0] = regs.lookup_pc();
-    s.hash = mix(owner ^ mix(regs.lookup_pc()));
-    store_regs(s, regs);
+    // SAFETY: as above.
+    begin_walk(unsafe { &mut *scratch }, table, owner, regs);
     let mut scratch_index = index;
     // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
     unsafe {
@@ -109,6 +109,8 @@ fn capture_with(
             0,
         );
     }
+    // SAFETY: as above; the loop has ended.
+    let s = unsafe { &mut *scratch };
     if s.end == WALKING {
         s.end = End::FrameLimit as u32;
     }
@@ -116,10 +118,39 @@ fn capture_with(
         return send_raw(s, tgid, context);
     }
     let id = mix(s.hash ^ s.end as u64) | 1;
-    if send_if_new(s, tgid, id, context) && s.end == End::Root as u32 {
-        remember(s, first_place + (id >> 32) as u32 % REMEMBERED_WAYS, owner, regs, id);
+    let reached_root = s.end == End::Root as u32;
+    if send_if_new(s, tgid, id, context) && reached_root {
+        remember(index as u64, id);
     }
     id
+}
+
+/// Notes where the stack starts, which is what it is recognised by.
+#[inline(always)]
+fn set_start(s: &mut Scratch, owner: u64, regs: Regs) {
+    s.base = regs.sp;
+    s.start_pc = regs.pc;
+    s.start_fp = regs.fp;
+    s.owner = owner;
+    s.family = mix(owner ^ mix(regs.sp ^ mix(regs.pc)));
+}
+
+/// Sets the walk to its first frame. The copy stays: it is of this stack.
+#[inline(always)]
+fn begin_walk(s: &mut Scratch, process: &Process, owner: u64, regs: Regs) {
+    s.fp_slot = 0;
+    s.fp_used = 0;
+    s.slot_count = 0;
+    s.span = 0;
+    s.frame_count = 1;
+    s.end = WALKING;
+    s.module.end = 0;
+    s.module.start = 0;
+    s.first_module = process.modules;
+    s.module_count = process.module_count;
+    s.frames[0] = regs.lookup_pc();
+    s.hash = mix(owner ^ mix(regs.lookup_pc()));
+    store_regs(s, regs);
 }
 
 /// Sends the frames behind `id` unless the daemon has them; false if they were lost.
@@ -288,6 +319,7 @@ fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     set_element::<0xff, _, _>(&mut s.slot_offset_by_8, count as u64, (offset >> 3) as u16);
     set_element::<0xff, _, _>(&mut s.slot_value, count as u64, value);
     s.slot_count = count + 1;
+    s.span = s.span.max(offset as u32 + 8);
 }
 
 /// Copies the next page of the stack when the walk comes near the end of the copy.
@@ -334,12 +366,4 @@ fn read_stack(s: &Scratch, address: u64) -> Option<u64> {
         return None;
     }
     Some(word)
-}
-
-/// Spreads the bits of `value` (the finalizer of MurmurHash3).
-#[inline(always)]
-fn mix(value: u64) -> u64 {
-    let value = (value ^ (value >> 33)).wrapping_mul(0xff51_afd7_ed55_8ccd);
-    let value = (value ^ (value >> 33)).wrapping_mul(0xc4ce_b9fe_1a85_ec53);
-    value ^ (value >> 33)
 }

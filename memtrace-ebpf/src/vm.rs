@@ -77,6 +77,16 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         _ => return None,
     }
     let process = current_process()?;
+    // Walked before anything else is known of the call, and the registers are read again behind it:
+    // the verifier of 6.1 follows the walk once for each kind of event that is told apart by then,
+    // and came near the million instructions that it allows.
+    let stack = if has_stack(regs, ctx.arg(1)) {
+        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+        let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
+        unwind::capture(tgid, process, at, Context::Tracepoint)
+    } else {
+        0
+    };
     let makes_code = regs.rdx & PROT_EXEC != 0;
     let result: u64 = ctx.arg(1);
     let failed = result >= FIRST_ERROR;
@@ -103,11 +113,7 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         syscall::BRK => mapping(Kind::Break, Api::Brk, 0, result, 0),
         _ => return None,
     };
-    if event.header.kind != Kind::UnmapFailed as u8 {
-        let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
-        let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
-        event.stack = unwind::capture(tgid, process, at, Context::Tracepoint);
-    }
+    event.stack = stack;
     if maps_code {
         increment(&CODE_CHANGES, process);
         urgency = Urgency::WakeUp;
@@ -120,6 +126,16 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
         }
     }
     Some(())
+}
+
+/// Whether the call made an event that says where it was made.
+#[inline(always)]
+fn has_stack(regs: &pt_regs, result: u64) -> bool {
+    match regs.orig_rax {
+        syscall::MMAP | syscall::MREMAP => result < FIRST_ERROR,
+        syscall::BRK => true,
+        _ => false,
+    }
 }
 
 #[inline(always)]

@@ -31,6 +31,7 @@ use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
 use crate::live::allocators::survey::Verdict;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
+use crate::live::probes::LinkKind;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
@@ -76,6 +77,8 @@ pub struct RecordOptions {
     pub new_code: NewCode,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
 }
 
 impl RecordOptions {
@@ -95,6 +98,7 @@ impl RecordOptions {
             children,
             new_code: NewCode::CatchUp,
             program: Program::Trace,
+            links: None,
         }
     }
 }

@@ -138,8 +138,21 @@ pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolcha
 pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
 /// Allocates slowly until it is told to stop.
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
+/// Allocates without pause and tells how long it was kept from it.
+pub const STALLS: Program = program("stalls", "stalls.c", Toolchain::C);
+/// Children of vfork that allocate.
+pub const VFORK_CHILDREN: Program = program("vfork_children", "vfork_children.c", Toolchain::C);
+/// The first thread ends, another goes on and runs the program again.
+pub const FIRST_THREAD_ENDS: Program =
+    program("first_thread_ends", "first_thread_ends.c", Toolchain::C);
+/// A child that ends once calls to the allocator cost it nothing more than usual.
+pub const UNTRACED_CHILD: Program = program("untraced_child", "untraced_child.c", Toolchain::C);
 /// [`STEADY`] with the C library in the executable.
 pub const STEADY_STATIC: Program = program("steady_static", "steady.c", Toolchain::StaticC);
+/// Allocates under a seccomp filter.
+pub const FILTERED: Program = program("filtered", "filtered.c", Toolchain::C);
+/// More events than a small ring holds.
+pub const FLOOD: Program = program("flood", "flood.c", Toolchain::C);
 /// Constructors, vectors, arrays, smart pointers.
 pub const CXX_OBJECTS: Program = program("cxx_objects", "cxx_objects.cc", Toolchain::Cxx);
 /// Exceptions past functions that have allocated, and out of `operator new`.
@@ -164,6 +177,39 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
 
+/// Every test program.
+pub const ALL: &[Program] = &[
+    LEAK,
+    LEAK_STATIC,
+    LEAK_JEMALLOC,
+    LEAK_MUSL,
+    LEAK_MUSL_STATIC,
+    CROSS_THREAD,
+    REALLOC_CHAIN,
+    CALLOC_BLOCKS,
+    ALIGNED,
+    RECURSION,
+    SIGNAL_HANDLER,
+    LONGJMP,
+    OWN_ALLOCATOR,
+    FORK_BOTH,
+    THREAD_CHURN,
+    MAPPINGS,
+    BIG_MAPPING,
+    BEFORE_ATTACH,
+    STEADY,
+    STEADY_STATIC,
+    FILTERED,
+    FLOOD,
+    CXX_OBJECTS,
+    CXX_EXCEPTION,
+    RUST_PROGRAM,
+    GO_PROGRAM,
+    CGO_PROGRAM,
+    EXEC_AGAIN,
+    DLOPEN_PLUGINS,
+];
+
 impl Program {
     /// Path of its source.
     pub fn source_path(&self) -> PathBuf {
@@ -180,6 +226,12 @@ impl Program {
 
     /// Builds it and what it needs, unless that is done already, and returns its path.
     pub fn build(&self, frame_pointers: FramePointers) -> Result<PathBuf> {
+        let files = self.build_all(frame_pointers)?;
+        files.into_iter().next().context("the program comes first")
+    }
+
+    /// The same; returns its path, and behind it those of its companions.
+    pub fn build_all(&self, frame_pointers: FramePointers) -> Result<Vec<PathBuf>> {
         let directory =
             crate::target_directory()?.join("test-programs").join(frame_pointers.directory());
         fs::create_dir_all(&directory)
@@ -188,10 +240,8 @@ impl Program {
         let lock =
             File::create(&lock_path).with_context(|| format!("create {}", lock_path.display()))?;
         lock.lock().with_context(|| format!("lock {}", lock_path.display()))?;
-        for companion in self.companions {
-            companion.build_in(&directory, frame_pointers)?;
-        }
-        self.build_in(&directory, frame_pointers)
+        let parts = std::iter::once(self).chain(self.companions);
+        parts.map(|part| part.build_in(&directory, frame_pointers)).collect()
     }
 
     fn build_in(&self, directory: &Path, frame_pointers: FramePointers) -> Result<PathBuf> {

@@ -287,6 +287,11 @@ impl Recorder {
         self.running.finish()?.require_success("memtrace record")
     }
 
+    /// Sends it a signal, such as `STOP`.
+    pub fn signal(&self, name: &str) -> Result<()> {
+        self.running.signal(name)
+    }
+
     /// Kills it in the middle of its work.
     pub fn kill(self) -> Result<()> {
         self.running.signal("KILL")?;

@@ -91,6 +91,47 @@ fn attaching_again_and_again_leaves_the_target_unharmed() -> Result<()> {
 }
 
 #[test]
+fn recorder_that_does_not_look_counts_every_event_it_lost() -> Result<()> {
+    privileged!();
+    let trace = trace_path("does_not_look")?;
+    let mut target = start_waiting(&program::FLOOD.build(FramePointers::Omitted)?)?;
+    let small = ["--ring-size", "1M", "--back-pressure", "10ms"];
+    let recorder = Recorder::attach_with(target.pid(), &trace, &small)?;
+
+    recorder.signal("STOP")?;
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    recorder.signal("CONT")?;
+    recorder.detach()?;
+
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    let report = report(&trace)?;
+    let (allocations, frees) = (
+        report.number("/totals/allocations")?,
+        report.counter("orphan_frees") + report.number("/totals/frees")?,
+    );
+    let (lost_allocations, lost_frees) =
+        (report.counter("lost_allocations"), report.counter("lost_frees"));
+    ensure!(lost_allocations > 0 && lost_frees > 0, "counters: {}", report.json["counters"]);
+    ensure!(allocations + lost_allocations == 40_000, "{allocations} + {lost_allocations}");
+    ensure!(frees + lost_frees == 40_000, "{frees} + {lost_frees}");
+    ensure!(report.number("/capture/lost_events")? > 0, "the report's head hides it");
+    Ok(())
+}
+
+#[test]
+fn doctor_says_that_memtrace_can_attach_where_it_can() -> Result<()> {
+    privileged!();
+
+    let finished = run(memtrace()?.arg("doctor"))?.require_success("memtrace doctor")?;
+
+    ensure!(finished.stdout.contains("memtrace can attach here"), "{}", finished.stdout);
+    ensure!(finished.stdout.contains("bpf_loop"), "{}", finished.stdout);
+    Ok(())
+}
+
+#[test]
 fn killed_recorder_leaves_the_target_running_and_the_trace_readable() -> Result<()> {
     privileged!();
     let trace = trace_path("killed_recorder")?;
@@ -151,9 +192,11 @@ fn ctrl_c_ends_a_launched_command_and_writes_the_trace() -> Result<()> {
     privileged!();
     let trace = trace_path("ctrl_c")?;
     let mut record = memtrace()?;
-    record.args(["record", "-o"]).arg(&trace).args(["--", "sleep", "1000"]);
+    // Once it has said so it has an allocator, which it does not have at its first instruction.
+    let script = "echo started; exec sleep 1000";
+    record.args(["record", "-o"]).arg(&trace).args(["--", "sh", "-c", script]);
     let mut running = Running::start(record.stdin(Stdio::null()).process_group(0))?;
-    running.wait_for_stderr("tracing sleep")?;
+    running.wait_for_stdout("started")?;
 
     // A terminal sends it to the whole group.
     running.signal_group("INT")?;

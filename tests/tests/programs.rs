@@ -82,6 +82,7 @@ tests_of! {
     thread_churn: THREAD_CHURN, Complete;
     mappings: MAPPINGS, Complete;
     big_mapping: BIG_MAPPING, Complete;
+    filtered: FILTERED, Complete;
     rust_program: RUST_PROGRAM, Complete;
     // Go switches stacks on the way into C.
     cgo_program: CGO_PROGRAM, MayEndEarly;

@@ -101,7 +101,7 @@ struct Stage {
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure_programs(setup::BUILD)?;
-    let memtrace = cargo::build_memtrace()?;
+    let memtrace = cargo::build_memtrace(None)?;
     let privilege = Privilege::acquire();
     if let Privilege::Absent { reason } = privilege {
         bail!("attaching takes root: {reason}");

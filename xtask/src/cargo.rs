@@ -3,7 +3,7 @@
 use std::{
     env,
     ffi::OsString,
-    path::PathBuf,
+    path::{Path, PathBuf},
     process::{Command, Stdio},
 };
 
@@ -41,11 +41,29 @@ pub(crate) fn build(mut command: Command) -> Result<Vec<Executable>> {
     Ok(executables(&String::from_utf8_lossy(&output.stdout)))
 }
 
-/// Builds `memtrace` for release and returns where it lies.
-pub(crate) fn build_memtrace() -> Result<PathBuf> {
+/// Builds `memtrace` for release, around another kernel object than the committed one if one is
+/// given, and returns where it lies.
+pub(crate) fn build_memtrace(object: Option<&Path>) -> Result<PathBuf> {
     let mut command = cargo("build");
     command.args(["--release", "--package", "memtrace-userspace", "--bin", "memtrace"]);
+    embed(&mut command, object);
     one(build(command)?, "memtrace")
+}
+
+/// Builds the tests of crate memtrace-tests that attach to programs.
+pub(crate) fn build_attaching_tests() -> Result<Vec<Executable>> {
+    let mut command = cargo("test");
+    command.args(["--package=memtrace-tests", "--tests", "--no-run"]);
+    let mut built = build(command)?;
+    built.retain(|program| program.kind == "test");
+    Ok(built)
+}
+
+/// Lets memtrace embed this kernel object instead of the committed one.
+pub(crate) fn embed(build: &mut Command, object: Option<&Path>) {
+    if let Some(object) = object {
+        build.env("MEMTRACE_EBPF_OBJECT", object);
+    }
 }
 
 /// The program of that name among those built.

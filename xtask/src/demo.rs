@@ -42,7 +42,7 @@ const PATIENCE: Duration = Duration::from_secs(20);
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure_programs(setup::BUILD)?;
-    let memtrace = cargo::build_memtrace()?;
+    let memtrace = cargo::build_memtrace(None)?;
     let server = cargo::one(
         cargo::build({
             let mut build = cargo("build");

@@ -1,12 +1,12 @@
 //! memtrace's own chores.
 //!
 //! ```text
-//!   setup ─→ programs, BPF toolchain ─→ ebpf ─→ object ─┬→ test
+//!   setup ─→ programs, BPF toolchain ─→ ebpf ─→ object ─┬→ test, vm-test
 //!                                                       └→ demo, bench
 //! ```
 //!
-//! One module per command, plus three that they share: [`shell`] runs programs, [`cargo`] builds
-//! workspace targets, [`privilege`] becomes root where a command needs it. Progress goes to stderr,
+//! One module per command, plus four that they share: [`shell`] runs programs, [`cargo`] builds
+//! workspace targets, [`privilege`] becomes root where a command needs it, [`tally`] counts tests. Progress goes to stderr,
 //! results to stdout. Nothing here is compiled into memtrace.
 
 mod bench;
@@ -17,8 +17,10 @@ mod ebpf;
 mod privilege;
 mod setup;
 mod shell;
+mod tally;
 mod test;
 mod toolchain;
+mod vm_test;
 
 use std::process::ExitCode;
 
@@ -30,6 +32,7 @@ Examples:
   cargo xtask test                    run every check and test that this machine allows
   cargo xtask test --unprivileged     the same, without the tests that need root
   cargo xtask test --only realloc     only the tests whose name contains `realloc`
+  cargo xtask vm-test                 the tests that attach, on Debian's 6.1 and 6.12 kernels
   cargo xtask ebpf                    rebuild the kernel object after a change to its sources
   cargo xtask ebpf --check            is the committed kernel object fresh?
   cargo xtask bench --rounds 7        what one malloc+free costs, traced and untraced
@@ -49,8 +52,10 @@ enum Command {
     Setup(setup::Options),
     /// Build the kernel object into memtrace-ebpf/prebuilt.
     Ebpf(ebpf::Options),
-    /// Run formatting, lints, unit tests, golden tests and the tests that attach to real programs.
+    /// Run formatting, lints, unit tests, golden tests, and the tests that attach, on all kernels.
     Test(test::Options),
+    /// Run the tests that attach on other kernels, in virtual machines.
+    VmTest(vm_test::Options),
     /// Attach to a sample server, watch it live, print the report.
     Demo(demo::Options),
     /// Measure what tracing one malloc+free pair costs.
@@ -64,6 +69,7 @@ fn main() -> ExitCode {
         Command::Setup(options) => setup::run(&options),
         Command::Ebpf(options) => ebpf::run(&options),
         Command::Test(options) => test::run(&options),
+        Command::VmTest(options) => vm_test::run(&options),
         Command::Demo(options) => demo::run(&options),
         Command::Bench(options) => bench::run(&options),
         Command::Bless => bless::run(),

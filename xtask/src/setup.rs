@@ -51,6 +51,12 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
 ];
 
+/// What boots other kernels.
+pub(crate) const VM: &[Program] = &[
+    Program { name: "qemu-system-x86_64", package: "qemu-system-x86" },
+    Program { name: "/bin/busybox", package: "busybox-static" },
+];
+
 /// The packages that make Debian's BPF toolchain.
 const DEBIAN_TOOLCHAIN: &[&str] = &["cargo-web", "rust-web-src"];
 
@@ -62,6 +68,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ensure_components()?;
     if !options.build_only {
         ensure_programs(TESTS)?;
+        ensure_programs(VM)?;
     }
     let toolchain = ensure_toolchain()?;
     eprintln!(
@@ -152,7 +159,7 @@ fn apt_has(packages: &[&str]) -> bool {
     shell::find_program("apt-get").is_some() && (known() || (apt_update().is_ok() && known()))
 }
 
-fn apt_update() -> Result<()> {
+pub(crate) fn apt_update() -> Result<()> {
     shell::run(&mut apt_get(&["update"])?)
 }
 

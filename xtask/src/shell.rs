@@ -5,6 +5,7 @@
 
 use std::{
     env, fs,
+    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
     process::{Command, Stdio},
 };
@@ -23,6 +24,27 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
     let status = command.status().with_context(|| format!("cannot start {}", display(command)))?;
     if !status.success() {
         bail!("{} ended with {status}", display(command));
+    }
+    Ok(())
+}
+
+/// Runs a command, passes its stdout on and shows each line of it to `read`.
+pub(crate) fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start it")?;
+    let stdout = child.stdout.take().expect("stdout is piped");
+    let mut reader = BufReader::new(stdout);
+    let mut line = Vec::new();
+    // Bytes, not strings: a test may print what is not UTF-8.
+    while reader.read_until(b'\n', &mut line).context("cannot read its output")? != 0 {
+        let text = String::from_utf8_lossy(&line);
+        let text = text.strip_suffix('\n').unwrap_or(&text);
+        println!("{text}");
+        read(text);
+        line.clear();
+    }
+    let status = child.wait().context("cannot wait for it")?;
+    if !status.success() {
+        bail!("it ended with {status}");
     }
     Ok(())
 }

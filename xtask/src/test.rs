@@ -1,34 +1,33 @@
 //! Runs everything that says whether memtrace is right.
 //!
 //! ```text
-//!   programs ─→ fmt, clippy ─→ kernel object ─→ unit, golden, CLI tests ─→ privileged tests
+//!   programs ─→ fmt, clippy ─→ kernel object ─→ unit, golden, CLI tests ─→ tests that attach
 //!                              stale? build       cargo test                as root, one at a time,
-//!                                                                           MEMTRACE_BIN=memtrace
+//!                                                                           on memtrace as shipped,
+//!                                                                           here and in vm_test
 //! ```
 //!
 //! A step that fails does not stop the ones after it. Each check counts as one test, so the last
 //! line, alone on stdout's end, tells the whole story: `N passed, N failed`. What this machine does
 //! not allow is a printed skip on a laptop and a failure under `CI=true`.
 
-mod tally;
-
 use std::{
     env,
     ffi::{OsStr, OsString},
-    io::{BufRead as _, BufReader},
     path::{Path, PathBuf},
-    process::{Command, ExitCode, Stdio},
+    process::{Command, ExitCode},
 };
 
-use anyhow::{Context as _, Result};
+use anyhow::Result;
 
 use crate::{
     cargo::{self, Executable, cargo},
     ebpf,
     privilege::Privilege,
     setup, shell,
+    tally::Tally,
+    vm_test::{self, Guest, Series},
 };
-use tally::Tally;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -55,6 +54,12 @@ struct Session {
     lack: Lack,
 }
 
+/// What runs with root's rights, here and on other kernels.
+struct Attaching {
+    memtrace: PathBuf,
+    tests: Vec<Executable>,
+}
+
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let mut session = Session {
         tally: Tally::default(),
@@ -71,11 +76,16 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     } else {
         None
     };
-    session.unprivileged_tests(filter, object.as_ref());
+    session.unprivileged_tests(filter, object.as_deref());
     if options.unprivileged {
-        session.skipped.push("privileged tests: --unprivileged".to_owned());
-    } else if let Some(privilege) = session.privilege() {
-        session.privileged_tests(&privilege, filter, object.as_ref());
+        session.skipped.push("tests that attach: --unprivileged".to_owned());
+    } else if let Some(attaching) = session.attaching(object.as_deref()) {
+        if let Some(privilege) = session.privilege() {
+            session.privileged_tests(&privilege, &attaching, filter);
+        }
+        if filter.is_none() {
+            session.other_kernels(&attaching);
+        }
     }
     Ok(session.conclude(filter))
 }
@@ -149,7 +159,7 @@ impl Session {
     }
 
     /// Unit, golden and CLI tests of the workspace, and the documentation's examples.
-    fn unprivileged_tests(&mut self, filter: Option<&str>, object: Option<&PathBuf>) {
+    fn unprivileged_tests(&mut self, filter: Option<&str>, object: Option<&Path>) {
         const MEMTRACE: &[&str] = &["--workspace", "--exclude=memtrace-tests"];
         const HARNESS: &[&str] = &["--package=memtrace-tests", "--lib", "--bins"];
         for (name, packages) in
@@ -158,10 +168,18 @@ impl Session {
             let mut tests = cargo("test");
             // A test that differs from its golden file fails; only `xtask bless` writes one.
             tests.args(packages).arg("--no-fail-fast").env("INSTA_UPDATE", "no");
-            embed(&mut tests, object);
+            cargo::embed(&mut tests, object);
             tests.arg("--").args(filter);
-            self.count(name, tests);
+            self.count(name, &mut tests);
         }
+    }
+
+    /// Builds memtrace as it is shipped, and the tests that attach.
+    fn attaching(&mut self, object: Option<&Path>) -> Option<Attaching> {
+        let memtrace =
+            self.prepare("release build of memtrace", || cargo::build_memtrace(object))?;
+        let tests = self.prepare("build of the tests that attach", cargo::build_attaching_tests)?;
+        Some(Attaching { memtrace, tests })
     }
 
     /// The right to attach, if this machine gives it.
@@ -173,44 +191,42 @@ impl Session {
         self.needs("privileged tests", privilege)
     }
 
-    /// The tests that attach, in crate memtrace-tests, on memtrace as it is shipped.
+    /// The tests that attach, on this machine's kernel.
     fn privileged_tests(
         &mut self,
         privilege: &Privilege,
+        attaching: &Attaching,
         filter: Option<&str>,
-        object: Option<&PathBuf>,
     ) {
-        let mut build = cargo("build");
-        build.args(["--release", "--package=memtrace-userspace", "--bin=memtrace"]);
-        embed(&mut build, object);
-        let memtrace = self
-            .prepare("release build of memtrace", || cargo::one(cargo::build(build)?, "memtrace"));
-        let tests = self.prepare("build of the privileged tests", || {
-            let mut build = cargo("test");
-            build.args(["--package=memtrace-tests", "--tests", "--no-run"]);
-            cargo::build(build)
-        });
-        let (Some(memtrace), Some(tests)) = (memtrace, tests) else { return };
-        for test in tests.iter().filter(|test| test.kind == "test") {
-            self.count(&test.name, privileged(privilege, &memtrace, test, filter));
+        for test in &attaching.tests {
+            let mut command = privileged(privilege, &attaching.memtrace, test, filter);
+            self.count(&test.name, &mut command);
         }
         if *privilege == Privilege::Sudo {
             self.needs("files that tests left as root", give_back_files(privilege));
         }
     }
 
-    /// Runs tests and counts them as they pass and fail.
-    fn count(&mut self, name: &str, mut tests: Command) {
-        eprintln!("\n== {name}");
-        let failed_before = self.tally.failed();
-        let outcome = stream(&mut tests, |line| self.tally.read(line));
-        self.tally.end_of_output();
-        if let Err(error) = outcome {
-            eprintln!("error: {name}: {error:#}");
-            if self.tally.failed() == failed_before {
-                self.tally.fail(name);
+    /// The tests that attach, on other kernels than this machine's.
+    fn other_kernels(&mut self, attaching: &Attaching) {
+        if self.needs("virtual machines", setup::ensure_programs(setup::VM)).is_none() {
+            return;
+        }
+        let guest = self.prepare("files of the virtual machines", || {
+            Guest::pack(&attaching.memtrace, &attaching.tests, None)
+        });
+        let Some(guest) = guest else { return };
+        for series in Series::ALL {
+            let name = format!("kernel {series}");
+            if let Some(kernel) = self.needs(&name, vm_test::fetch(*series)) {
+                self.tally.count(&name, |tally| guest.run(&kernel, tally));
             }
         }
+    }
+
+    /// Runs tests and counts them as they pass and fail.
+    fn count(&mut self, name: &str, tests: &mut Command) {
+        self.tally.count(name, |tally| shell::stream(tests, |line| tally.read(line)));
     }
 
     /// Prints what was skipped, what failed and the final line.
@@ -232,13 +248,6 @@ impl Session {
     }
 }
 
-/// Lets memtrace embed the object that was just built instead of the committed one.
-fn embed(build: &mut Command, object: Option<&PathBuf>) {
-    if let Some(object) = object {
-        build.env("MEMTRACE_EBPF_OBJECT", object);
-    }
-}
-
 /// One test program of crate memtrace-tests, run as root, one test at a time.
 fn privileged(
     privilege: &Privilege,
@@ -250,7 +259,7 @@ fn privileged(
     // rustc, so they need to find it as the caller does.
     let mut command = privilege.command("env");
     command.arg(assignment("MEMTRACE_BIN", memtrace.as_os_str()));
-    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "CI"] {
+    for variable in ["PATH", "RUSTUP_TOOLCHAIN", "CI", "MEMTRACE_PROBE_LINKS"] {
         command.args(env::var_os(variable).map(|value| assignment(variable, &value)));
     }
     let rustup = env::var_os("RUSTUP_HOME")
@@ -281,23 +290,4 @@ fn give_back_files(privilege: &Privilege) -> Result<()> {
         command.arg(target.join(name));
     }
     shell::run(&mut command)
-}
-
-/// Runs a command, passes its stdout on and shows each line of it to `read`.
-fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
-    let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start it")?;
-    let stdout = child.stdout.take().expect("stdout is piped");
-    let mut reader = BufReader::new(stdout);
-    let mut line = Vec::new();
-    // Bytes, not strings: a test may print what is not UTF-8.
-    while reader.read_until(b'\n', &mut line).context("cannot read its output")? != 0 {
-        let text = String::from_utf8_lossy(&line);
-        let text = text.strip_suffix('\n').unwrap_or(&text);
-        println!("{text}");
-        read(text);
-        line.clear();
-    }
-    let status = child.wait().context("cannot wait for it")?;
-    anyhow::ensure!(status.success(), "it ended with {status}");
-    Ok(())
 }

@@ -9,6 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use clap::Args;
 use memtrace_userspace::live::loader::Program;
+use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
@@ -83,6 +84,9 @@ pub(crate) struct TraceArguments {
     /// What the probes do: for measurements of what they cost
     #[arg(long, hide = true, value_enum, default_value_t = ProbeCost::Full)]
     probe_cost: ProbeCost,
+    /// How the probes are attached: for tests of what the kernel at hand would not choose
+    #[arg(long, hide = true, value_enum, env = "MEMTRACE_PROBE_LINKS", hide_env = true)]
+    probe_links: Option<ProbeLinks>,
 }
 
 /// How much a hit of a probe costs.
@@ -92,6 +96,15 @@ enum ProbeCost {
     Full,
     /// The hit alone: nothing is traced
     Empty,
+}
+
+/// The kernel's interface for probes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+enum ProbeLinks {
+    /// One link for many (Linux 6.6)
+    Multi,
+    /// A perf event for each
+    Perf,
 }
 
 impl TraceArguments {
@@ -104,6 +117,7 @@ impl TraceArguments {
             children,
             stop_for_code,
             probe_cost,
+            probe_links,
         } = self;
         let usual = RecordOptions::new(target);
         RecordOptions {
@@ -117,6 +131,10 @@ impl TraceArguments {
                 ProbeCost::Full => Program::Trace,
                 ProbeCost::Empty => Program::Empty,
             },
+            links: probe_links.map(|links| match links {
+                ProbeLinks::Multi => LinkKind::Multi,
+                ProbeLinks::Perf => LinkKind::Perf,
+            }),
             ..usual
         }
     }

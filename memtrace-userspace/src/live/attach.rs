@@ -3,19 +3,16 @@
 //! The order matters: first the tables, then the kernel is told of the process, then the probes
 //! are placed. So the first event that a probe sends has everything that its walk needs.
 
-use std::collections::{BTreeMap, HashSet};
-use std::os::fd::AsRawFd;
-use std::path::PathBuf;
+use std::collections::BTreeMap;
 
-use aya::programs::uprobe::UProbeLink;
 use memtrace_common::addr::{Avma, FileOffset, Svma};
 use memtrace_common::config::{self, process_flag};
 use memtrace_common::unwind::Row;
 
-use super::allocators;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, Images, Key, Reading};
-use super::loader::{LoadError, Role};
+use super::kernel_version::{KernelVersion, kernel_release};
+use super::probed::Probed;
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
 use super::tables::{self, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
@@ -29,25 +26,21 @@ pub(super) struct Traced {
     /// How often it had made code executable when its mappings were read.
     code_changes: u64,
     /// The mappings of code that the kernel knows, by start.
-    modules: BTreeMap<Avma, Module>,
+    pub(super) modules: BTreeMap<Avma, Module>,
     regions: Option<Regions>,
     /// Code that the thread's `munmap` took last; it comes back if the call fails.
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
-    /// The files that have probes in this process.
-    probed: HashSet<Key>,
-    /// The thread through which probes are placed: the first one, as long as it lives.
-    task: u32,
-    /// The probes.
-    pub(super) links: Vec<UProbeLink>,
+    /// Its probes.
+    pub(super) probed: Probed,
     /// Where its program break is, if that is known.
     pub(super) program_break: Option<Avma>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Module {
+pub(super) struct Module {
     end: Avma,
     offset: FileOffset,
-    key: Key,
+    pub(super) key: Key,
 }
 
 /// How a process comes under observation.
@@ -74,7 +67,7 @@ impl Tracer {
         let Some(traced) = self.processes.get(&pid) else {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
-        let found = if traced.links.is_empty() { Found::None } else { Found::Some };
+        let found = if traced.probed.links.is_empty() { Found::None } else { Found::Some };
         let analyses = traced.modules.values().filter_map(|module| self.images.get(&module.key));
         match Verdict::of(found, images::runtime(analyses)) {
             Verdict::NoAllocator => {
@@ -100,17 +93,17 @@ impl Tracer {
             Err(error) => return self.survive(Err(error.into())),
         };
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
-            // The probes stay: the kernel asks the process for its memory at every hit, and places
-            // them in the new program's mappings of the same files.
+            let outdated = traced.probed.executed(pid);
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
-            traced.task = pid.0;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
             let ProcessInfo { exe, command, .. } = info;
             self.out.push(Record::Exec { time, pid, exe, command });
-            self.update_code(pid)
+            let updated = self.update_code(pid);
+            self.closer.close(outdated);
+            updated
         } else {
             self.watch(pid);
             self.begin(&info, Arrival::Started)
@@ -122,26 +115,9 @@ impl Tracer {
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
         let Some(traced) = self.processes.remove(&pid) else { return };
         self.out.push(Record::Exit { time, pid });
-        self.closer.close(traced.links);
+        self.closer.close(traced.probed.links);
         self.tables.give_back(traced.regions);
         self.free_indices.push(traced.index);
-    }
-
-    /// The first thread has ended, perhaps not the last.
-    ///
-    /// A probe belongs to a thread, and to the process as long as that thread has its memory. So
-    /// the probes are placed anew through one of the threads that are left.
-    pub(super) fn leader_exited(&mut self, pid: Pid) -> Result<(), TracerError> {
-        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let left = process::threads(pid).unwrap_or_default();
-        let Some(thread) = left.iter().find(|thread| thread.tid.0 != pid.0) else {
-            return Ok(());
-        };
-        traced.task = thread.tid.0;
-        traced.probed.clear();
-        self.closer.close(std::mem::take(&mut traced.links));
-        let placed = self.place_probes(pid);
-        self.survive(placed)
     }
 
     /// The unwind row of the code at `pc`; `None` if `pid` has none there.
@@ -218,7 +194,7 @@ impl Tracer {
     }
 
     /// What happens to one process does not end the session; the kernel half failing does.
-    fn survive(&mut self, result: Result<(), TracerError>) -> Result<(), TracerError> {
+    pub(super) fn survive(&mut self, result: Result<(), TracerError>) -> Result<(), TracerError> {
         match result {
             Err(TracerError::Process(error)) => {
                 tracing::debug!("{error}");
@@ -284,9 +260,7 @@ impl Tracer {
                 modules: BTreeMap::new(),
                 regions: None,
                 unmapped: None,
-                probed: HashSet::new(),
-                task: pid.0,
-                links: Vec::new(),
+                probed: Probed::new(pid),
                 program_break: None,
             },
         );
@@ -404,49 +378,6 @@ impl Tracer {
         self.kernel.set_process(traced.index, process)?;
         Ok(())
     }
-
-    /// Places the probes of every file of `pid` that has none yet.
-    fn place_probes(&mut self, pid: Pid) -> Result<(), TracerError> {
-        let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
-        let keys: Vec<Key> = traced.modules.values().map(|module| module.key.clone()).collect();
-        for key in keys {
-            let Some(image) = self.images.get(&key) else { continue };
-            let (Some(file), record::Image::File { path, .. }) = (&image.file, &image.image) else {
-                continue;
-            };
-            if image.plan.probes.is_empty() || !traced.probed.insert(key) {
-                continue;
-            }
-            let file_path = PathBuf::from(format!("/proc/self/fd/{}", file.as_raw_fd()));
-            for probe in image.plan.in_placing_order() {
-                let role = match probe.target.role {
-                    allocators::Role::Acquire => Role::Acquire,
-                    allocators::Role::Release => Role::Release,
-                };
-                let (program, api) = (self.options.program, probe.target.api);
-                let task = Tid(traced.task);
-                match self.kernel.attach(program, role, api, task, &file_path, probe.offset()) {
-                    Ok(links) => {
-                        traced.links.extend(links);
-                        self.found = Found::Some;
-                        self.out.push(Record::Probe(probe.record(path)));
-                    }
-                    Err(error) => {
-                        // The process may have ended meanwhile.
-                        process::inspect(pid)?;
-                        tracing::warn!(
-                            "no probe at {} in {}: {}",
-                            probe.target.symbol,
-                            String::from_utf8_lossy(path),
-                            chain(&error),
-                        );
-                        self.anomalies.probes_refused += 1;
-                    }
-                }
-            }
-        }
-        Ok(())
-    }
 }
 
 /// What the trace says of a mapping of code.
@@ -465,29 +396,9 @@ fn module_record(
 /// Refuses what would harm the process.
 fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
     let kernel = kernel_release();
-    let mut numbers = kernel.split(|c: char| !c.is_ascii_digit()).map(str::parse::<u32>);
-    let version = (numbers.next().and_then(Result::ok), numbers.next().and_then(Result::ok));
-    let kills_filtered = matches!(version, (Some(6), Some(11..=13)));
+    let kills_filtered = KernelVersion::parse(&kernel).is_some_and(KernelVersion::kills_filtered);
     if kills_filtered && info.seccomp != Seccomp::Off {
         return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
     }
     Ok(())
-}
-
-/// `uname -r`.
-pub fn kernel_release() -> String {
-    std::fs::read_to_string("/proc/sys/kernel/osrelease")
-        .map(|release| release.trim().to_owned())
-        .unwrap_or_else(|_| "unknown".to_owned())
-}
-
-fn chain(error: &LoadError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }

@@ -1,29 +1,48 @@
 //! Closing links without waiting for it.
 //!
-//! Each link waits for the kernel's grace period, and the kernel closes one after the other under
-//! one lock: about 80 ms each. So one thread closes them all, and the tracer goes on.
+//! Whoever closes a link waits for a grace period of the kernel, some 50 ms. Links that are closed
+//! at the same time share one:
+//!
+//! ```text
+//!   tracer    close ·· close, close ·· goes on
+//!   closer    ├ batch ────────┤├ batch ────────┤
+//! ```
+//!
+//! So it does not matter how many links come while a batch is under way. Only perf links do not
+//! share: the kernel closes them one after the other under one mutex, for which attaching waits
+//! too. They are closed one by one, so that an attach gets its turn.
 
 use std::sync::mpsc::{Sender, channel};
 use std::thread::JoinHandle;
 
-use aya::programs::uprobe::UProbeLink;
+use super::probes::Link;
+
+/// Links that are closed at the same time, each by a thread.
+const AT_ONCE: usize = 64;
 
 /// The thread that closes links, and the way to it.
 pub(super) struct Closer {
     /// `None` once all are closed.
-    running: Option<(Sender<Vec<UProbeLink>>, JoinHandle<()>)>,
+    running: Option<(Sender<Vec<Link>>, JoinHandle<()>)>,
 }
 
 impl Closer {
     /// Starts the thread.
     pub(super) fn start() -> Self {
-        let (links, received) = channel();
-        let thread = std::thread::spawn(move || received.into_iter().for_each(drop));
+        let (links, received) = channel::<Vec<Link>>();
+        let thread = std::thread::spawn(move || {
+            while let Ok(first) = received.recv() {
+                close_all(received.try_iter().fold(first, |mut batch, links| {
+                    batch.extend(links);
+                    batch
+                }));
+            }
+        });
         Closer { running: Some((links, thread)) }
     }
 
     /// Closes `links` soon.
-    pub(super) fn close(&self, links: Vec<UProbeLink>) {
+    pub(super) fn close(&self, links: Vec<Link>) {
         if let Some((sender, _)) = &self.running {
             // The thread ends after the sender; were it gone, `links` would be closed here.
             let _ = sender.send(links);
@@ -37,5 +56,21 @@ impl Closer {
             // It only drops links; it has nothing to say.
             let _ = thread.join();
         }
+    }
+}
+
+fn close_all(mut links: Vec<Link>) {
+    while !links.is_empty() {
+        let some = links.split_off(links.len().saturating_sub(AT_ONCE));
+        std::thread::scope(|threads| {
+            for link in some {
+                match link {
+                    Link::Multi(_) => {
+                        threads.spawn(move || drop(link));
+                    }
+                    Link::Perf(_) => drop(link),
+                }
+            }
+        });
     }
 }

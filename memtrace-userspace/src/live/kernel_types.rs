@@ -1,19 +1,22 @@
-//! Where the running kernel keeps the members of its structures, from its BTF.
+//! What memtrace needs of the running kernel, from its BTF.
 //!
-//! In: the bytes of `/sys/kernel/btf/vmlinux`. Out: [`KernelOffsets`]. It reads names and offsets
-//! of structure members and nothing else (Documentation/bpf/btf.rst describes the format):
-//!
-//! ```text
-//!   | header: magic, lengths | types: 12 bytes each, members behind | strings |
-//! ```
+//! In: the bytes of `/sys/kernel/btf/vmlinux`. Out: whether the kernel has the parts of BPF that
+//! the programs use, and [`KernelOffsets`], where it keeps the members of its structures. BTF
+//! rather than the version says what there is, because distributions bring parts of BPF to older
+//! kernels; the version decides only where there is no BTF.
 
-use std::ops::Range;
+mod btf;
+
+use std::fmt;
 
 use memtrace_common::config::KernelOffsets;
 use thiserror::Error;
 
+use self::btf::Btf;
+use super::kernel_version::KernelVersion;
+
 /// Why the kernel's types could not be read.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Debug, Clone, Error, PartialEq, Eq)]
 pub enum KernelTypesError {
     /// Not BTF, cut short, or a kind of type that this version does not know.
     #[error("the kernel's BTF is malformed at byte {at}")]
@@ -21,6 +24,9 @@ pub enum KernelTypesError {
         /// Offset in bytes of what could not be read.
         at: usize,
     },
+    /// The kernel is too old.
+    #[error("{0}; use Linux 5.17 or later")]
+    Missing(MissingFeatures),
     /// A structure or member that memtrace needs does not exist.
     #[error("this kernel has no `{structure}.{member}`; memtrace knows Linux 5.17 to 6.18")]
     NoMember {
@@ -31,15 +37,71 @@ pub enum KernelTypesError {
     },
 }
 
-const MAGIC: u16 = 0xeb9f;
-const HEADER_BYTES: usize = 24;
-const TYPE_BYTES: usize = 12;
-const MEMBER_BYTES: usize = 12;
-const KIND_STRUCT: u32 = 4;
-const KIND_UNION: u32 = 5;
+/// A part of BPF that the kernel programs cannot do without.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Feature {
+    /// What the kernel's documentation calls it.
+    pub name: &'static str,
+    /// The first release of Linux that has it.
+    pub since: KernelVersion,
+    /// The value of an `enum` in the kernel that came with it.
+    enumerator: &'static str,
+}
 
-/// How deep structures without a name are followed into each other.
-const MAX_NESTING: u32 = 4;
+/// What the programs need, the oldest first.
+pub static FEATURES: [Feature; 4] = [
+    Feature {
+        name: "BTF tracepoints",
+        since: KernelVersion::new(5, 5, 0),
+        enumerator: "BPF_TRACE_RAW_TP",
+    },
+    Feature {
+        name: "BPF ring buffers",
+        since: KernelVersion::new(5, 8, 0),
+        enumerator: "BPF_MAP_TYPE_RINGBUF",
+    },
+    Feature {
+        name: "bpf_get_attach_cookie",
+        since: KernelVersion::new(5, 15, 0),
+        enumerator: "BPF_FUNC_get_attach_cookie",
+    },
+    Feature { name: "bpf_loop", since: KernelVersion::new(5, 17, 0), enumerator: "BPF_FUNC_loop" },
+];
+
+/// What a kernel lacks, the oldest first; not empty.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct MissingFeatures(Vec<&'static Feature>);
+
+impl fmt::Display for MissingFeatures {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str("this kernel is too old for memtrace: it has no ")?;
+        for (nth, Feature { name, since, .. }) in self.0.iter().enumerate() {
+            let separator = if nth == 0 { "" } else { ", no " };
+            write!(out, "{separator}{name} (new in {}.{})", since.major, since.minor)?;
+        }
+        Ok(())
+    }
+}
+
+/// Checks that the kernel has all [`FEATURES`], by its BTF or, without BTF, by its release.
+///
+/// What neither tells is left to the kernel to refuse.
+pub fn require_features(btf: Option<&[u8]>, release: &str) -> Result<(), KernelTypesError> {
+    let has = match (btf, KernelVersion::parse(release)) {
+        (Some(btf), _) => {
+            Btf::parse(btf)?.has_enumerators(FEATURES.each_ref().map(|it| it.enumerator))?
+        }
+        (None, Some(version)) => FEATURES.each_ref().map(|it| version >= it.since),
+        (None, None) => return Ok(()),
+    };
+    let missing = FEATURES.iter().zip(has).filter(|(_, has)| !has).map(|(feature, _)| feature);
+    let missing: Vec<_> = missing.collect();
+    if missing.is_empty() {
+        Ok(())
+    } else {
+        Err(KernelTypesError::Missing(MissingFeatures(missing)))
+    }
+}
 
 /// Finds the offsets that the kernel programs need.
 pub fn kernel_offsets(btf: &[u8]) -> Result<KernelOffsets, KernelTypesError> {
@@ -74,198 +136,53 @@ pub fn kernel_offsets(btf: &[u8]) -> Result<KernelOffsets, KernelTypesError> {
     }
 }
 
-/// The fixed part of a type, and where what follows it is in the section.
-struct TypeHeader {
-    name: u32,
-    kind: u32,
-    has_bit_fields: bool,
-    tail: Range<usize>,
-}
-
-struct Btf<'a> {
-    types: &'a [u8],
-    types_at: usize,
-    strings: &'a [u8],
-}
-
-impl<'a> Btf<'a> {
-    fn parse(bytes: &'a [u8]) -> Result<Self, KernelTypesError> {
-        let malformed = |at| KernelTypesError::Malformed { at };
-        if bytes.get(..2) != Some(&MAGIC.to_le_bytes()[..]) {
-            return Err(malformed(0));
-        }
-        let header = |at| u32_at(bytes, at).map(|value| value as usize).ok_or(malformed(at));
-        let (header_length, type_offset, type_length) = (header(4)?, header(8)?, header(12)?);
-        let (string_offset, string_length) = (header(16)?, header(20)?);
-        if header_length < HEADER_BYTES {
-            return Err(malformed(4));
-        }
-        let section = |offset: usize, length: usize| {
-            let start = header_length.checked_add(offset)?;
-            bytes.get(start..start.checked_add(length)?)
-        };
-        let types = section(type_offset, type_length).ok_or(malformed(8))?;
-        let strings = section(string_offset, string_length).ok_or(malformed(16))?;
-        Ok(Btf { types, types_at: header_length + type_offset, strings })
-    }
-
-    /// Calls `visit` with (structure, member, offset in bytes) for every member of every `struct`.
-    ///
-    /// The members of a structure without a name inside another are members of the outer one.
-    fn for_each_member(
-        &self,
-        mut visit: impl FnMut(&[u8], &[u8], u32),
-    ) -> Result<(), KernelTypesError> {
-        let types = self.index()?;
-        for header in types.iter().filter(|header| header.kind == KIND_STRUCT && header.name != 0) {
-            let structure = self.string(header.name);
-            self.visit_members(&types, header, 0, 0, &mut |member, offset_bits| {
-                visit(structure, member, offset_bits / 8);
-            });
-        }
-        Ok(())
-    }
-
-    fn visit_members(
-        &self,
-        types: &[TypeHeader],
-        header: &TypeHeader,
-        base_bits: u32,
-        depth: u32,
-        visit: &mut impl FnMut(&[u8], u32),
-    ) {
-        let tail = self.types.get(header.tail.clone()).unwrap_or_default();
-        for member in tail.chunks_exact(MEMBER_BYTES) {
-            let [name, type_id, offset] = [0, 4, 8].map(|at| u32_at(member, at).unwrap_or(0));
-            let offset = if header.has_bit_fields { offset & 0x00ff_ffff } else { offset };
-            let offset_bits = base_bits.wrapping_add(offset);
-            if name != 0 {
-                visit(self.string(name), offset_bits);
-            } else if depth < MAX_NESTING
-                // Ids count from 1; 0 is `void`.
-                && let Some(inner) = types.get((type_id as usize).wrapping_sub(1))
-                && (inner.kind == KIND_STRUCT || inner.kind == KIND_UNION)
-            {
-                self.visit_members(types, inner, offset_bits, depth + 1, visit);
-            }
-        }
-    }
-
-    /// The headers of all types, in the order of their ids.
-    fn index(&self) -> Result<Vec<TypeHeader>, KernelTypesError> {
-        let mut headers = Vec::new();
-        let mut at = 0;
-        while at < self.types.len() {
-            let malformed = KernelTypesError::Malformed { at: self.types_at + at };
-            let (Some(name), Some(info)) = (u32_at(self.types, at), u32_at(self.types, at + 4))
-            else {
-                return Err(malformed);
-            };
-            let (kind, length) = ((info >> 24) & 0x1f, (info & 0xffff) as usize);
-            at += TYPE_BYTES;
-            let Some(tail_bytes) = tail_bytes(kind, length) else { return Err(malformed) };
-            let tail = at..at + tail_bytes;
-            if self.types.get(tail.clone()).is_none() {
-                return Err(malformed);
-            }
-            at = tail.end;
-            headers.push(TypeHeader { name, kind, has_bit_fields: info >> 31 == 1, tail });
-        }
-        Ok(headers)
-    }
-
-    /// The string at `offset`, without its zero; empty if there is none.
-    fn string(&self, offset: u32) -> &'a [u8] {
-        let tail = self.strings.get(offset as usize..).unwrap_or_default();
-        tail.split(|byte| *byte == 0).next().unwrap_or_default()
-    }
-}
-
-/// How many bytes follow a type of this kind, or `None` if the kind is unknown.
-fn tail_bytes(kind: u32, length: usize) -> Option<usize> {
-    Some(match kind {
-        1 | 14 | 17 => 4,                         // INT, VAR, DECL_TAG
-        3 => 12,                                  // ARRAY
-        4 | 5 | 15 | 19 => length * MEMBER_BYTES, // STRUCT, UNION, DATASEC, ENUM64
-        6 | 13 => length * 8,                     // ENUM, FUNC_PROTO
-        2 | 7..=12 | 16 | 18 => 0, // PTR, FWD, TYPEDEF, VOLATILE, CONST, RESTRICT, FUNC, FLOAT, TYPE_TAG
-        _ => return None,
-    })
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
-    bytes.get(at..at.checked_add(4)?)?.try_into().ok().map(u32::from_le_bytes)
-}
-
 #[cfg(test)]
 mod tests {
+    use super::btf::tests::btf;
     use super::*;
 
-    /// One `struct uprobe_task` with the given members and bit offsets, and a pointer type.
-    fn btf(structure: &str, members: &[(&str, u32)]) -> Vec<u8> {
-        let mut strings = vec![0u8];
-        let mut intern = |text: &str| {
-            let offset = strings.len() as u32;
-            strings.extend_from_slice(text.as_bytes());
-            strings.push(0);
-            offset
-        };
-        let mut words = vec![0, 2 << 24, 0]; // PTR
-        words.extend([intern(structure), KIND_STRUCT << 24 | members.len() as u32, 64]);
-        for (name, offset_bits) in members {
-            words.extend([intern(name), 1, *offset_bits]);
-        }
-        let types: Vec<u8> = words.iter().flat_map(|word: &u32| word.to_le_bytes()).collect();
-        let mut bytes = MAGIC.to_le_bytes().to_vec();
-        bytes.extend([1, 0]);
-        for word in [24, 0, types.len() as u32, types.len() as u32, strings.len() as u32] {
-            bytes.extend(word.to_le_bytes());
-        }
-        bytes.extend(types);
-        bytes.extend(strings);
-        bytes
-    }
-
     #[test]
-    fn members_are_found_with_their_offsets_in_bytes() {
-        let bytes = btf("uprobe_task", &[("state", 0), ("return_instances", 64)]);
+    fn missing_features_are_named_with_the_release_that_brought_them() {
+        let sentence = |release: &str| require_features(None, release).unwrap_err().to_string();
 
-        let mut members = Vec::new();
-        let result = Btf::parse(&bytes).and_then(|btf| {
-            btf.for_each_member(|structure, member, offset| {
-                members.push((structure.to_vec(), member.to_vec(), offset));
-            })
-        });
-
-        assert_eq!(result, Ok(()));
-        let name = b"uprobe_task".to_vec();
         assert_eq!(
-            members,
-            [(name.clone(), b"state".to_vec(), 0), (name, b"return_instances".to_vec(), 8)]
+            sentence("5.10.0-35-amd64"),
+            "this kernel is too old for memtrace: it has no bpf_get_attach_cookie (new in 5.15), no \
+             bpf_loop (new in 5.17); use Linux 5.17 or later"
+        );
+        assert_eq!(
+            sentence("5.16.20"),
+            "this kernel is too old for memtrace: it has no bpf_loop (new in 5.17); use Linux 5.17 \
+             or later"
+        );
+        assert!(
+            sentence("4.19.0-27-amd64").contains("no BTF tracepoints (new in 5.5), no BPF ring")
         );
     }
 
     #[test]
-    fn members_of_a_nameless_structure_belong_to_the_outer_one() {
-        // Type 2 is `struct mm_struct { struct { … type 2 itself … } }`: bounded, not endless.
-        let bytes = btf("mm_struct", &[("", 64), ("uprobes_state", 128)]);
-        let nameless = bytes.len() - "\0mm_struct\0\0uprobes_state\0".len() - 24;
-        let mut nested = bytes.clone();
-        nested[nameless..nameless + 8].copy_from_slice(&[0, 0, 0, 0, 2, 0, 0, 0]);
+    fn kernel_without_btf_is_judged_by_its_release() {
+        assert_eq!(require_features(None, "5.17.0"), Ok(()));
+        assert_eq!(require_features(None, "6.18.44-amd64"), Ok(()));
+        assert_eq!(require_features(None, "no version at all"), Ok(()));
+    }
 
-        let mut offsets = Vec::new();
-        let result = Btf::parse(&nested).and_then(|btf| {
-            btf.for_each_member(|_, member, offset| offsets.push((member.to_vec(), offset)))
-        });
+    #[test]
+    fn btf_counts_for_more_than_the_release() {
+        let all = FEATURES.each_ref().map(|feature| feature.enumerator);
+        let with_backports = btf("task_struct", &[], &all);
+        let without_bpf_loop = btf("task_struct", &[], &all[..3]);
 
-        assert_eq!(result, Ok(()));
-        let found: Vec<u32> = offsets.iter().map(|(_, offset)| *offset).collect();
-        assert_eq!(found, [48, 40, 32, 24, 16]);
+        assert_eq!(require_features(Some(&with_backports), "5.14.0-503.el9"), Ok(()));
+        assert_eq!(
+            require_features(Some(&without_bpf_loop), "6.18.0"),
+            Err(KernelTypesError::Missing(MissingFeatures(vec![&FEATURES[3]])))
+        );
     }
 
     #[test]
     fn missing_member_is_named() {
-        let bytes = btf("task_struct", &[("pid", 64)]);
+        let bytes = btf("task_struct", &[("pid", 64)], &[]);
 
         let error = kernel_offsets(&bytes);
 
@@ -275,10 +192,11 @@ mod tests {
 
     #[test]
     fn btf_cut_anywhere_is_an_error_and_no_panic() {
-        let bytes = btf("task_struct", &[("pid", 64), ("tgid", 96)]);
+        let bytes = btf("task_struct", &[("pid", 64), ("tgid", 96)], &["BPF_FUNC_loop"]);
 
         for length in 0..bytes.len() {
             assert!(kernel_offsets(&bytes[..length]).is_err());
+            assert!(require_features(Some(&bytes[..length]), "6.18").is_err());
         }
     }
 
@@ -288,6 +206,7 @@ mod tests {
 
         let offsets = kernel_offsets(&bytes).expect("the kernel has its own types");
 
+        assert_eq!(require_features(Some(&bytes), ""), Ok(()));
         assert!(offsets.task_pid != 0 && offsets.task_tgid == offsets.task_pid + 4);
     }
 }

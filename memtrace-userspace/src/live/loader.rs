@@ -4,23 +4,20 @@
 //! writes what it is told to write. Which process, which function and which table is decided in
 //! [`super::tracer`].
 
-use std::num::NonZeroU32;
-use std::path::Path;
-
 use aya::maps::{Array, HashMap, MapData, PerCpuArray, RingBuf};
-use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
-use aya::programs::{BtfTracePoint, UProbe};
+use aya::programs::BtfTracePoint;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
-use memtrace_common::addr::FileOffset;
 use memtrace_common::config::{BucketChunk, Module, Process, RowChunk, Settings};
 use memtrace_common::counter::Counter;
-use memtrace_common::event::Api;
 use thiserror::Error;
 use zerocopy::IntoBytes;
 
-use super::kernel_types::{KernelTypesError, kernel_offsets};
-use crate::record::{Pid, Tid};
+use super::allocators::Role;
+use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
+use super::kernel_version::kernel_release;
+use super::probes::{Attached, LinkKind, Place, Probes};
+use crate::record::Pid;
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
 static OBJECT: &[u8] = aya::include_bytes_aligned!(env!("MEMTRACE_EBPF_OBJECT"));
@@ -51,6 +48,12 @@ pub enum LoadError {
     /// The kernel's BTF does not have what the programs need.
     #[error(transparent)]
     Types(#[from] KernelTypesError),
+    /// The kernel would interpret programs, which cannot have `bpf_loop` and tail calls then.
+    #[error(
+        "the kernel's BPF compiler (JIT) is off, and memtrace's programs need it; run `sysctl \
+         net.core.bpf_jit_enable=1` as root"
+    )]
+    NoJit,
     /// The kernel refused maps or programs.
     #[error("the kernel refused memtrace's programs: {source}; run `memtrace doctor`")]
     Refused {
@@ -60,7 +63,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
+    pub(super) fn refused(source: impl Into<Box<dyn std::error::Error + Send + Sync>>) -> Self {
         LoadError::Refused { source: source.into() }
     }
 }
@@ -87,15 +90,6 @@ pub enum Program {
     Empty,
 }
 
-/// The role of a probed function.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Role {
-    /// It gives memory: a probe at its entry and one at its return.
-    Acquire,
-    /// It takes memory back: a probe at its entry.
-    Release,
-}
-
 #[repr(transparent)]
 #[derive(Clone, Copy)]
 struct Value<T>(T);
@@ -112,6 +106,7 @@ unsafe impl Pod for Value<BucketChunk> {}
 /// The loaded kernel half. Dropping it detaches everything.
 pub struct Kernel {
     ebpf: Ebpf,
+    probes: Probes,
     process_index: HashMap<MapData, u32, u32>,
     pending: HashMap<MapData, u32, u32>,
     processes: Array<MapData, Value<Process>>,
@@ -130,8 +125,15 @@ impl Kernel {
     pub fn load(
         capacity: Capacity,
         back_pressure_ns: u64,
+        links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
-        let btf_bytes = std::fs::read(BTF_PATH).map_err(|source| LoadError::NoBtf { source })?;
+        let btf_bytes = std::fs::read(BTF_PATH);
+        // First of all, because a kernel without them says so in the words of its verifier.
+        require_features(btf_bytes.as_deref().ok(), &kernel_release())?;
+        if jit_is_on() == Some(false) {
+            return Err(LoadError::NoJit);
+        }
+        let btf_bytes = btf_bytes.map_err(|source| LoadError::NoBtf { source })?;
         let settings = Settings { back_pressure_ns, offsets: kernel_offsets(&btf_bytes)? };
         let btf = Btf::parse(&btf_bytes, aya::Endianness::default()).map_err(LoadError::refused)?;
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
@@ -145,11 +147,7 @@ impl Kernel {
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
-        for name in
-            ["acquire_enter", "acquire_return", "release_enter", "empty_enter", "empty_return"]
-        {
-            uprobe(&mut ebpf, name).load().map_err(LoadError::refused)?;
-        }
+        let probes = Probes::load(&mut ebpf, OBJECT, links)?;
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
         let mut kernel = Kernel {
             process_index: typed(&mut ebpf, "PROCESS_INDEX")?,
@@ -166,6 +164,7 @@ impl Kernel {
                 None => None,
             },
             ebpf,
+            probes,
         };
         for name in [
             "sys_enter",
@@ -184,40 +183,23 @@ impl Kernel {
             program.load(name, &btf).map_err(LoadError::refused)?;
             program.attach().map_err(LoadError::refused)?;
         }
+        for (name, program) in kernel.ebpf.programs() {
+            if let Ok(info) = program.info() {
+                let verified = info.verified_instruction_count();
+                tracing::debug!(name, verified, "instructions that the kernel's verifier followed");
+            }
+        }
         Ok((kernel, ring))
     }
 
-    /// Places a probe in a file for one process. For `Acquire` there are two links.
-    pub fn attach(
-        &mut self,
-        program: Program,
-        role: Role,
-        api: Api,
-        task: Tid,
-        path: &Path,
-        offset: FileOffset,
-    ) -> Result<Vec<UProbeLink>, LoadError> {
-        let names: &[&str] = match (program, role) {
-            // The return probe first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
-            (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => &["empty_enter"],
-        };
-        let mut links = Vec::with_capacity(names.len());
-        for name in names {
-            let program = uprobe(&mut self.ebpf, name);
-            let point = UProbeAttachPoint {
-                location: UProbeAttachLocation::AbsoluteOffset(offset.0),
-                cookie: Some(api as u64),
-            };
-            let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
-            let id = program
-                .attach(point, path, UProbeScope::OneProcess(task))
-                .map_err(LoadError::refused)?;
-            links.push(program.take_link(id).map_err(LoadError::refused)?);
-        }
-        Ok(links)
+    /// How probes are attached, to processes whose first thread lives.
+    pub fn link_kind(&self) -> LinkKind {
+        self.probes.kind()
+    }
+
+    /// Places probes for functions with one role. One that is refused does not cost the others.
+    pub fn attach(&mut self, program: Program, role: Role, place: &Place<'_>) -> Attached {
+        self.probes.attach(&mut self.ebpf, program, role, place)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.
@@ -287,10 +269,10 @@ impl Kernel {
     }
 }
 
-fn uprobe<'a>(ebpf: &'a mut Ebpf, name: &str) -> &'a mut UProbe {
-    ebpf.program_mut(name)
-        .and_then(|program| program.try_into().ok())
-        .expect("the object has this program")
+/// Whether the kernel compiles BPF programs; `None` where it does not say, such as in a container.
+pub fn jit_is_on() -> Option<bool> {
+    let mode = std::fs::read_to_string("/proc/sys/net/core/bpf_jit_enable").ok()?;
+    Some(mode.trim() != "0")
 }
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> aya::maps::Map {

@@ -27,6 +27,7 @@ use super::finish::finish;
 use super::guardian::{Guardian, continue_process};
 use super::images::{Images, Key};
 use super::loader::{Capacity, Kernel, LoadError, Program};
+use super::probes::LinkKind;
 use super::process::{self, ProcessError};
 use super::tables::{Placed, Tables};
 use crate::record::{EndReason, MapKind, Pid, Record, Session, Tid, Time, WireStackId};
@@ -49,6 +50,8 @@ pub struct Options {
     pub back_pressure: Duration,
     /// What the probes do.
     pub program: Program,
+    /// How they are attached; without it, as suits the kernel.
+    pub links: Option<LinkKind>,
     /// Whether to trace children.
     pub children: Children,
     /// What happens when a process that was running maps code.
@@ -111,7 +114,7 @@ pub enum TracerError {
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \
-         the first return probe; update the kernel to 6.14 or later"
+         the first return probe; update the kernel to 6.12.14, 6.13.3, 6.14 or later"
     )]
     Seccomp {
         /// The process.
@@ -151,6 +154,8 @@ pub struct Tracer {
     guardian: Guardian,
     next_sample_ns: u64,
     pub(super) anomalies: Anomalies,
+    /// How many children were forked and not traced when this was last looked at.
+    pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
     pub(super) closer: Closer,
@@ -178,7 +183,7 @@ impl Tracer {
     pub fn new(options: Options) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
-        let (kernel, ring) = Kernel::load(options.capacity, back_pressure_ns)?;
+        let (kernel, ring) = Kernel::load(options.capacity, back_pressure_ns, options.links)?;
         let mut tracer = Tracer {
             kernel,
             ring,
@@ -196,6 +201,7 @@ impl Tracer {
             guardian,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
+            forks_not_traced: 0,
             found: Found::None,
             closer: Closer::start(),
             out: Vec::new(),
@@ -287,7 +293,7 @@ impl Tracer {
         let mut links = Vec::new();
         for (pid, traced) in self.processes.drain() {
             self.kernel.remove_process(pid);
-            links.extend(traced.links);
+            links.extend(traced.probed.links);
         }
         self.closer.close(links);
         self.closer.finish();
@@ -326,12 +332,10 @@ impl Tracer {
             modules_without_room,
             probes_refused,
         } = self.anomalies;
-        let mut counters: Vec<(String, u64)> = self
-            .kernel
-            .counters()?
-            .into_iter()
-            .map(|(counter, value)| (counter.name().to_owned(), value))
-            .collect();
+        let kernel = self.kernel.counters()?;
+        self.clean_up_forks(&kernel);
+        let mut counters: Vec<(String, u64)> =
+            kernel.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect();
         counters.extend([
             ("attach_failures".to_owned(), attach_failures),
             ("code_files_unreadable".to_owned(), files_unreadable),

@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{IDLE, RecordOptions, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
-use crate::live::attach::kernel_release;
+use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
 use crate::live::tracer::{Options, Tracer, TracerError};
@@ -38,6 +38,7 @@ pub(super) fn start(
         capacity,
         back_pressure: options.back_pressure,
         program: options.program,
+        links: options.links,
         children: options.children,
         new_code: options.new_code,
     })?;

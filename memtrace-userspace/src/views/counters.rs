@@ -115,6 +115,13 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
             Weight::Notice,
             "calls of vfork children that were made before the attach; not counted",
         ),
+        Counter::VforkChildren => (
+            Weight::Work,
+            "children of vfork; what they allocate before they run a program may not be seen",
+        ),
+        Counter::ForksNotTraced => {
+            (Weight::Notice, "children that the target forked; trace them with --children")
+        }
     }
 }
 

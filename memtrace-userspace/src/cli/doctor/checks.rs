@@ -5,6 +5,8 @@
 //! may have mended what is still named here, and the advice says so.
 
 use memtrace_userspace::live::allocators::survey;
+use memtrace_userspace::live::kernel_types::{FEATURES, KernelTypesError};
+use memtrace_userspace::live::kernel_version::KernelVersion;
 use memtrace_userspace::live::process::{self, Seccomp};
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -40,18 +42,18 @@ const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
 
-/// A kernel's first two version numbers.
-type Version = (u32, u32);
-
 /// Judges the machine.
 pub(super) fn host(host: &Host) -> Vec<Check> {
-    let version = version(&host.release);
+    let version = KernelVersion::parse(&host.release);
     let mut checks = vec![
         machine(host),
         kernel(host, version),
         privilege(host),
         btf(host),
+        features(host),
+        bpf_jit(host),
         uprobes(host),
+        multi_links(host),
         perf_event_paranoid(host),
         lockdown(host),
         locked_memory(host),
@@ -80,12 +82,15 @@ pub(super) fn process(host: &Host, pid: Pid) -> Vec<Check> {
             advice: Some("restart the process to be sure that names are right"),
         });
     }
-    if info.seccomp != Seccomp::Off && version(&host.release).is_some_and(kills_filtered) {
+    let version = KernelVersion::parse(&host.release);
+    if info.seccomp != Seccomp::Off && version.is_some_and(KernelVersion::kills_filtered) {
         checks.push(Check {
             verdict: Verdict::Fail,
             subject: "seccomp",
             finding: "this kernel kills filtered processes at a return probe".to_owned(),
-            advice: Some("update the kernel to 6.14 or later; memtrace refuses to attach"),
+            advice: Some(
+                "update the kernel to 6.12.14, 6.13.3, 6.14 or later; memtrace refuses to attach",
+            ),
         });
     }
     checks.extend(allocators(pid));
@@ -140,23 +145,54 @@ fn machine(host: &Host) -> Check {
     }
 }
 
-fn kernel(host: &Host, version: Option<Version>) -> Check {
+fn kernel(host: &Host, version: Option<KernelVersion>) -> Check {
     let subject = "kernel";
     let release = printable_str(&host.release).into_owned();
     match version {
-        Some(version) if version >= (5, 17) => ok(subject, release),
-        Some(_) => Check {
-            verdict: Verdict::Fail,
-            subject,
-            finding: format!("{release} has no bpf_loop"),
-            advice: Some("use Linux 5.17 or later"),
-        },
+        Some(_) => ok(subject, release),
         None => Check {
             verdict: Verdict::Warn,
             subject,
-            finding: format!("release `{release}` has no version number"),
+            finding: format!("release `{release}` has no version number, so no bug is known by it"),
             advice: Some("Linux 5.17 or later is needed"),
         },
+    }
+}
+
+/// What the kernel programs need of the kernel: the same words as when `record` refuses.
+fn features(host: &Host) -> Check {
+    let subject = "kernel features";
+    let fail = |finding: String, advice| Check {
+        verdict: Verdict::Fail,
+        subject,
+        finding,
+        advice: Some(advice),
+    };
+    match &host.features {
+        Ok(()) => ok(subject, FEATURES.each_ref().map(|feature| feature.name).join(", ")),
+        Err(KernelTypesError::Missing(missing)) => {
+            fail(missing.to_string(), "use Linux 5.17 or later")
+        }
+        Err(error @ (KernelTypesError::Malformed { .. } | KernelTypesError::NoMember { .. })) => {
+            fail(
+                error.to_string(),
+                "use a distribution's kernel, which has BTF and CONFIG_UPROBES=y; or update memtrace",
+            )
+        }
+    }
+}
+
+fn bpf_jit(host: &Host) -> Check {
+    let subject = "BPF compiler (JIT)";
+    match host.bpf_jit {
+        Some(false) => Check {
+            verdict: Verdict::Fail,
+            subject,
+            finding: "off, and memtrace's programs need it".to_owned(),
+            advice: Some("run `sysctl net.core.bpf_jit_enable=1` as root"),
+        },
+        Some(true) => ok(subject, "on"),
+        None => ok(subject, "not to be seen from here; on unless somebody has turned it off"),
     }
 }
 
@@ -212,6 +248,25 @@ fn uprobes(host: &Host) -> Check {
     }
 }
 
+fn multi_links(host: &Host) -> Check {
+    let subject = "uprobe_multi links";
+    match host.multi_links {
+        Ok(Ok(())) => ok(subject, "probes detach within a tenth of a second"),
+        Ok(Err(lacking)) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("{lacking}; probes detach one by one, which takes seconds"),
+            advice: Some("use Linux 6.10 or later where many short-lived children are traced"),
+        },
+        Err(kind) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("cannot load a program to find out: {kind}"),
+            advice: Some("run with sudo; in a container, with --privileged"),
+        },
+    }
+}
+
 fn perf_event_paranoid(host: &Host) -> Check {
     let subject = "perf_event_paranoid";
     match host.perf_event_paranoid {
@@ -248,37 +303,39 @@ fn locked_memory(host: &Host) -> Check {
 }
 
 /// Known bugs of this kernel that concern what memtrace does.
-fn hazards(host: &Host, version: Version) -> Vec<Check> {
+fn hazards(host: &Host, version: KernelVersion) -> Vec<Check> {
+    let since = |major, minor| version >= KernelVersion::new(major, minor, 0);
     let subject = "known bug";
     let mut checks = Vec::new();
-    if version >= (6, 13) && host.version.contains("PREEMPT") {
+    if since(6, 13) && host.version.contains("PREEMPT") {
         checks.push(ok(
             subject,
             "private stacks of tracing programs on preemptible kernels; memtrace's programs have none",
         ));
     }
-    if kills_filtered(version) {
+    if version.kills_filtered() {
         checks.push(Check {
             verdict: Verdict::Warn,
             subject,
-            finding: "return probes kill processes under seccomp (6.11 to 6.13)".to_owned(),
+            finding: "return probes kill processes under seccomp (6.11 to 6.12.13 and 6.13.2)"
+                .to_owned(),
             advice: Some(
-                "memtrace refuses such processes; update to 6.14 or a stable release with the fix",
+                "memtrace refuses such processes; update to 6.12.14, 6.13.3, 6.14 or later",
             ),
         });
     }
-    if version < (6, 11) {
+    if since(6, 6) && !since(6, 11) {
         checks.push(Check {
             verdict: Verdict::Warn,
             subject,
-            finding: "return probes crash processes with shadow stacks (CET), before 6.11"
+            finding: "return probes crash processes with shadow stacks (CET), from 6.6 to 6.10"
                 .to_owned(),
             advice: Some(
                 "do not attach to processes with `shstk` in /proc/PID/status; update to 6.11",
             ),
         });
     }
-    if version < (6, 14) {
+    if !since(6, 14) {
         checks.push(Check {
             verdict: Verdict::Warn,
             subject,
@@ -290,20 +347,12 @@ fn hazards(host: &Host, version: Version) -> Vec<Check> {
     checks
 }
 
-/// Kernels that filter the system call which ends a return probe.
-fn kills_filtered(version: Version) -> bool {
-    ((6, 11)..=(6, 13)).contains(&version)
-}
-
-/// `(6, 18)` of `6.18.44-generic`.
-fn version(release: &str) -> Option<Version> {
-    let mut numbers = release.split(|c: char| !c.is_ascii_digit()).map(str::parse);
-    Some((numbers.next()?.ok()?, numbers.next()?.ok()?))
-}
-
 #[cfg(test)]
 mod tests {
     use std::io;
+
+    use memtrace_userspace::live::kernel_types::require_features;
+    use memtrace_userspace::live::uprobe_multi::Lacking;
 
     use super::*;
 
@@ -314,10 +363,13 @@ mod tests {
             version: "#1 SMP PREEMPT_DYNAMIC Debian".to_owned(),
             capabilities: Some(0x1ff_ffff_ffff),
             btf: Ok(()),
+            features: Ok(()),
+            bpf_jit: Some(true),
             perf_event_paranoid: Some(2),
             lockdown: Some("none".to_owned()),
             locked_memory_bytes: Some(8 << 20),
             uprobe_pmu: Some(9),
+            multi_links: Ok(Ok(())),
         }
     }
 
@@ -337,11 +389,15 @@ mod tests {
 
     #[test]
     fn what_is_missing_fails() {
+        let no_uprobes =
+            Err(KernelTypesError::NoMember { structure: "task_struct", member: "utask" });
         let cases = [
             (Host { machine: "aarch64", ..good() }, "machine"),
             (Host { capabilities: Some(0), ..good() }, "privilege"),
             (Host { capabilities: None, ..good() }, "privilege"),
             (Host { btf: Err(io::ErrorKind::NotFound), ..good() }, "kernel types (BTF)"),
+            (Host { features: no_uprobes, ..good() }, "kernel features"),
+            (Host { bpf_jit: Some(false), ..good() }, "BPF compiler (JIT)"),
             (Host { uprobe_pmu: None, ..good() }, "uprobes"),
             (Host { perf_event_paranoid: None, ..good() }, "perf_event_paranoid"),
             (Host { lockdown: Some("confidentiality".to_owned()), ..good() }, "lockdown"),
@@ -359,10 +415,36 @@ mod tests {
     }
 
     #[test]
-    fn kernel_before_bpf_loop_fails() {
-        let facts = Host { release: "5.16.20".to_owned(), ..good() };
+    fn kernel_without_multi_links_is_a_warning() {
+        for lacking in [Lacking::Links, Lacking::OtherThreads] {
+            let facts = Host { multi_links: Ok(Err(lacking)), ..good() };
 
-        assert!(trouble(&facts).contains(&("kernel", Verdict::Fail)));
+            assert_eq!(trouble(&facts), [("uprobe_multi links", Verdict::Warn)]);
+        }
+    }
+
+    #[test]
+    fn old_kernel_fails_with_what_it_lacks() {
+        let release = "5.10.0-35-amd64";
+        let facts = Host {
+            release: release.to_owned(),
+            features: require_features(None, release),
+            ..good()
+        };
+
+        let failed: Vec<Check> =
+            host(&facts).into_iter().filter(|check| check.verdict == Verdict::Fail).collect();
+
+        let expected = Check {
+            verdict: Verdict::Fail,
+            subject: "kernel features",
+            finding:
+                "this kernel is too old for memtrace: it has no bpf_get_attach_cookie (new in \
+                      5.15), no bpf_loop (new in 5.17)"
+                    .to_owned(),
+            advice: Some("use Linux 5.17 or later"),
+        };
+        assert_eq!(failed, [expected]);
     }
 
     #[test]
@@ -374,8 +456,10 @@ mod tests {
                 .count()
         };
 
-        assert_eq!(warnings("6.1.0-18-amd64"), 2);
+        assert_eq!(warnings("6.1.0-18-amd64"), 1);
+        assert_eq!(warnings("6.6.0"), 2);
         assert_eq!(warnings("6.12.1"), 2);
+        assert_eq!(warnings("6.12.117+deb12-amd64"), 1);
         assert_eq!(warnings("6.14.0"), 0);
     }
 
@@ -387,21 +471,17 @@ mod tests {
             version: String::new(),
             capabilities: None,
             btf: Err(io::ErrorKind::NotFound),
+            features: require_features(None, "5.10"),
+            bpf_jit: Some(false),
             perf_event_paranoid: None,
             lockdown: Some("confidentiality".to_owned()),
             locked_memory_bytes: None,
             uprobe_pmu: None,
+            multi_links: Err(io::ErrorKind::PermissionDenied),
         };
 
         for check in host(&facts) {
             assert_eq!(check.advice.is_some(), check.verdict != Verdict::Ok, "{check:?}");
         }
-    }
-
-    #[test]
-    fn version_is_read_off_any_release() {
-        assert_eq!(version("6.18.44-fc-v595"), Some((6, 18)));
-        assert_eq!(version("5.17-rc1"), Some((5, 17)));
-        assert_eq!(version("linux"), None);
     }
 }

@@ -4,6 +4,11 @@ use std::fs;
 use std::io;
 use std::path::Path;
 
+use memtrace_userspace::live::kernel_types::{KernelTypesError, kernel_offsets, require_features};
+use memtrace_userspace::live::kernel_version::kernel_release;
+use memtrace_userspace::live::loader::jit_is_on;
+use memtrace_userspace::live::uprobe_multi::{self, Lacking};
+
 /// The facts that [`super::checks`] judges. What could not be read is `None`.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Host {
@@ -17,6 +22,10 @@ pub(super) struct Host {
     pub(super) capabilities: Option<u64>,
     /// Whether the kernel describes its own types.
     pub(super) btf: Result<(), io::ErrorKind>,
+    /// Whether it has what the kernel programs need.
+    pub(super) features: Result<(), KernelTypesError>,
+    /// Whether the kernel compiles BPF programs; not to be seen in a container.
+    pub(super) bpf_jit: Option<bool>,
     /// `kernel.perf_event_paranoid`.
     pub(super) perf_event_paranoid: Option<i32>,
     /// The active lockdown mode, if the kernel has lockdown.
@@ -25,25 +34,34 @@ pub(super) struct Host {
     pub(super) locked_memory_bytes: Option<u64>,
     /// Number of the PMU that makes uprobes.
     pub(super) uprobe_pmu: Option<u32>,
+    /// Whether many uprobes can share a link; `Err` if that could not be found out.
+    pub(super) multi_links: Result<Result<(), Lacking>, io::ErrorKind>,
 }
 
 impl Host {
-    /// Looks at `/proc` and `/sys`.
+    /// Looks at `/proc` and `/sys`, and asks the kernel for a link that it has to refuse.
     pub(super) fn look() -> Host {
         let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
         let limits = fs::read_to_string("/proc/self/limits").unwrap_or_default();
+        let release = kernel_release();
+        let btf = fs::read("/sys/kernel/btf/vmlinux");
+        let bytes = btf.as_deref().ok();
         Host {
             machine: std::env::consts::ARCH,
-            release: read("/proc/sys/kernel/osrelease").unwrap_or_default(),
+            features: require_features(bytes, &release)
+                .and_then(|()| bytes.map_or(Ok(()), |bytes| kernel_offsets(bytes).map(drop))),
+            release,
             version: read("/proc/sys/kernel/version").unwrap_or_default(),
             capabilities: capabilities(&status),
-            btf: fs::File::open("/sys/kernel/btf/vmlinux").map(drop).map_err(|e| e.kind()),
+            btf: btf.map(drop).map_err(|error| error.kind()),
+            bpf_jit: jit_is_on(),
             perf_event_paranoid: read("/proc/sys/kernel/perf_event_paranoid")
                 .and_then(|text| text.parse().ok()),
             lockdown: read("/sys/kernel/security/lockdown").and_then(|text| active(&text)),
             locked_memory_bytes: locked_memory(&limits),
             uprobe_pmu: read("/sys/bus/event_source/devices/uprobe/type")
                 .and_then(|text| text.parse().ok()),
+            multi_links: uprobe_multi::support().map_err(|error| error.kind()),
         }
     }
 }

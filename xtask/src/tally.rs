@@ -10,9 +10,11 @@
 //! The counts come from the result line. A program that begins and never prints one has died, and
 //! that is one failure, whatever it printed before.
 
+use anyhow::Result;
+
 /// How many tests passed and failed, and which failed.
 #[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Tally {
+pub(crate) struct Tally {
     passed: u64,
     failed: u64,
     failures: Vec<String>,
@@ -21,30 +23,44 @@ pub(super) struct Tally {
 }
 
 impl Tally {
-    pub(super) fn passed(&self) -> u64 {
+    pub(crate) fn passed(&self) -> u64 {
         self.passed
     }
 
-    pub(super) fn failed(&self) -> u64 {
+    pub(crate) fn failed(&self) -> u64 {
         self.failed
     }
 
     /// The names of what failed, in order.
-    pub(super) fn failures(&self) -> &[String] {
+    pub(crate) fn failures(&self) -> &[String] {
         &self.failures
     }
 
-    pub(super) fn pass(&mut self) {
+    pub(crate) fn pass(&mut self) {
         self.passed += 1;
     }
 
-    pub(super) fn fail(&mut self, name: &str) {
+    pub(crate) fn fail(&mut self, name: &str) {
         self.failed += 1;
         self.failures.push(name.to_owned());
     }
 
+    /// Runs tests, which read their lines into this; if they fail otherwise, that is one failure.
+    pub(crate) fn count(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Result<()>) {
+        eprintln!("\n== {name}");
+        let failed_before = self.failed;
+        let outcome = run(self);
+        self.end_of_output();
+        if let Err(error) = outcome {
+            eprintln!("error: {name}: {error:#}");
+            if self.failed == failed_before {
+                self.fail(name);
+            }
+        }
+    }
+
     /// Takes in one line of the harness's stdout.
-    pub(super) fn read(&mut self, line: &str) {
+    pub(crate) fn read(&mut self, line: &str) {
         if line.starts_with("running ") && (line.ends_with(" tests") || line.ends_with(" test")) {
             self.end_of_output();
             self.running = true;
@@ -58,7 +74,7 @@ impl Tally {
     }
 
     /// Notes that no more lines come: a program still running has died.
-    pub(super) fn end_of_output(&mut self) {
+    pub(crate) fn end_of_output(&mut self) {
         if std::mem::take(&mut self.running) {
             self.fail("a test program that died before its end");
         }

@@ -1,0 +1,246 @@
+//! Placing and removing probes, through whichever kind of link the kernel has.
+//!
+//! ```text
+//!   LinkKind::Multi    one link for all probes of one program in one file of one process
+//!   LinkKind::Perf     one link for each probe
+//! ```
+//!
+//! A multi link belongs to a process and is found by its first thread; a perf link belongs to any one
+//! thread, and to its process as long as that thread lives. So perf links are what is left when the
+//! first thread has ended, and on kernels without the others. The kernel closes them one after the
+//! other, about 80 ms each. Unlike multi links, they are hit by a child of `vfork`, which runs in its
+//! parent's memory.
+
+use std::ffi::CString;
+use std::fmt;
+use std::fs::File;
+use std::num::NonZeroU32;
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd};
+
+use aya::Ebpf;
+use aya::maps::{Map, MapData};
+use aya::programs::UProbe;
+use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
+use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
+use memtrace_common::addr::FileOffset;
+use memtrace_common::event::Api;
+
+use super::allocators::Role;
+use super::loader::{LoadError, Program};
+use super::uprobe_multi::{self, Programs};
+use crate::record::{Pid, Tid};
+
+/// The map that programs mention to be spared a private stack.
+const NO_PROGRAMS: &str = "NO_PROGRAMS";
+
+/// How probes are attached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LinkKind {
+    /// `uprobe_multi` links.
+    Multi,
+    /// Perf events.
+    Perf,
+}
+
+impl LinkKind {
+    /// The better kind of those that this kernel has.
+    fn of_this_kernel() -> Self {
+        match uprobe_multi::support() {
+            Ok(Ok(())) => LinkKind::Multi,
+            Ok(Err(lacking)) => {
+                tracing::info!("uprobe_multi links: this kernel has {lacking}");
+                LinkKind::Perf
+            }
+            Err(error) => {
+                tracing::warn!("cannot find out whether there are uprobe_multi links: {error}");
+                LinkKind::Perf
+            }
+        }
+    }
+}
+
+impl fmt::Display for LinkKind {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            LinkKind::Multi => "uprobe_multi links",
+            LinkKind::Perf => "perf events",
+        })
+    }
+}
+
+/// Probes that are in place. Dropping it removes them, which takes a tenth of a second.
+pub enum Link {
+    /// Of one program, in one file.
+    Multi(OwnedFd),
+    /// One.
+    Perf(UProbeLink),
+}
+
+/// A probe.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Point {
+    /// Where it stands in the file.
+    pub offset: FileOffset,
+    /// What the program is told of it.
+    pub api: Api,
+}
+
+/// Where probes are to be placed.
+pub struct Place<'a> {
+    /// The process.
+    pub pid: Pid,
+    /// The thread that the kernel is to find it by: the first one, if that lives.
+    pub task: Tid,
+    /// The file.
+    pub file: &'a File,
+    /// The probes.
+    pub points: &'a [Point],
+}
+
+/// What came of placing probes.
+#[derive(Default)]
+pub struct Attached {
+    /// Those that are in place.
+    pub links: Vec<Link>,
+    /// For each that was asked for, whether it is.
+    pub outcomes: Vec<Result<(), LoadError>>,
+}
+
+/// The uprobe programs.
+pub(super) enum Probes {
+    /// For multi links; those for perf links are loaded when they are needed.
+    Multi(Programs),
+    /// For perf links; aya has them.
+    Perf,
+}
+
+impl Probes {
+    /// Loads the uprobe programs of `object`, whose maps `ebpf` has made.
+    ///
+    /// Without `kind` it is the one that suits the kernel.
+    pub(super) fn load(
+        ebpf: &mut Ebpf,
+        object: &[u8],
+        kind: Option<LinkKind>,
+    ) -> Result<Self, LoadError> {
+        let kind = kind.unwrap_or_else(LinkKind::of_this_kernel);
+        tracing::info!("probes are attached through {kind}");
+        match kind {
+            LinkKind::Multi => {
+                // A program array belongs to programs that attach alike; aya's is for the others.
+                let no_programs = MapData::create(
+                    aya_obj::Map::new_from_params(BPF_MAP_TYPE_PROG_ARRAY as u32, 4, 4, 1, 0),
+                    NO_PROGRAMS,
+                    None,
+                )
+                .map_err(LoadError::refused)?;
+                let maps = ebpf
+                    .maps()
+                    .filter_map(|(name, map)| Some((name, fd(map)?)))
+                    .chain([(NO_PROGRAMS, no_programs.fd().as_fd())])
+                    .collect();
+                Programs::load(object, &maps).map(Probes::Multi).map_err(LoadError::refused)
+            }
+            LinkKind::Perf => {
+                for (_, program) in ebpf.programs_mut() {
+                    if let aya::programs::Program::UProbe(program) = program {
+                        program.load().map_err(LoadError::refused)?;
+                    }
+                }
+                Ok(Probes::Perf)
+            }
+        }
+    }
+
+    /// The kind of link that is used as long as a process's first thread lives.
+    pub(super) fn kind(&self) -> LinkKind {
+        match self {
+            Probes::Multi(_) => LinkKind::Multi,
+            Probes::Perf => LinkKind::Perf,
+        }
+    }
+
+    /// Places probes for functions with one role. One that is refused does not cost the others.
+    pub(super) fn attach(
+        &self,
+        ebpf: &mut Ebpf,
+        program: Program,
+        role: Role,
+        place: &Place<'_>,
+    ) -> Attached {
+        let &Place { pid, task, file, points } = place;
+        let names: &[&str] = match (program, role) {
+            // The return probes first: an entry without its return would leave a call open.
+            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
+            (Program::Trace, Role::Release) => &["release_enter"],
+            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
+            (Program::Empty, Role::Release) => &["empty_enter"],
+        };
+        let path = format!("/proc/self/fd/{}", file.as_raw_fd());
+        match self {
+            Probes::Multi(programs) if task.0 == pid.0 => {
+                let path = CString::new(path).expect("there is no zero in it");
+                let links = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
+                    let link = |name: &&str| programs.attach(name, pid, &path, points);
+                    let links: Result<Vec<_>, _> = names.iter().map(link).collect();
+                    Ok(links.map_err(LoadError::refused)?.into_iter().map(Link::Multi).collect())
+                };
+                match links(points) {
+                    Ok(links) => {
+                        Attached { links, outcomes: points.iter().map(|_| Ok(())).collect() }
+                    }
+                    Err(_) => one_by_one(points, |point| links(&[point])),
+                }
+            }
+            Probes::Multi(_) | Probes::Perf => one_by_one(points, |point| {
+                names.iter().map(|name| perf_link(ebpf, name, task, &path, point)).collect()
+            }),
+        }
+    }
+}
+
+/// Places each point by itself, with all its links or none.
+fn one_by_one(
+    points: &[Point],
+    mut place: impl FnMut(Point) -> Result<Vec<Link>, LoadError>,
+) -> Attached {
+    let mut attached = Attached::default();
+    for point in points {
+        let outcome = place(*point).map(|links| attached.links.extend(links));
+        attached.outcomes.push(outcome);
+    }
+    attached
+}
+
+fn perf_link(
+    ebpf: &mut Ebpf,
+    name: &str,
+    task: Tid,
+    path: &str,
+    point: Point,
+) -> Result<Link, LoadError> {
+    let program: &mut UProbe = ebpf
+        .program_mut(name)
+        .and_then(|program| program.try_into().ok())
+        .expect("the object has this program");
+    if program.fd().is_err() {
+        program.load().map_err(LoadError::refused)?;
+    }
+    let location = UProbeAttachLocation::AbsoluteOffset(point.offset.0);
+    let cookie = Some(point.api as u64);
+    let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
+    let id = program
+        .attach(UProbeAttachPoint { location, cookie }, path, UProbeScope::OneProcess(task))
+        .map_err(LoadError::refused)?;
+    program.take_link(id).map(Link::Perf).map_err(LoadError::refused)
+}
+
+/// The file descriptor of a map, if it is of a kind that uprobe programs use.
+fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
+    match map {
+        Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map) | Map::RingBuf(map) => {
+            Some(map.fd().as_fd())
+        }
+        _ => None,
+    }
+}
