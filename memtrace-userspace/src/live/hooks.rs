@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
+use rayon::prelude::*;
 
 use super::loader::LoadError;
 
@@ -87,16 +88,7 @@ fn watch(ebpf: &mut Ebpf, btf: &Btf, hooks: &[Hook]) -> Result<(), ProgramError>
             hooks.iter().find(|(hook, _)| *hook == name).map(|(_, at)| (*at, program))
         })
         .collect();
-    std::thread::scope(|scope| {
-        let threads: Vec<_> = programs
-            .iter_mut()
-            .map(|(at, program)| scope.spawn(move || load(program, at, btf)))
-            .collect();
-        threads.into_iter().try_for_each(|thread| match thread.join() {
-            Ok(loaded) => loaded,
-            Err(panic) => std::panic::resume_unwind(panic),
-        })
-    })?;
+    programs.par_iter_mut().try_for_each(|(at, program)| load(program, at, btf))?;
     programs.into_iter().try_for_each(|(_, program)| match program {
         Program::BtfTracePoint(program) => program.attach().map(drop),
         Program::FEntry(program) => program.attach().map(drop),

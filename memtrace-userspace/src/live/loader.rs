@@ -13,6 +13,7 @@ use memtrace_common::config::{
 };
 use memtrace_common::counter::Counter;
 use memtrace_common::unwind::Row;
+use rayon::prelude::*;
 use thiserror::Error;
 use zerocopy::{Immutable, IntoBytes};
 
@@ -321,24 +322,21 @@ impl Kernel {
 /// Loads the probes' programs and the hooks side by side: the kernel takes its time to verify them.
 fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<Probes, LoadError> {
     let kind = links.unwrap_or_else(LinkKind::of_this_kernel);
+    if kind == LinkKind::Perf {
+        let programs: Vec<_> = ebpf.programs_mut().map(|(_, program)| program).collect();
+        programs
+            .into_par_iter()
+            .try_for_each(|program| match program {
+                LoadedProgram::UProbe(uprobe) => uprobe.load(),
+                _ => Ok(()),
+            })
+            .map_err(LoadError::refused)?;
+    }
     let maps = probes::maps(ebpf)?;
-    std::thread::scope(|scope| {
-        let probes = scope.spawn(move || Probes::load(kind, OBJECT, maps));
-        if kind == LinkKind::Perf {
-            for (_, program) in ebpf.programs_mut() {
-                if let LoadedProgram::UProbe(uprobe) = program {
-                    uprobe.load().map_err(LoadError::refused)?;
-                }
-            }
-        }
-        hooks::attach(ebpf, btf)?;
-        join(probes)
-    })
-}
-
-/// The thread's result; a panic in it goes on here.
-fn join<T>(thread: std::thread::ScopedJoinHandle<'_, T>) -> T {
-    thread.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    let (probes, hooks) =
+        rayon::join(|| Probes::load(kind, OBJECT, maps), || hooks::attach(ebpf, btf));
+    hooks?;
+    probes
 }
 
 /// Whether the kernel compiles BPF programs; `None` where it does not say, such as in a container.
