@@ -39,6 +39,8 @@ counters! {
     NoScratch = "stacks_without_scratch",
     /// A time an event had to wait for room in the ring (back-pressure); nothing was lost by it.
     RingWaits = "ring_waits",
+    /// A wait that ended without room: nobody waits again until the daemon has moved on.
+    RingStalls = "ring_stalls",
     /// An allocator call left by `longjmp` or an exception before it returned.
     AbandonedCalls = "abandoned_calls",
     /// A return whose entry was not seen, for example because the call began before the attach.

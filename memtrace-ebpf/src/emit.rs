@@ -172,6 +172,7 @@ fn wait_for_room(context: Context) -> bool {
     if has_room() {
         return true;
     }
+    count(Counter::RingStalls);
     set_shared_value(shared::STALLED_AT, EVENTS.query(BPF_RB_CONS_POS as u64) + 1);
     false
 }

@@ -22,6 +22,7 @@ pub mod privilege;
 mod probed;
 pub mod probes;
 pub mod process;
+mod ring_meter;
 pub mod table_cache;
 pub mod tables;
 pub mod tracer;

@@ -117,6 +117,9 @@ fn recorder_that_does_not_look_counts_every_event_it_lost() -> Result<()> {
     ensure!(allocations + lost_allocations == 40_000, "{allocations} + {lost_allocations}");
     ensure!(frees + lost_frees == 40_000, "{frees} + {lost_frees}");
     ensure!(report.number("/capture/lost_events")? > 0, "the report's head hides it");
+    let (peak_bytes, stalls) = (report.counter("ring_peak_bytes"), report.counter("ring_stalls"));
+    ensure!((900_000..=1 << 20).contains(&peak_bytes), "the ring held {peak_bytes} bytes");
+    ensure!(stalls > 0, "counters: {}", report.json["counters"]);
     Ok(())
 }
 

@@ -28,6 +28,7 @@ use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
 use super::probes::LinkKind;
 use super::process::{self, ProcessError};
+use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
 use crate::record::{EndReason, Pid, Record, Session, Tid, Time};
@@ -93,6 +94,11 @@ pub enum TracerError {
     /// The kernel half wrote something else than it should.
     #[error("the kernel programs and the daemon do not belong together: {0}; please report this")]
     Decode(#[from] DecodeError),
+    /// The ring's positions cannot be seen.
+    #[error(
+        "cannot map the event ring's positions: {0}; raise the limit of address space (`ulimit -v`)"
+    )]
+    Ring(std::io::Error),
     /// The guardian could not be started.
     #[error("cannot start the process that guards against stopped targets: {0}")]
     Guardian(std::io::Error),
@@ -139,6 +145,7 @@ pub enum Drained {
 pub struct Tracer {
     pub(super) kernel: Kernel,
     ring: RingBuf<MapData>,
+    meter: RingMeter,
     pub(super) options: Options,
     pub(super) tables: Tables,
     pub(super) placed: HashMap<ImageId, Placed>,
@@ -197,9 +204,11 @@ impl Tracer {
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
         let (kernel, ring) =
             Kernel::load(types?, options.capacity, back_pressure_ns, options.links)?;
+        let meter = RingMeter::new(&ring).map_err(TracerError::Ring)?;
         let mut tracer = Tracer {
             kernel,
             ring,
+            meter,
             tables: Tables::new(options.capacity),
             options,
             placed: HashMap::new(),
@@ -266,6 +275,7 @@ impl Tracer {
 
     /// Handles what is in the ring, up to about `limit` records.
     pub fn drain(&mut self, limit: usize) -> Result<Drained, TracerError> {
+        self.meter.look();
         while self.out.len() < limit {
             let Some(item) = self.ring.next() else {
                 self.was_drained = true;
@@ -375,6 +385,7 @@ impl Tracer {
         let mut counters: Vec<(String, u64)> =
             kernel.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect();
         counters.extend([
+            ("ring_peak_bytes".to_owned(), self.meter.peak_bytes()),
             ("attach_failures".to_owned(), attach_failures),
             ("code_files_unreadable".to_owned(), files_unreadable),
             ("unwind_tables_without_room_for_rows".to_owned(), tables_without_room_for_rows),

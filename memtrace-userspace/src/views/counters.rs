@@ -99,6 +99,9 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
         Counter::RingWaits => {
             (Weight::Work, "times the target waited for room in the ring; nothing was lost by it")
         }
+        Counter::RingStalls => {
+            (Weight::Notice, "waits for room in the ring that were in vain; see what was lost")
+        }
         Counter::AbandonedCalls => {
             (Weight::Notice, "allocator calls left by longjmp or an exception")
         }
@@ -129,6 +132,7 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
 const DAEMON: &[(&str, Weight, &str)] = &[
     (TRACE_TRUNCATED, Weight::Loss, "the trace file stops early; what came after is not counted"),
     // live
+    ("ring_peak_bytes", Weight::Work, "bytes that the ring held at most, of --ring-size"),
     ("attach_failures", Weight::Loss, "children or programs that could not be attached to"),
     ("code_files_unreadable", Weight::Loss, "mapped files not read; calls in them are not seen"),
     (
