@@ -123,6 +123,25 @@ wire_enum! {
 }
 
 impl Api {
+    /// Whether it hands out blocks of an allocator's heap.
+    ///
+    /// The others release, or deal in mappings of the kernel.
+    pub fn acquires_block(self) -> bool {
+        match self {
+            Api::Malloc
+            | Api::Calloc
+            | Api::Realloc
+            | Api::Reallocarray
+            | Api::PosixMemalign
+            | Api::AlignedAlloc
+            | Api::Memalign
+            | Api::Valloc
+            | Api::Pvalloc
+            | Api::New => true,
+            Api::Free | Api::Delete | Api::Mmap | Api::Munmap | Api::Mremap | Api::Brk => false,
+        }
+    }
+
     /// The name under which reports show it.
     pub fn name(self) -> &'static str {
         match self {

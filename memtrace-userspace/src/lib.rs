@@ -6,7 +6,9 @@
 //!   trace ┘                                          └→ …            symbols: asked by views only
 //! ```
 
+pub mod batches;
 pub mod cfi;
+mod hash;
 pub mod live;
 pub mod modules;
 pub mod pipeline;

@@ -28,7 +28,6 @@
 mod account;
 mod address_space;
 mod anomalies;
-mod hash;
 mod heap;
 mod lifecycle;
 mod limits;
@@ -52,17 +51,16 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
-pub(crate) use self::heap::is_heap;
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
-use self::hash::Seed;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
+use crate::hash::Seed;
 use crate::modules::{Backing, Images};
 use crate::record::{EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 

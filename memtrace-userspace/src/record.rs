@@ -4,7 +4,8 @@
 //! trace file produce the same records, and nothing behind them opens `/proc`, a BPF map or a
 //! clock: what a view needs to know about the target is a record, or it is not known.
 //!
-//! Times are nanoseconds since the start of the session ([`Time`]). Text that comes from the
+//! Times are nanoseconds since the start of the session ([`Time`]), of which live tracing keeps
+//! multiples of 10 µs; the order of records is exact. Text that comes from the
 //! target (names, paths, command lines) is kept as it came; views make it printable.
 
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]

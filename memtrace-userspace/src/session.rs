@@ -10,60 +10,43 @@
 //! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
 
 mod output;
+mod start;
+mod stop;
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::mpsc::{Receiver, SyncSender, sync_channel};
+use std::sync::atomic::Ordering;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use thiserror::Error;
-use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use self::output::Output;
+use self::start::start;
+use self::stop::{Signals, Stop, attend};
+use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
 use crate::live::allocators::survey::Verdict;
-use crate::live::kernel_version::kernel_release;
-use crate::live::launch::{self, Prepared};
-use crate::live::loader::{Capacity, Program};
+use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
 use crate::live::table_cache::TableCache;
-use crate::live::tracer::{Children, Drained, NewCode, Options, Tracer, TracerError};
+use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
+use crate::record::{EndReason, Pid};
 use crate::trace::WriteError;
-use output::Output;
 
-/// Records that are handed on together.
-const BATCH_RECORDS: usize = 16 * 1024;
-
-/// Batches that may wait in a channel.
-const BATCHES: usize = 16;
+/// Batches that may wait for the writer or the pipeline: about 20 MB of records.
+const WAITING_BATCHES: usize = 64;
 
 /// How long the tracer sleeps when the ring is empty.
 const IDLE: Duration = Duration::from_millis(4);
 
-/// Bytes of a bucket and its two rows.
-const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
-
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
-
-/// How long a launched program has after Ctrl-C, which it gets too, to end by itself.
-const GRACE: Duration = Duration::from_secs(2);
-
-/// Memory for unwind tables of code that a process loads later: 256 MB of text, 2 million rows.
-///
-/// It is not larger because the kernel makes such memory in one go, and whoever shares the CPU
-/// with it stands still meanwhile.
-const UNWIND_BYTES: u64 = 20 << 20;
-
-/// The same where programs may be started that are not known yet: a compiler's have 1 million rows.
-const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -214,9 +197,12 @@ pub enum SessionError {
     /// Signals cannot be received.
     #[error("cannot set up signals and timers")]
     Runtime(#[source] std::io::Error),
+    /// A thread cannot be started.
+    #[error(
+        "cannot start a thread; raise the limit of processes (ulimit -u, the container's pids)"
+    )]
+    Thread(#[source] std::io::Error),
 }
-
-type Batch = Arc<Vec<Record>>;
 
 /// Traces until the end, the duration is over, Ctrl-C, or `on_progress` breaks off.
 pub fn run(
@@ -248,20 +234,19 @@ pub fn run(
     if on_progress(Progress::Started(&started)).is_break() {
         stop.interrupted.store(true, Ordering::Relaxed);
     }
-    let (to_pipeline, pipeline_batches) = sync_channel(BATCHES);
-    let (to_writer, writer) = match output {
-        Some(output) => {
-            let (sender, batches) = sync_channel(BATCHES);
-            (Some(sender), Some(std::thread::spawn(move || output.write(&batches))))
-        }
-        None => (None, None),
-    };
+    let mut sender = Sender::new(WAITING_BATCHES);
+    let writer = output.map(|output| {
+        let batches = sender.subscribe();
+        spawn("writer", move || output.write(&batches))
+    });
+    let writer = writer.transpose()?;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let interval = options.snapshot_interval;
-    let pipeline = std::thread::spawn(move || count(&pipeline_batches, interval, &snapshot_sender));
+    let batches = sender.subscribe();
+    let pipeline = spawn("pipeline", move || count(&batches, interval, &snapshot_sender))?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        std::thread::spawn(move || trace(tracer, &stop, to_writer, &to_pipeline))
+        spawn("tracer", move || trace(tracer, &stop, sender))?
     };
 
     runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
@@ -275,188 +260,8 @@ pub fn run(
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
 }
 
-/// The signals that end a session.
-struct Signals {
-    interrupt: Signal,
-    terminate: Signal,
-    hang_up: Signal,
-}
-
-impl Signals {
-    fn listen() -> std::io::Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-}
-
-/// What asks the tracer to end.
-#[derive(Debug, Default)]
-struct Stop {
-    interrupted: AtomicBool,
-    duration_over: AtomicBool,
-}
-
-impl Stop {
-    fn reason(&self) -> Option<EndReason> {
-        if self.interrupted.load(Ordering::Relaxed) {
-            Some(EndReason::Interrupted)
-        } else if self.duration_over.load(Ordering::Relaxed) {
-            Some(EndReason::DurationOver)
-        } else {
-            None
-        }
-    }
-}
-
-/// The launched command.
-struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
-
-impl Launched {
-    /// How it ended; `None` if it has not.
-    fn status(self) -> Option<std::process::ExitStatus> {
-        let mut child = self.0.join().ok()?.ok()?;
-        child.try_wait().ok().flatten()
-    }
-}
-
-/// Loads the kernel half and attaches, or launches.
-fn start(
-    options: &RecordOptions,
-) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
-    let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
-    let unwind_bytes = options.unwind_bytes.unwrap_or(match options.children {
-        Children::Ignore => UNWIND_BYTES,
-        Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
-    });
-    let capacity = Capacity {
-        ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
-        // Two rows of 8 bytes and a bucket of 4, as in the densest of real programs.
-        rows: unwind_entries(unwind_bytes) * 2,
-        buckets: unwind_entries(unwind_bytes),
-        modules: 1 << 16,
-    };
-    let pids = match &options.target {
-        Target::Attach(pids) => pids.as_slice(),
-        Target::Launch(_) => &[],
-    };
-    let tracer_options = Options {
-        capacity,
-        table_cache: options.table_cache.clone(),
-        back_pressure: options.back_pressure,
-        program: options.program,
-        links: options.links,
-        children: options.children,
-        new_code: options.new_code,
-    };
-    let mut tracer = Tracer::new(tracer_options, pids)?;
-    match &options.target {
-        Target::Attach(pids) => {
-            let first = pids.first().copied().unwrap_or(Pid(0));
-            tracer.begin_session(session(first, Origin::Attached));
-            let mut started = Vec::with_capacity(pids.len());
-            for pid in pids {
-                let before = tracer.records().len();
-                let verdict = tracer.attach(*pid)?;
-                started.push(attached(*pid, verdict, &tracer.records()[before..]));
-            }
-            Ok((tracer, None, started))
-        }
-        Target::Launch(command) => {
-            let failed = |source| SessionError::Command {
-                command: command
-                    .first()
-                    .map(|name| name.to_string_lossy().into_owned())
-                    .unwrap_or_default(),
-                source,
-            };
-            let prepared: Prepared = launch::prepare(command).map_err(failed)?;
-            let pid = prepared.pid;
-            tracer.begin_session(session(pid, Origin::Launched));
-            tracer.expect(pid)?;
-            let child = prepared.go().map_err(failed)?;
-            // The kernel stops the child at its first instruction; `spawn` has returned by then.
-            let name = command.first().cloned().unwrap_or_default();
-            let started = Started::Launched { pid, command: name };
-            match wait_for_exec(&mut tracer, &child)? {
-                true => Ok((tracer, Some(Launched(child)), vec![started])),
-                false => match child.join() {
-                    Ok(Err(source)) => Err(failed(source)),
-                    _ => Ok((tracer, None, Vec::new())),
-                },
-            }
-        }
-    }
-}
-
-/// How many buckets fit into memory for unwind tables, with two rows each.
-fn unwind_entries(bytes: u64) -> u32 {
-    u32::try_from(bytes / UNWIND_ENTRY_BYTES).unwrap_or(u32::MAX).min(1 << 24)
-}
-
-/// What the records of an attach say about it.
-fn attached(pid: Pid, verdict: Verdict, records: &[Record]) -> Started {
-    let (mut exe, mut probes, mut stepped_probes) = (Vec::new(), 0, 0);
-    for record in records {
-        match record {
-            Record::Process(process) => exe.clone_from(&process.exe),
-            Record::Probe(probe) => {
-                probes += 1;
-                stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
-            }
-            _ => {}
-        }
-    }
-    Started::Attached { pid, exe, probes, stepped_probes, verdict }
-}
-
-/// Waits until the child runs its program; false if it could not.
-fn wait_for_exec(
-    tracer: &mut Tracer,
-    child: &JoinHandle<std::io::Result<std::process::Child>>,
-) -> Result<bool, TracerError> {
-    loop {
-        tracer.drain(BATCH_RECORDS)?;
-        if tracer.has_processes() {
-            return Ok(true);
-        }
-        if child.is_finished() {
-            // It may have run its program just now.
-            tracer.drain(BATCH_RECORDS)?;
-            return Ok(tracer.has_processes());
-        }
-        tracer.tick()?;
-        tracer.wait(IDLE);
-    }
-}
-
-fn session(pid: Pid, origin: Origin) -> Session {
-    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
-    Session {
-        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
-        kernel: kernel_release(),
-        started_unix_s: since_epoch.as_secs(),
-        pid,
-        origin,
-    }
-}
-
 /// The tracer thread.
-fn trace(
-    mut tracer: Tracer,
-    stop: &Stop,
-    to_writer: Option<SyncSender<Batch>>,
-    to_pipeline: &SyncSender<Batch>,
-) -> Result<Verdict, TracerError> {
-    // A receiver that is gone has failed, and says why itself.
-    let send = |batch: Vec<Record>| -> bool {
-        let batch = Arc::new(batch);
-        let written =
-            to_writer.as_ref().is_none_or(|writer| writer.send(Arc::clone(&batch)).is_ok());
-        written && to_pipeline.send(batch).is_ok()
-    };
+fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict, TracerError> {
     let mut next_tick = Instant::now();
     let reason = loop {
         let drained = tracer.drain(BATCH_RECORDS)?;
@@ -466,11 +271,11 @@ fn trace(
         }
         let ready = tracer.records();
         let reason = stop.reason();
-        if !ready.is_empty() && (drained == Drained::Some || ready.len() > 1) {
-            let batch = std::mem::replace(ready, Vec::with_capacity(BATCH_RECORDS));
-            if !send(batch) {
-                break EndReason::Interrupted;
-            }
+        if !ready.is_empty()
+            && (drained == Drained::Some || ready.len() > 1)
+            && let Err(ReceiverGone) = batches.send(ready)
+        {
+            break EndReason::Interrupted;
         }
         if let Some(reason) = reason {
             break reason;
@@ -482,23 +287,22 @@ fn trace(
             tracer.wait(IDLE);
         }
     };
-    let (records, verdict) = tracer.finish(reason)?;
-    send(records);
+    let (mut records, verdict) = tracer.finish(reason)?;
+    // A receiver that is gone has failed, and says why itself.
+    let _ = batches.send(&mut records);
     Ok(verdict)
 }
 
 /// The pipeline thread: gives the last snapshot.
 fn count(
-    batches: &Receiver<Batch>,
+    batches: &Receiver,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(Limits::default());
     let mut next = Instant::now() + interval;
     for batch in batches {
-        for record in batch.iter() {
-            pipeline.apply(record);
-        }
+        pipeline.apply_all(&batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
             if snapshots.try_reserve().is_ok_and(|place| {
@@ -512,51 +316,12 @@ fn count(
     pipeline.snapshot()
 }
 
-/// Waits for the end of the session, for signals and for time, and hands snapshots on.
-async fn attend(
-    options: &RecordOptions,
-    stop: &Stop,
-    signals: &mut Signals,
-    snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
-    on_progress: &mut impl FnMut(Progress<'_>) -> ControlFlow<()>,
-) {
-    let Signals { interrupt, terminate, hang_up } = signals;
-    let far = Duration::from_secs(u32::MAX.into());
-    let duration = tokio::time::sleep(options.duration.unwrap_or(far));
-    tokio::pin!(duration);
-    let grace = tokio::time::sleep(far);
-    tokio::pin!(grace);
-    loop {
-        tokio::select! {
-            snapshot = snapshots.recv() => match snapshot {
-                Some(snapshot) => if on_progress(Progress::Snapshot(&snapshot)).is_break() {
-                    stop.interrupted.store(true, Ordering::Relaxed);
-                },
-                None => return,
-            },
-            _ = interrupt.recv() => match options.target {
-                // The command has got the signal too.
-                Target::Launch(_) if !grace_is_running(&grace, far) => {
-                    grace.as_mut().reset(tokio::time::Instant::now() + GRACE);
-                }
-                Target::Launch(_) | Target::Attach(_) => {
-                    stop.interrupted.store(true, Ordering::Relaxed);
-                }
-            },
-            _ = terminate.recv() => stop.interrupted.store(true, Ordering::Relaxed),
-            _ = hang_up.recv() => stop.interrupted.store(true, Ordering::Relaxed),
-            () = &mut grace, if !grace.is_elapsed() => {
-                stop.interrupted.store(true, Ordering::Relaxed);
-            }
-            () = &mut duration, if !duration.is_elapsed() => {
-                stop.duration_over.store(true, Ordering::Relaxed);
-            }
-        }
-    }
-}
-
-fn grace_is_running(grace: &tokio::time::Sleep, far: Duration) -> bool {
-    grace.deadline() < tokio::time::Instant::now() + far / 2
+/// Starts a thread; its name is what `top -H` shows.
+fn spawn<T: Send + 'static>(
+    name: &str,
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<JoinHandle<T>, SessionError> {
+    std::thread::Builder::new().name(name.to_owned()).spawn(work).map_err(SessionError::Thread)
 }
 
 /// The thread's result; a panic in it goes on here.

@@ -30,6 +30,7 @@ use std::sync::Arc;
 use memtrace_common::addr::{FileOffset, Svma};
 use thiserror::Error;
 
+use crate::hash::Seed;
 use crate::record::Image;
 
 mod debug_files;
@@ -164,7 +165,7 @@ struct Entry {
 pub struct Symbolizer {
     options: Options,
     limits: Limits,
-    objects: HashMap<Key, Entry>,
+    objects: HashMap<Key, Entry, Seed>,
     misses: HashMap<Image, Result<Miss, SymbolError>>,
     vdso: Arc<[Frame]>,
     heap_bytes: usize,
@@ -183,7 +184,7 @@ impl Symbolizer {
         Symbolizer {
             options,
             limits,
-            objects: HashMap::new(),
+            objects: HashMap::with_hasher(Seed::random()),
             misses: HashMap::new(),
             vdso: [vdso].into(),
             heap_bytes: 0,

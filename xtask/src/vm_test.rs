@@ -67,6 +67,7 @@ const SELECTION: &[(&str, &[&str])] = &[
             "filtered::",
         ],
     ),
+    ("links", &["vfork", "outlive"]),
     ("lifecycle", &[]),
 ];
 

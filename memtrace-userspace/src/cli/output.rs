@@ -14,6 +14,9 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use tempfile::{Builder, NamedTempFile};
 
+/// Bytes that are written together: reports can be large.
+const BUFFER_BYTES: usize = 1 << 16;
+
 /// An open place for a result.
 pub(crate) enum Output {
     /// The standard output.
@@ -33,7 +36,9 @@ impl Output {
         match path {
             Some(path) if path != Path::new("-") => open_file(path, input)
                 .with_context(|| format!("cannot write {}; choose another file", path.display())),
-            Some(_) | None => Ok(Output::Stdout(BufWriter::new(io::stdout()))),
+            Some(_) | None => {
+                Ok(Output::Stdout(BufWriter::with_capacity(BUFFER_BYTES, io::stdout())))
+            }
         }
     }
 
@@ -87,7 +92,10 @@ fn open_file(path: &Path, input: &Path) -> Result<Output> {
     }
     if !existing.is_file() {
         let file = OpenOptions::new().write(true).open(path)?;
-        return Ok(Output::InPlace { file: BufWriter::new(file), path: path.to_owned() });
+        return Ok(Output::InPlace {
+            file: BufWriter::with_capacity(BUFFER_BYTES, file),
+            path: path.to_owned(),
+        });
     }
     if input.metadata().is_ok_and(|input| same_file(&input, &existing)) {
         bail!("it is the trace that is read");
@@ -118,7 +126,7 @@ fn replace(path: PathBuf, existing: Option<Metadata>) -> Result<Output> {
         // A report of root's keeps the owner of the file it replaces, if the file system has owners.
         let _ = fchown(file.as_file(), Some(existing.uid()), Some(existing.gid()));
     }
-    Ok(Output::Replace { file: BufWriter::new(file), path })
+    Ok(Output::Replace { file: BufWriter::with_capacity(BUFFER_BYTES, file), path })
 }
 
 fn same_file(a: &Metadata, b: &Metadata) -> bool {

@@ -1,7 +1,7 @@
 //! A trace file, replayed into a pipeline.
 
 use std::fs::File;
-use std::io::BufReader;
+use std::io::{BufReader, Read};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -9,17 +9,19 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
+use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline};
 use memtrace_userspace::record::Time;
-use memtrace_userspace::trace::Reader;
+use memtrace_userspace::trace::{Reader, TraceError, Truncation};
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
 
 use super::tell;
 
-/// How many records are replayed between two looks at the clock.
-const RECORDS_PER_LOOK: u64 = 1 << 14;
+/// Batches that may be decoded ahead. They hide what decoding takes, and few are enough; a file
+/// made to do harm can make each of them large.
+const WAITING_BATCHES: usize = 2;
 
 /// When a replay gives a snapshot before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -53,23 +55,28 @@ pub(crate) fn replay(
         Pace::AtEnd => progress_bar(metadata.len()),
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
-    let mut reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
+    let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
     let mut pipeline = Pipeline::new(Limits::default());
-    let mut records = 0u64;
-    let mut due = Due::new(pace);
-    while let Some(record) = reader.next().with_context(what)? {
-        pipeline.apply(&record);
-        records += 1;
-        if records.is_multiple_of(RECORDS_PER_LOOK) {
-            progress.set_position(reader.bytes_read());
+    let mut sender = Sender::new(WAITING_BATCHES);
+    let batches = sender.subscribe();
+    let truncation = std::thread::scope(|scope| {
+        let progress = &progress;
+        let reader = scope.spawn(move || decode(reader, sender, progress));
+        let mut due = Due::new(pace);
+        for batch in batches {
+            for records in batch.chunks(due.records_per_look()) {
+                pipeline.apply_all(records);
+                if due.now(&pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
+                    return Ok(None);
+                }
+            }
         }
-        if due.after(records, &pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
-            return Ok(pipeline.snapshot());
-        }
-    }
+        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
+    })
+    .with_context(what)?;
     progress.finish_and_clear();
     let mut snapshot = pipeline.snapshot();
-    if let Some(truncation) = reader.truncation() {
+    if let Some(truncation) = truncation {
         let path = path.display().to_string();
         tell(&format!(
             "warning: {}: {truncation}; what came after is not in the report",
@@ -80,6 +87,22 @@ pub(crate) fn replay(
         counters.sort();
     }
     Ok(snapshot)
+}
+
+/// Sends the records of the file, until its end or until nobody wants more.
+fn decode(
+    mut reader: Reader<impl Read>,
+    mut batches: Sender,
+    progress: &ProgressBar,
+) -> Result<Option<Truncation>, TraceError> {
+    let mut records = Vec::new();
+    while reader.read(&mut records, BATCH_RECORDS)? > 0 {
+        if let Err(ReceiverGone) = batches.send(&mut records) {
+            return Ok(None);
+        }
+        progress.set_position(reader.bytes_read());
+    }
+    Ok(reader.truncation())
 }
 
 /// A progress bar on stderr; nothing where that is no terminal.
@@ -105,7 +128,17 @@ impl Due {
         }
     }
 
-    fn after(&mut self, records: u64, pipeline: &Pipeline) -> bool {
+    /// After how many records to look whether a snapshot is due.
+    fn records_per_look(&self) -> usize {
+        match self {
+            Due::Never | Due::WallTime { .. } => BATCH_RECORDS,
+            // A snapshot shows what happened up to its time, exactly.
+            Due::TraceTime { .. } => 1,
+        }
+    }
+
+    /// Whether a snapshot is due now.
+    fn now(&mut self, pipeline: &Pipeline) -> bool {
         match self {
             Due::Never => false,
             Due::TraceTime { step, next } => {
@@ -119,7 +152,7 @@ impl Due {
                 due
             }
             Due::WallTime { step, last } => {
-                let due = records.is_multiple_of(RECORDS_PER_LOOK) && last.elapsed() >= *step;
+                let due = last.elapsed() >= *step;
                 if due {
                     *last = Instant::now();
                 }

@@ -31,7 +31,7 @@ impl Pipeline {
         let Some(Actor { thread, process }) = self.actor(tid) else {
             return;
         };
-        if !is_heap(api) {
+        if !api.acquires_block() {
             self.anomalies.allocations_by_wrong_api += 1;
             return;
         }
@@ -171,23 +171,5 @@ impl Pipeline {
     pub(super) fn settle_heap(&mut self) {
         self.heap_peak.settle(self.now);
         self.timeline.observe(self.heap_peak.held_bytes());
-    }
-}
-
-/// Whether heap blocks come from this API.
-#[inline(always)]
-pub(crate) fn is_heap(api: Api) -> bool {
-    match api {
-        Api::Malloc
-        | Api::Calloc
-        | Api::Realloc
-        | Api::Reallocarray
-        | Api::PosixMemalign
-        | Api::AlignedAlloc
-        | Api::Memalign
-        | Api::Valloc
-        | Api::Pvalloc
-        | Api::New => true,
-        Api::Free | Api::Delete | Api::Mmap | Api::Munmap | Api::Mremap | Api::Brk => false,
     }
 }

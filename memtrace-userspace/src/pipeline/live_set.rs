@@ -18,9 +18,9 @@
 use memtrace_common::addr::Avma;
 
 use super::account::Claim;
-use super::hash::Seed;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
+use crate::hash::Seed;
 
 const SHARD_BITS: u32 = 6;
 /// Slots of a shard that holds its first block.

@@ -7,11 +7,11 @@ use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 
 use super::account::{Account, Epoch};
-use super::hash::Seed;
 use super::live_set::LiveSet;
 use super::mappings::Mappings;
 use super::snapshot::ProcessUsage;
 use super::threads::ThreadId;
+use crate::hash::Seed;
 use crate::modules::Modules;
 use crate::record::{BeforeAttach, Pid, Tid, Time};
 

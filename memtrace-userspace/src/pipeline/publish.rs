@@ -6,13 +6,12 @@ use memtrace_common::unwind::End;
 
 use super::Pipeline;
 use super::account::add_usage;
-use super::heap::is_heap;
 use super::snapshot::{ProcessUsage, Snapshot, StackUsage, Totals, Usage};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
         let (heap, mapped) = (self.heap_peak.epoch(), self.mapped_peak.epoch());
-        let stacks = self.stacks.usage(|api| if is_heap(api) { heap } else { mapped });
+        let stacks = self.stacks.usage(|api| if api.acquires_block() { heap } else { mapped });
         let processes = self.processes.usage(heap, mapped);
         Snapshot {
             session: self.session.clone(),

@@ -22,10 +22,10 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use super::account::{Account, Epoch, add_usage};
-use super::hash::Seed;
 use super::limits::Limits;
 use super::snapshot::{Stack, StackUsage, Usage};
 use super::wire_ids::WireIds;
+use crate::hash::Seed;
 use crate::record::WireStackId;
 
 /// A call path in [`Stacks`].

@@ -8,11 +8,11 @@ use std::collections::HashMap;
 use memtrace_common::addr::Avma;
 
 use super::account::{Account, Epoch};
-use super::hash::Seed;
 use super::live_set::Block;
 use super::mappings::Released;
 use super::processes::{Incarnation, RunningId};
 use super::snapshot::ThreadUsage;
+use crate::hash::Seed;
 use crate::record::{Pid, Tid};
 
 /// A thread seen in a session.

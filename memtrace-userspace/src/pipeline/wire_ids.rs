@@ -6,8 +6,8 @@
 
 use std::collections::HashMap;
 
-use super::hash::Seed;
 use super::stacks::Meaning;
+use crate::hash::Seed;
 use crate::record::WireStackId;
 
 /// The meanings of the ids in use.

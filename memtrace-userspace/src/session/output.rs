@@ -6,10 +6,10 @@
 use std::fs::{File, OpenOptions};
 use std::io::{self, BufWriter};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc::Receiver;
 use std::time::{Duration, Instant};
 
-use super::{Batch, SessionError};
+use super::SessionError;
+use crate::batches::Receiver;
 use crate::trace::Writer;
 
 /// How old a record may grow before it is in the file, where it survives memtrace.
@@ -61,7 +61,7 @@ impl Output {
     }
 
     /// The writer thread: gives the size of the file.
-    pub(super) fn write(self, batches: &Receiver<Batch>) -> Result<u64, SessionError> {
+    pub(super) fn write(self, batches: &Receiver) -> Result<u64, SessionError> {
         let path = self.path.clone();
         self.empty().map_err(|source| SessionError::Create { path: path.clone(), source })?;
         let failed = |source| SessionError::Write { path: path.clone(), source };
@@ -85,9 +85,8 @@ impl Output {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::mpsc::sync_channel;
-
     use super::*;
+    use crate::batches::Sender;
 
     #[test]
     fn older_trace_survives_a_session_that_does_not_start() {
@@ -115,8 +114,7 @@ mod tests {
         let dir = tempfile::tempdir().expect("temp dir");
         let path = dir.path().join("old.mtrace");
         std::fs::write(&path, vec![b'x'; 4096]).expect("temp file");
-        let (sender, batches) = sync_channel::<Batch>(1);
-        drop(sender);
+        let batches = Sender::new(1).subscribe();
 
         let bytes = Output::open(&path).expect("it can be written").write(&batches);
 

@@ -29,6 +29,7 @@ use super::meter::Meter;
 use super::object::{self as elf, Elf, Segments, Store};
 use super::table::{Symbol, Table};
 use super::{Counters, Frame, Miss, Options, SymbolError, debug_files, demangle, hex, xz};
+use crate::hash::Seed;
 
 /// A decompressed `.gnu_debugdata`; they are rarely above 2 MiB.
 const MAX_MINI_BYTES: usize = 256 << 20;
@@ -174,7 +175,7 @@ fn open(
     let files = Files { path, image, debug, alternate, mini, store, meter };
     let cell = Cell::try_new(files, index)?;
     counters.symbols_left_out += cell.with_dependent(|_, index| index.table.left_out());
-    Ok(Loaded { cell, memo: Memo::default() })
+    Ok(Loaded { cell, memo: Memo::new() })
 }
 
 fn index(files: &Files) -> Result<Index<'_>, Miss> {
@@ -277,7 +278,7 @@ impl Loaded {
             return known.clone();
         }
         if self.memo.bytes > MAX_MEMO_BYTES {
-            self.memo = Memo::default();
+            self.memo = Memo::new();
             counters.memory_resets += 1;
         }
         let memo = &mut self.memo;
@@ -307,7 +308,7 @@ fn find_frames<'a>(
     let path = || files.path.as_path().into();
     let svma = segments.svma(offset).ok_or_else(|| Miss::NotLoaded { path: path(), offset })?;
     let symbol = table.find(svma);
-    let mut frames = Vec::new();
+    let mut frames = std::mem::take(&mut memo.room);
     let mut physical_is_mangled = false;
     if let Some(units) = dwarf.units(options, counters, told, files) {
         let around = surroundings(options, files);
@@ -323,8 +324,10 @@ fn find_frames<'a>(
         counters.debug_info_rebuilds += units.take_rebuilds();
     }
     complete(memo, &mut frames, physical_is_mangled, symbol);
-    if !frames.is_empty() {
-        return Ok(frames.into());
+    let found: Arc<[Frame]> = frames.drain(..).collect();
+    memo.room = frames;
+    if !found.is_empty() {
+        return Ok(found);
     }
     if table.is_empty() && matches!(dwarf, DwarfState::Absent) {
         return Err(Miss::NoSymbols { path: path() });
@@ -411,15 +414,29 @@ fn load_units<'a>(options: &Options, files: &'a Files) -> Result<Units<'a>, Dwar
 }
 
 /// What has been found out, so that it is found out once.
-#[derive(Default)]
 struct Memo {
-    frames: HashMap<FileOffset, Result<Arc<[Frame]>, Miss>>,
-    functions: HashMap<Vec<u8>, Arc<str>>,
-    files: HashSet<Arc<str>>,
+    frames: HashMap<FileOffset, Result<Arc<[Frame]>, Miss>, Seed>,
+    /// Demangled names, by where the mangled one lies: the files stay where they are, and linkers
+    /// keep each name once. Hashing names of a hundred bytes costs more than what they name.
+    functions: HashMap<(usize, usize), Arc<str>, Seed>,
+    files: HashSet<Arc<str>, Seed>,
     bytes: usize,
+    /// Room for the frames of one address.
+    room: Vec<Frame>,
 }
 
 impl Memo {
+    fn new() -> Memo {
+        let seed = Seed::random();
+        Memo {
+            frames: HashMap::with_hasher(seed),
+            functions: HashMap::with_hasher(seed),
+            files: HashSet::with_hasher(seed),
+            bytes: 0,
+            room: Vec::new(),
+        }
+    }
+
     fn remember(&mut self, offset: FileOffset, found: Result<Arc<[Frame]>, Miss>) {
         let frames = found.as_ref().map_or(0, |frames| frames.len());
         // Twice the entry: hash tables keep room to grow.
@@ -439,14 +456,15 @@ impl Memo {
         }
     }
 
-    /// The demangled form of a name.
+    /// The demangled form of a name, which lies in the files.
     fn function(&mut self, name: &[u8]) -> Arc<str> {
-        if let Some(known) = self.functions.get(name) {
+        let key = (name.as_ptr().addr(), name.len());
+        if let Some(known) = self.functions.get(&key) {
             return Arc::clone(known);
         }
         let demangled: Arc<str> = demangle::demangle(name).into();
-        self.bytes += name.len() + demangled.len() + 2 * size_of::<(Vec<u8>, Arc<str>)>();
-        self.functions.insert(name.to_vec(), Arc::clone(&demangled));
+        self.bytes += demangled.len() + 2 * size_of::<((usize, usize), Arc<str>)>();
+        self.functions.insert(key, Arc::clone(&demangled));
         demangled
     }
 

@@ -89,16 +89,15 @@ impl<R: Read> Reader<R> {
         })
     }
 
-    /// The next record; `None` at the end, or where the file was cut ([`Self::truncation`]).
+    /// Appends the next records, at most `limit`, and says how many.
     ///
-    /// An error ends the trace: every further call returns it again.
-    #[expect(clippy::should_implement_trait, reason = "an iterator cannot fail and go on")]
-    #[inline]
-    pub fn next(&mut self) -> Result<Option<Record>, TraceError> {
+    /// None means the end, or that the file was cut here ([`Self::truncation`]). An error ends the
+    /// trace: every further call returns it again. The records before it are appended.
+    pub fn read(&mut self, records: &mut Vec<Record>, limit: usize) -> Result<usize, TraceError> {
         while self.left == 0 {
             match self.state {
                 State::Reading => {}
-                State::Complete | State::Truncated(_) => return Ok(None),
+                State::Complete | State::Truncated(_) => return Ok(0),
                 State::Damaged { offset, damage } => {
                     return Err(TraceError::Damaged { offset, damage });
                 }
@@ -108,17 +107,17 @@ impl<R: Read> Reader<R> {
             }
             self.next_block()?;
         }
-        self.left -= 1;
-        let record = self.decoder.next().and_then(|record| {
-            if self.left == 0 {
-                self.decoder.end_block()?;
-            }
-            Ok(record)
-        });
-        record.map(Some).map_err(|damage| self.damaged(self.block_offset, damage))
+        let count = limit.min(self.left as usize);
+        let decoded = self.decoder.decode(records, count);
+        self.left -= count as u32;
+        let checked = match self.left {
+            0 => decoded.and_then(|()| self.decoder.end_block()),
+            _ => decoded,
+        };
+        checked.map(|()| count).map_err(|damage| self.damaged(self.block_offset, damage))
     }
 
-    /// Where and how the file was cut; known once [`Self::next`] has returned `None`.
+    /// Where and how the file was cut; known once [`Self::read`] finds no more records.
     pub fn truncation(&self) -> Option<Truncation> {
         match self.state {
             State::Truncated(truncation) => Some(truncation),

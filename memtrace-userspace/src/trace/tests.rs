@@ -28,9 +28,9 @@ fn read(bytes: &[u8]) -> (Vec<Record>, Result<Option<Truncation>, TraceError>) {
     };
     let mut records = Vec::new();
     loop {
-        match reader.next() {
-            Ok(Some(record)) => records.push(record),
-            Ok(None) => return (records, Ok(reader.truncation())),
+        match reader.read(&mut records, 2) {
+            Ok(0) => return (records, Ok(reader.truncation())),
+            Ok(_) => {}
             Err(error) => return (records, Err(error)),
         }
     }

@@ -19,7 +19,7 @@ use std::sync::Arc;
 
 use memtrace_common::addr::FileOffset;
 use memtrace_common::unwind::End;
-use rustc_hash::{FxHashMap, FxHashSet};
+use rustc_hash::FxHashMap;
 
 use crate::pipeline::snapshot::{Place, Stack};
 use crate::record::Image;
@@ -94,7 +94,9 @@ pub struct Function {
 pub struct FunctionId(usize);
 
 /// One frame of a stack.
-#[derive(Clone, Debug, PartialEq, Eq)]
+///
+/// The order is that of the function, then of the place in it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Frame {
     /// The function.
     pub function: Arc<Function>,
@@ -107,14 +109,24 @@ pub struct Frame {
 }
 
 /// A call path with names.
+///
+/// A compiler makes a hundred thousand of forty frames each, out of a few thousand different ones.
 #[derive(Debug)]
 pub struct SymbolizedStack {
-    /// From the allocating function outwards; empty if nothing of the stack is known.
-    pub frames: Vec<Frame>,
+    /// From the allocating function outwards; empty if nothing of the stack is known. Equal frames
+    /// of one [`Names`] are shared.
+    pub frames: Vec<Arc<Frame>>,
     /// Where the walk ended, and why.
     pub end: End,
-    /// The functions of `frames` in order, each once, with the line of its innermost frame.
-    pub functions: Vec<(Arc<Function>, Option<u32>)>,
+    /// Where in `frames` each function comes first.
+    firsts: Vec<u32>,
+}
+
+impl SymbolizedStack {
+    /// The innermost frame of each function, from the allocating one outwards.
+    pub fn functions(&self) -> impl Iterator<Item = &Frame> {
+        self.firsts.iter().map(|&first| &*self.frames[first as usize])
+    }
 }
 
 /// What makes two functions one: name, module, source file.
@@ -124,9 +136,11 @@ type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 pub struct Names {
     lookup: Box<dyn Lookup>,
     functions: FxHashMap<Identity, Arc<Function>>,
-    places: FxHashMap<Place, Arc<[Frame]>>,
+    places: FxHashMap<Place, Arc<[Arc<Frame>]>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
     misses: BTreeMap<Arc<str>, Miss>,
+    /// In which stack, counted from 1, each function was seen last; by its id.
+    seen_in: Vec<usize>,
 }
 
 impl Names {
@@ -138,6 +152,7 @@ impl Names {
             places: FxHashMap::default(),
             stacks: FxHashMap::default(),
             misses: BTreeMap::new(),
+            seen_in: Vec::new(),
         }
     }
 
@@ -164,7 +179,7 @@ impl Names {
             frames.drain(..first);
         }
         let symbolized = Arc::new(SymbolizedStack {
-            functions: each_function_once(&frames),
+            firsts: self.each_function_once(&frames),
             frames,
             end: stack.end,
         });
@@ -172,11 +187,11 @@ impl Names {
         symbolized
     }
 
-    fn place(&mut self, images: &[Arc<Image>], place: Place) -> Arc<[Frame]> {
+    fn place(&mut self, images: &[Arc<Image>], place: Place) -> Arc<[Arc<Frame>]> {
         if let Some(known) = self.places.get(&place) {
             return Arc::clone(known);
         }
-        let frames: Arc<[Frame]> = match place {
+        let frames: Arc<[Arc<Frame>]> = match place {
             Place::InFile { image, offset } => match images.get(image as usize) {
                 Some(image) => self.look_up(image, offset, place),
                 None => Arc::new([self.nameless("[unknown]".into(), place)]),
@@ -188,7 +203,7 @@ impl Names {
         frames
     }
 
-    fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Arc<[Frame]> {
+    fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Arc<[Arc<Frame>]> {
         let module = module_name(image);
         let named = match self.lookup.frames(image, offset) {
             Ok(named) => named,
@@ -204,14 +219,26 @@ impl Names {
             .map(|symbols::Frame { function, file, line, inlined, symbol_start: _ }| {
                 let identity =
                     (function.as_ref().map(shown), Arc::clone(&module), file.as_ref().map(shown));
-                Frame { function: self.intern(identity), line: *line, inlined: *inlined, place }
+                let function = self.intern(identity);
+                Arc::new(Frame { function, line: *line, inlined: *inlined, place })
             })
             .collect()
     }
 
-    fn nameless(&mut self, module: Arc<str>, place: Place) -> Frame {
+    fn nameless(&mut self, module: Arc<str>, place: Place) -> Arc<Frame> {
         let function = self.intern((None, module, None));
-        Frame { function, line: None, inlined: false, place }
+        Arc::new(Frame { function, line: None, inlined: false, place })
+    }
+
+    /// Where in `frames` each function comes first.
+    fn each_function_once(&mut self, frames: &[Arc<Frame>]) -> Vec<u32> {
+        self.seen_in.resize(self.functions.len(), 0);
+        let this = self.stacks.len() + 1;
+        let mut is_first = |frame: &Frame| {
+            let FunctionId(id) = frame.function.id;
+            std::mem::replace(&mut self.seen_in[id], this) != this
+        };
+        (0..).zip(frames).filter(|(_, frame)| is_first(frame)).map(|(index, _)| index).collect()
     }
 
     fn intern(&mut self, identity: Identity) -> Arc<Function> {
@@ -243,15 +270,6 @@ fn shown(text: &Arc<str>) -> Arc<str> {
         Cow::Borrowed(_) => Arc::clone(text),
         Cow::Owned(escaped) => escaped.into(),
     }
-}
-
-fn each_function_once(frames: &[Frame]) -> Vec<(Arc<Function>, Option<u32>)> {
-    let mut seen = FxHashSet::default();
-    frames
-        .iter()
-        .filter(|frame| seen.insert(frame.function.id))
-        .map(|frame| (Arc::clone(&frame.function), frame.line))
-        .collect()
 }
 
 #[cfg(test)]
@@ -288,7 +306,7 @@ mod tests {
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[2].stack);
 
         assert_eq!(shown_frames(&stack), ["parse", "parse", "main"]);
-        assert_eq!(stack.functions.len(), 2);
+        assert_eq!(stack.functions().count(), 2);
     }
 
     #[test]

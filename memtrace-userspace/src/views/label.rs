@@ -1,5 +1,7 @@
 //! How functions, frames and amounts are called in text.
 
+use std::sync::Arc;
+
 use crate::pipeline::snapshot::Place;
 use crate::views::frames::{Frame, Function, base_name};
 use crate::views::layout::{cut, width};
@@ -30,7 +32,7 @@ pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> S
 }
 
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
-pub fn frame_labels(frames: &[Frame]) -> Vec<String> {
+pub fn frame_labels(frames: &[Arc<Frame>]) -> Vec<String> {
     frames
         .chunk_by(|a, b| {
             let one_function = a.function.name.is_some() || a.place == b.place;

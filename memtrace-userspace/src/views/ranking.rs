@@ -18,8 +18,8 @@ use std::sync::Arc;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
+use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
-use crate::pipeline::{add_usage, is_heap};
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 
 /// What to put first.
@@ -73,7 +73,7 @@ pub enum Memory {
 impl Memory {
     /// The kind that `api` hands out or takes back.
     pub fn of(api: Api) -> Memory {
-        if is_heap(api) { Memory::Heap } else { Memory::Mapped }
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
     }
 }
 
@@ -150,7 +150,8 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
     let mut by_function: FxHashMap<FunctionId, FunctionUsage> = FxHashMap::default();
     let mut by_line: FxHashMap<(FunctionId, u32), u64> = FxHashMap::default();
     for SymbolizedUsage { stack, api, usage } in stacks {
-        for (depth, (function, line)) in stack.functions.iter().enumerate() {
+        for (depth, Frame { function, line, inlined: _, place: _ }) in stack.functions().enumerate()
+        {
             let entry = by_function.entry(function.id).or_insert_with(|| FunctionUsage {
                 function: Arc::clone(function),
                 line: None,
@@ -201,10 +202,17 @@ fn compare_functions(key: SortKey, a: &FunctionUsage, b: &FunctionUsage) -> Orde
 
 fn compare_stacks(key: SortKey, a: &SymbolizedUsage, b: &SymbolizedUsage) -> Ordering {
     let numbers = |s: &SymbolizedUsage| [key.of(&s.usage), s.usage.allocated_bytes];
-    numbers(b).cmp(&numbers(a)).then_with(|| a.api.cmp(&b.api)).then_with(|| {
-        let frame = |f: &Frame| (Arc::clone(&f.function), f.line, f.place);
-        a.stack.frames.iter().map(frame).cmp(b.stack.frames.iter().map(frame))
-    })
+    numbers(b)
+        .cmp(&numbers(a))
+        .then_with(|| a.api.cmp(&b.api))
+        .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
+}
+
+/// As slices compare, without a look into what both share.
+fn compare_frames(a: &[Arc<Frame>], b: &[Arc<Frame>]) -> Ordering {
+    let differing = a.iter().zip(b).filter(|(a, b)| !Arc::ptr_eq(a, b));
+    let order = differing.map(|(a, b)| a.cmp(b)).find(|order| order.is_ne());
+    order.unwrap_or_else(|| a.len().cmp(&b.len()))
 }
 
 #[cfg(test)]

@@ -33,22 +33,7 @@ impl Name {
 
     /// Whether memory comes or goes.
     pub(super) fn role(self) -> Role {
-        match self.api {
-            Api::Free | Api::Delete | Api::Munmap => Role::Release,
-            Api::Malloc
-            | Api::Calloc
-            | Api::Realloc
-            | Api::Reallocarray
-            | Api::PosixMemalign
-            | Api::AlignedAlloc
-            | Api::Memalign
-            | Api::Valloc
-            | Api::Pvalloc
-            | Api::New
-            | Api::Mmap
-            | Api::Mremap
-            | Api::Brk => Role::Acquire,
-        }
+        if self.api.acquires_block() { Role::Acquire } else { Role::Release }
     }
 
     /// Whether it is left out if all it does is to call a probed function.

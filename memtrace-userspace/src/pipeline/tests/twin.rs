@@ -267,7 +267,7 @@ fn assert_consistent(pipeline: &Pipeline) {
 fn assert_adds_up(snapshot: &Snapshot) {
     let totals = &snapshot.totals;
     let (heap, mapped): (Vec<_>, Vec<_>) =
-        snapshot.stacks.iter().partition(|stack| crate::pipeline::heap::is_heap(stack.api));
+        snapshot.stacks.iter().partition(|stack| stack.api.acquires_block());
     assert_eq!(totals.heap, sum(heap.iter().map(|stack| stack.usage)));
     assert_eq!(totals.mapped, sum(mapped.iter().map(|stack| stack.usage)));
     assert_eq!(totals.heap, sum(snapshot.threads.iter().map(|thread| thread.heap)));

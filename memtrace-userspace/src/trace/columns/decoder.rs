@@ -73,9 +73,21 @@ impl Decoder {
         self.columns.iter().try_for_each(Input::expect_end)
     }
 
-    /// The next record of the block.
+    /// Appends the next `count` records of the block.
+    pub(in crate::trace) fn decode(
+        &mut self,
+        records: &mut Vec<Record>,
+        count: usize,
+    ) -> Result<(), Damage> {
+        records.reserve(count);
+        for _ in 0..count {
+            records.push(self.next()?);
+        }
+        Ok(())
+    }
+
     #[inline]
-    pub(in crate::trace) fn next(&mut self) -> Result<Record, Damage> {
+    fn next(&mut self) -> Result<Record, Damage> {
         let operation = self.columns[column::OPERATIONS].byte()?;
         match operation & KIND {
             kind::ALLOC => self.alloc(operation),

@@ -160,12 +160,11 @@ fn damage_is_returned_again_and_names_the_block() {
     let start = block_starts(&bytes)[1];
     bytes[start + BLOCK_HEADER] ^= 1;
     let mut reader = Reader::new(&bytes[..]).unwrap();
-    for _ in 0..3 {
-        reader.next().unwrap().unwrap();
-    }
+    let mut records = Vec::new();
+    assert_eq!(reader.read(&mut records, 4).unwrap(), 3);
 
     for _ in 0..2 {
-        let error = reader.next().unwrap_err();
+        let error = reader.read(&mut records, 4).unwrap_err();
 
         let TraceError::Damaged { offset, damage: Damage::PayloadChecksum { .. } } = error else {
             panic!("{error}");
@@ -362,12 +361,11 @@ fn unreadable_byte_is_an_error_and_no_truncation() {
     let bytes = trace_of(&sample(), 3);
     let start = block_starts(&bytes)[1];
     let mut reader = Reader::new(BadSector { good: &bytes[..start + 9], failed: false }).unwrap();
-    for _ in 0..3 {
-        reader.next().unwrap().unwrap();
-    }
+    let mut records = Vec::new();
+    assert_eq!(reader.read(&mut records, 4).unwrap(), 3);
 
     for _ in 0..2 {
-        let error = reader.next().unwrap_err();
+        let error = reader.read(&mut records, 4).unwrap_err();
 
         let TraceError::Io { offset, source } = error else { panic!("{error}") };
         assert_eq!((offset, source.kind()), (start as u64, io::ErrorKind::TimedOut));

@@ -7,18 +7,19 @@
 //! compared with `diff`.
 
 mod layout;
+mod stacks;
 
 use std::io::{self, Write};
 
 use serde::Serialize;
 
 use self::layout::OneEntryPerLine;
+use self::stacks::Stacks;
 
 use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
-use crate::views::label::address;
 use crate::views::printable::printable;
-use crate::views::ranking::{self, FunctionUsage, Ranking, SymbolizedUsage};
+use crate::views::ranking::{self, FunctionUsage, Ranking};
 use crate::views::{caveats, counters};
 
 /// The report's `version`.
@@ -33,7 +34,7 @@ pub fn write(
     ranking: &Ranking,
     top: Option<usize>,
 ) -> io::Result<()> {
-    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX));
+    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX))?;
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     report.serialize(&mut serializer).map_err(io::Error::from)?;
     serializer.into_inner().write_all(b"\n")
@@ -47,7 +48,7 @@ struct Report<'r> {
     capture: Capture<'r>,
     totals: Totals,
     functions: Vec<Function<'r>>,
-    stacks: Vec<Stack<'r>>,
+    stacks: Stacks<'r>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
     spikes: [(); 0],
@@ -162,25 +163,6 @@ struct Charge {
 }
 
 #[derive(Serialize)]
-struct Stack<'r> {
-    api: &'static str,
-    end: &'static str,
-    #[serde(flatten)]
-    usage: Usage,
-    frames: Vec<Frame<'r>>,
-}
-
-#[derive(Serialize)]
-struct Frame<'r> {
-    function: Option<&'r str>,
-    module: &'r str,
-    file: Option<&'r str>,
-    line: Option<u32>,
-    inlined: bool,
-    address: String,
-}
-
-#[derive(Serialize)]
 struct Thread {
     pid: u32,
     tid: u32,
@@ -207,15 +189,16 @@ struct NamelessModule<'r> {
     reason: &'r str,
 }
 
-fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> Report<'r> {
-    Report {
+fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::Result<Report<'r>> {
+    let stacks = ranking.stacks.get(..top).unwrap_or(&ranking.stacks);
+    Ok(Report {
         format: "memtrace-report",
         version: VERSION,
         target: target(snapshot),
         capture: capture(snapshot),
         totals: totals(&snapshot.totals),
         functions: ranking.functions.iter().take(top).map(function).collect(),
-        stacks: ranking.stacks.iter().take(top).map(stack).collect(),
+        stacks: Stacks::new(stacks)?,
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
         spikes: [],
@@ -235,7 +218,7 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> Repor
             .map(|(name, value)| (name, value.into()))
             .collect(),
         caveats: caveats::caveats(snapshot),
-    }
+    })
 }
 
 fn target(snapshot: &Snapshot) -> Target {
@@ -389,30 +372,6 @@ fn function(charged: &FunctionUsage) -> Function<'_> {
         own,
         total,
         mapped: (charged.mapped != ranking::Charge::default()).then(|| charge(&charged.mapped)),
-    }
-}
-
-fn stack(symbolized: &SymbolizedUsage) -> Stack<'_> {
-    Stack {
-        api: symbolized.api.name(),
-        end: symbolized.stack.end.name(),
-        usage: usage(&symbolized.usage),
-        frames: symbolized
-            .stack
-            .frames
-            .iter()
-            .map(|frame| {
-                let function = &frame.function;
-                Frame {
-                    function: function.name.as_deref(),
-                    module: &function.module,
-                    file: function.file.as_deref(),
-                    line: frame.line,
-                    inlined: frame.inlined,
-                    address: address(frame.place),
-                }
-            })
-            .collect(),
     }
 }
 

@@ -5,6 +5,7 @@
 //! names of frames are never cut, they are broken over lines.
 
 use std::fmt::{self, Write};
+use std::sync::Arc;
 
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::counters::{self, Weight, explain_end};
@@ -260,7 +261,7 @@ impl Report<'_> {
     }
 
     /// Repeated frames of a recursion are one line, the middle of a deep stack is left out.
-    fn frames(&mut self, frames: &[Frame]) -> fmt::Result {
+    fn frames(&mut self, frames: &[Arc<Frame>]) -> fmt::Result {
         let labels = frame_labels(frames);
         let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
         for (index, label) in labels.iter().enumerate() {

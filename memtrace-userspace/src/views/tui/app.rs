@@ -157,7 +157,7 @@ impl App {
     pub(super) fn stacks_of(&self, function: FunctionId) -> Vec<&SymbolizedUsage> {
         let Some(ranked) = &self.shown else { return Vec::new() };
         let allocates = |stack: &&SymbolizedUsage| {
-            stack.stack.functions.first().is_some_and(|(first, _)| first.id == function)
+            stack.stack.functions().next().is_some_and(|first| first.function.id == function)
         };
         ranked.ranking.stacks.iter().filter(allocates).collect()
     }

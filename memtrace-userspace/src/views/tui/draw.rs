@@ -221,9 +221,9 @@ fn draw_stacks(
 ) {
     let stacks = app.stacks_of(function);
     let mut lines = Vec::new();
-    let name = stacks.first().and_then(|stack| stack.stack.functions.first());
-    if let Some((function, _)) = name {
-        let label = function_label(function, None, usize::from(area.width));
+    let name = stacks.first().and_then(|stack| stack.stack.functions().next());
+    if let Some(allocating) = name {
+        let label = function_label(&allocating.function, None, usize::from(area.width));
         lines.push(Line::styled(format!("stacks of {label}"), palette.accent()));
     } else {
         lines.push(Line::raw("this function holds no stacks now"));

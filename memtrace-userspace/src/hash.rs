@@ -1,8 +1,8 @@
-//! The hash of the pipeline's tables: one multiplication, seeded.
+//! The hash of tables with foreign keys: one multiplication a word, seeded.
 //!
-//! A trace file may come from an attacker, who could choose addresses and stack ids that collide
-//! under a known hash. The seed is random; nothing that is published depends on it, because no
-//! table is ever published in its own order.
+//! A trace or a program's file may come from an attacker, who could choose addresses, stack ids or
+//! names that collide under a known hash. The seed is random; nothing that is published depends on
+//! it, because no table is ever published in its own order.
 
 use std::hash::{BuildHasher, Hasher, RandomState};
 
@@ -16,19 +16,19 @@ fn fold(x: u64) -> u64 {
     (product >> 64) as u64 ^ product as u64
 }
 
-/// What makes the hashes of one pipeline differ from those of another.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Seed(u64);
+/// What makes the hashes of one table differ from those of another.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Seed(u64);
 
 impl Seed {
     /// A seed that nobody can guess.
-    pub(super) fn random() -> Seed {
+    pub(crate) fn random() -> Seed {
         Seed(RandomState::new().build_hasher().finish())
     }
 
     /// The hash of one word. All its bits are good.
     #[inline(always)]
-    pub(super) fn hash_word(self, word: u64) -> u64 {
+    pub(crate) fn hash_word(self, word: u64) -> u64 {
         fold(word ^ self.0)
     }
 }
@@ -44,13 +44,17 @@ impl BuildHasher for Seed {
 
 /// The hasher of [`Seed`].
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Fold(u64);
+pub(crate) struct Fold(u64);
 
 impl Hasher for Fold {
     fn write(&mut self, bytes: &[u8]) {
-        for chunk in bytes.chunks(8) {
+        let (words, rest) = bytes.as_chunks();
+        for word in words {
+            self.write_u64(u64::from_le_bytes(*word));
+        }
+        if !rest.is_empty() {
             let mut word = [0; 8];
-            word[..chunk.len()].copy_from_slice(chunk);
+            word[..rest.len()].copy_from_slice(rest);
             self.write_u64(u64::from_le_bytes(word));
         }
     }

@@ -1,0 +1,157 @@
+//! The beginning of a session: a tracer that is attached, or a command at its first instruction.
+
+use std::thread::JoinHandle;
+use std::time::{SystemTime, UNIX_EPOCH};
+
+use super::{IDLE, RecordOptions, SessionError, Started, Target};
+use crate::batches::BATCH_RECORDS;
+use crate::live::allocators::survey::Verdict;
+use crate::live::kernel_version::kernel_release;
+use crate::live::launch::{self, Prepared};
+use crate::live::loader::Capacity;
+use crate::live::tracer::{Children, Options, Tracer, TracerError};
+use crate::record::{Origin, Pid, ProbeCost, Record, Session};
+
+/// Bytes of a bucket and its two rows.
+const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
+
+/// Memory for unwind tables of code that a process loads later: 256 MB of text, 2 million rows.
+///
+/// It is not larger because the kernel makes such memory in one go, and whoever shares the CPU
+/// with it stands still meanwhile.
+const UNWIND_BYTES: u64 = 20 << 20;
+
+/// The same where programs may be started that are not known yet: a compiler's have 1 million rows.
+const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
+
+/// The launched command.
+pub(super) struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
+
+impl Launched {
+    /// How it ended; `None` if it has not.
+    pub(super) fn status(self) -> Option<std::process::ExitStatus> {
+        let mut child = self.0.join().ok()?.ok()?;
+        child.try_wait().ok().flatten()
+    }
+}
+
+/// Loads the kernel half and attaches, or launches.
+pub(super) fn start(
+    options: &RecordOptions,
+) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
+    let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
+    let unwind_bytes = options.unwind_bytes.unwrap_or(match options.children {
+        Children::Ignore => UNWIND_BYTES,
+        Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
+    });
+    let capacity = Capacity {
+        ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
+        // Two rows of 8 bytes and a bucket of 4, as in the densest of real programs.
+        rows: unwind_entries(unwind_bytes) * 2,
+        buckets: unwind_entries(unwind_bytes),
+        modules: 1 << 16,
+    };
+    let pids = match &options.target {
+        Target::Attach(pids) => pids.as_slice(),
+        Target::Launch(_) => &[],
+    };
+    let tracer_options = Options {
+        capacity,
+        table_cache: options.table_cache.clone(),
+        back_pressure: options.back_pressure,
+        program: options.program,
+        links: options.links,
+        children: options.children,
+        new_code: options.new_code,
+    };
+    let mut tracer = Tracer::new(tracer_options, pids)?;
+    match &options.target {
+        Target::Attach(pids) => {
+            let first = pids.first().copied().unwrap_or(Pid(0));
+            tracer.begin_session(session(first, Origin::Attached));
+            let mut started = Vec::with_capacity(pids.len());
+            for pid in pids {
+                let before = tracer.records().len();
+                let verdict = tracer.attach(*pid)?;
+                started.push(attached(*pid, verdict, &tracer.records()[before..]));
+            }
+            Ok((tracer, None, started))
+        }
+        Target::Launch(command) => {
+            let failed = |source| SessionError::Command {
+                command: command
+                    .first()
+                    .map(|name| name.to_string_lossy().into_owned())
+                    .unwrap_or_default(),
+                source,
+            };
+            let prepared: Prepared = launch::prepare(command).map_err(failed)?;
+            let pid = prepared.pid;
+            tracer.begin_session(session(pid, Origin::Launched));
+            tracer.expect(pid)?;
+            let child = prepared.go().map_err(failed)?;
+            // The kernel stops the child at its first instruction; `spawn` has returned by then.
+            let name = command.first().cloned().unwrap_or_default();
+            let started = Started::Launched { pid, command: name };
+            match wait_for_exec(&mut tracer, &child)? {
+                true => Ok((tracer, Some(Launched(child)), vec![started])),
+                false => match child.join() {
+                    Ok(Err(source)) => Err(failed(source)),
+                    _ => Ok((tracer, None, Vec::new())),
+                },
+            }
+        }
+    }
+}
+
+/// How many buckets fit into memory for unwind tables, with two rows each.
+fn unwind_entries(bytes: u64) -> u32 {
+    u32::try_from(bytes / UNWIND_ENTRY_BYTES).unwrap_or(u32::MAX).min(1 << 24)
+}
+
+/// What the records of an attach say about it.
+fn attached(pid: Pid, verdict: Verdict, records: &[Record]) -> Started {
+    let (mut exe, mut probes, mut stepped_probes) = (Vec::new(), 0, 0);
+    for record in records {
+        match record {
+            Record::Process(process) => exe.clone_from(&process.exe),
+            Record::Probe(probe) => {
+                probes += 1;
+                stepped_probes += u64::from(probe.cost == ProbeCost::Stepped);
+            }
+            _ => {}
+        }
+    }
+    Started::Attached { pid, exe, probes, stepped_probes, verdict }
+}
+
+/// Waits until the child runs its program; false if it could not.
+fn wait_for_exec(
+    tracer: &mut Tracer,
+    child: &JoinHandle<std::io::Result<std::process::Child>>,
+) -> Result<bool, TracerError> {
+    loop {
+        tracer.drain(BATCH_RECORDS)?;
+        if tracer.has_processes() {
+            return Ok(true);
+        }
+        if child.is_finished() {
+            // It may have run its program just now.
+            tracer.drain(BATCH_RECORDS)?;
+            return Ok(tracer.has_processes());
+        }
+        tracer.tick()?;
+        tracer.wait(IDLE);
+    }
+}
+
+fn session(pid: Pid, origin: Origin) -> Session {
+    let since_epoch = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
+    Session {
+        tool_version: env!("CARGO_PKG_VERSION").to_owned(),
+        kernel: kernel_release(),
+        started_unix_s: since_epoch.as_secs(),
+        pid,
+        origin,
+    }
+}
