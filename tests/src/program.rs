@@ -176,6 +176,14 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// Rewrites a library with an allocator in place.
+pub const REWRITTEN_LIBRARY: Program = Program {
+    companions: &[
+        program("libswapped_first.so", "swapped_first.c", Toolchain::SharedC),
+        program("libswapped_second.so", "swapped_second.c", Toolchain::SharedC),
+    ],
+    ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
+};
 
 /// Every test program.
 pub const ALL: &[Program] = &[
@@ -212,6 +220,7 @@ pub const ALL: &[Program] = &[
     CGO_PROGRAM,
     EXEC_AGAIN,
     DLOPEN_PLUGINS,
+    REWRITTEN_LIBRARY,
 ];
 
 impl Program {

@@ -8,8 +8,8 @@ use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers, Program};
 use memtrace_tests::recording::{
-    Recorder, Running, memtrace, record_attached, record_attached_with, report, run, start_waiting,
-    trace_path,
+    Recorder, Running, memtrace, record_attached, record_attached_with, record_launched, report,
+    run, start_waiting, trace_path,
 };
 
 /// What the kernel before 6.6 has, and what the user may not choose otherwise.
@@ -57,6 +57,22 @@ fn attached_with_perf_links(program: Program) -> Result<()> {
 #[test]
 fn launched_program_is_seen_through_perf_links() -> Result<()> {
     launched_with_perf_links(program::LEAK)
+}
+
+#[test]
+fn library_rewritten_in_place_keeps_no_probe_where_its_allocator_was() -> Result<()> {
+    privileged!();
+    let program = program::REWRITTEN_LIBRARY;
+    let trace = trace_path(program.name)?;
+
+    record_launched(&trace, &[&program.build(FramePointers::Omitted)?])?;
+
+    compare(&program.table()?, &report(&trace)?, Stacks::Complete)
+}
+
+#[test]
+fn library_rewritten_in_place_keeps_no_perf_link_where_its_allocator_was() -> Result<()> {
+    launched_with_perf_links(program::REWRITTEN_LIBRARY)
 }
 
 #[test]
