@@ -16,6 +16,7 @@ pub mod launch;
 pub mod lazy_file;
 pub mod loader;
 mod mapped_array;
+pub mod open_files;
 mod pidfd;
 pub mod placement;
 pub mod privilege;

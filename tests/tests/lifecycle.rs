@@ -213,6 +213,21 @@ fn exit_status_of_a_launched_command_does_not_matter() -> Result<()> {
 }
 
 #[test]
+fn launched_command_keeps_its_limit_of_open_files() -> Result<()> {
+    privileged!();
+    let trace = trace_path("open_files")?;
+    let ask = ["sh", "-c", "ulimit -S -n 1000; exec \"$@\"", "sh"];
+    let mut record = Command::new(ask[0]);
+    record.args(&ask[1..]).arg(memtrace()?.get_program()).args(["record", "-o"]).arg(&trace);
+    record.args(["--", "sh", "-c", "ulimit -S -n"]);
+
+    let finished = run(&mut record)?.require_success("memtrace record")?;
+
+    ensure!(finished.stdout == "1000\n", "{:?}", finished.stdout);
+    Ok(())
+}
+
+#[test]
 fn ctrl_c_ends_a_launched_command_and_writes_the_trace() -> Result<()> {
     privileged!();
     let trace = trace_path("ctrl_c")?;

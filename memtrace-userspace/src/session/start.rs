@@ -9,6 +9,7 @@ use crate::live::allocators::survey::Verdict;
 use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
+use crate::live::open_files;
 use crate::live::tracer::{Children, Options, Tracer, TracerError};
 use crate::record::{Origin, Pid, ProbeCost, Record, Session};
 
@@ -67,6 +68,7 @@ pub(super) fn start(
     let mut tracer = Tracer::new(tracer_options, pids)?;
     match &options.target {
         Target::Attach(pids) => {
+            make_room_for_files();
             let first = pids.first().copied().unwrap_or(Pid(0));
             tracer.begin_session(session(first, Origin::Attached));
             let mut started = Vec::with_capacity(pids.len());
@@ -86,6 +88,8 @@ pub(super) fn start(
                 source,
             };
             let prepared: Prepared = launch::prepare(command).map_err(failed)?;
+            // The child exists already, and keeps the limit that it would have without memtrace.
+            make_room_for_files();
             let pid = prepared.pid;
             tracer.begin_session(session(pid, Origin::Launched));
             tracer.expect(pid)?;
@@ -101,6 +105,12 @@ pub(super) fn start(
                 },
             }
         }
+    }
+}
+
+fn make_room_for_files() {
+    if let Err(error) = open_files::raise_limit() {
+        tracing::debug!("the limit of open files stays as it is: {error}");
     }
 }
 
