@@ -5,7 +5,7 @@
 
 use std::{
     fs,
-    io::{BufRead as _, BufReader, Read, Write as _},
+    io::{self, BufRead as _, BufReader, Read, Write as _},
     os::unix::process::CommandExt as _,
     process::{Child, ChildStdin, Command, ExitStatus, Stdio},
     sync::mpsc,
@@ -171,18 +171,17 @@ fn drain(stream: impl Read + Send + 'static, sender: mpsc::Sender<String>) {
     });
 }
 
-/// The CPU time of a process: of all its threads that live.
+/// The CPU time of a process: of all its threads, those that have ended too.
 pub(super) fn cpu_ns(pid: u32) -> Result<u64> {
-    let dir = format!("/proc/{pid}/task");
-    let mut sum_ns = 0;
-    for thread in fs::read_dir(&dir).with_context(|| dir.clone())? {
-        let path = thread.context(dir.clone())?.path().join("schedstat");
-        // A thread may have ended since the directory was read.
-        if let Ok(text) = fs::read_to_string(&path) {
-            sum_ns += first_number(&text).with_context(|| path.display().to_string())?;
-        }
-    }
-    Ok(sum_ns)
+    let id = libc::pid_t::try_from(pid).context("a process id")?;
+    let (mut clock, mut time) = (0, libc::timespec { tv_sec: 0, tv_nsec: 0 });
+    // SAFETY: the C library writes into `clock`.
+    let error = unsafe { libc::clock_getcpuclockid(id, &raw mut clock) };
+    ensure!(error == 0, "process {pid}: {}", io::Error::from_raw_os_error(error));
+    // SAFETY: the kernel writes into `time`.
+    let result = unsafe { libc::clock_gettime(clock, &raw mut time) };
+    ensure!(result == 0, "process {pid}: {}", io::Error::last_os_error());
+    Ok(time.tv_sec as u64 * 1_000_000_000 + time.tv_nsec as u64)
 }
 
 /// Waits until a daemon has caught up with its work, and returns its CPU time then.
@@ -221,9 +220,4 @@ pub(super) fn find_named(pid: u32, name: &str) -> Option<u32> {
         .split_whitespace()
         .filter_map(|child| child.parse().ok())
         .find_map(|child| find_named(child, name))
-}
-
-fn first_number(text: &str) -> Result<u64> {
-    let word = text.split_whitespace().next().context("it is empty")?;
-    word.parse().with_context(|| format!("{word:?} is no number"))
 }
