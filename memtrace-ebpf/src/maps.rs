@@ -277,10 +277,8 @@ pub struct Remembered {
 #[inline(always)]
 pub fn count(counter: Counter) {
     if let Some(value) = COUNTER_VALUES.get_ptr_mut(counter as u32) {
-        // SAFETY: a map value, aligned. Atomic, because a thread may be preempted in the middle.
-        unsafe {
-            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
-        }
+        // SAFETY: a map value. Atomic, because a thread may be preempted in the middle.
+        unsafe { add_one(value) };
     }
 }
 
@@ -288,10 +286,20 @@ pub fn count(counter: Counter) {
 #[inline(always)]
 pub fn increment(map: &Array<u64>, index: u32) {
     if let Some(value) = map.get_ptr_mut(index) {
-        // SAFETY: a map value, aligned.
-        unsafe {
-            asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
-        }
+        // SAFETY: a map value.
+        unsafe { add_one(value) };
+    }
+}
+
+/// Adds 1, atomically.
+///
+/// # Safety
+/// `value` must point into a map value.
+#[inline(always)]
+unsafe fn add_one(value: *mut u64) {
+    // SAFETY: by the caller's promise; map values are aligned.
+    unsafe {
+        asm!("lock *(u64 *)({0} + 0) += {1}", in(reg) value, in(reg) 1u64, options(nostack));
     }
 }
 
