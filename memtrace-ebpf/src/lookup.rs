@@ -23,7 +23,7 @@ const ROW_STEPS: u32 = 9;
 /// The unwind row for `pc`; `None` if it is in no module.
 #[inline(always)]
 pub fn find_row(s: &mut Scratch, pc: u64) -> Option<Row> {
-    let check = mix(pc ^ mix(s.owner));
+    let check = mix(pc ^ s.owner_hash);
     let recent = RECENT_ROWS.get_ptr_mut(check as u32 & (RECENT_ROW_PLACES - 1))?;
     // SAFETY: a map value, aligned; volatile, because others change it.
     let kept = unsafe { core::ptr::read_volatile(recent) };

@@ -189,6 +189,8 @@ pub struct Scratch {
     pub start_fp: u64,
     /// `generation` of the process, and its index.
     pub owner: u64,
+    /// A hash of `owner`, which each frame's row is looked up with.
+    pub owner_hash: u64,
     /// A hash of `owner`, `base` and `start_pc`.
     pub family: u64,
     /// How many bytes of `copy` are valid.

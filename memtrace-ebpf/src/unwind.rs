@@ -155,6 +155,7 @@ fn begin_walk(s: &mut Scratch, process: &Process, owner: u64, regs: Regs) {
     s.first_module = process.modules;
     s.module_count = process.module_count;
     s.frames[0] = regs.lookup_pc();
+    s.owner_hash = mix(owner);
     s.hash = mix(owner ^ mix(regs.lookup_pc()));
     store_regs(s, regs);
 }
