@@ -12,6 +12,7 @@ mod hash;
 pub mod live;
 pub mod modules;
 pub mod pipeline;
+pub mod reach;
 pub mod record;
 pub mod session;
 pub mod symbols;
