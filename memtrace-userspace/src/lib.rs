@@ -10,6 +10,7 @@ pub mod batches;
 pub mod cfi;
 mod hash;
 pub mod live;
+pub mod lost;
 pub mod modules;
 pub mod pipeline;
 pub mod reach;

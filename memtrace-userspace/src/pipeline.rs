@@ -29,6 +29,7 @@ mod account;
 mod address_space;
 mod anomalies;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -51,6 +52,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 
 use self::account::Peak;

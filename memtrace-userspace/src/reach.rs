@@ -19,9 +19,24 @@ mod sightings;
 #[cfg(test)]
 mod tests;
 
+use std::time::Duration;
+
 pub use blocks::{BlockId, Blocks, Span};
 pub use classify::{Lost, judge};
 pub use sightings::{PIECE_BYTES, Piece};
+
+/// What it took to read a process, and what was not read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Cost {
+    /// How long the process stood still; `None` if it ran on.
+    pub stopped: Option<Duration>,
+    /// How many threads were stopped.
+    pub threads: u64,
+    /// Bytes of the process that were read.
+    pub read_bytes: u64,
+    /// Bytes that should have been read and could not be.
+    pub unreadable_bytes: u64,
+}
 
 /// Bits of an address in user space on x86-64 with four levels of page tables.
 const ADDRESS_BITS: u32 = 47;

@@ -38,7 +38,8 @@ pub fn judge(
     let mut seen = Marks::new(blocks);
     let mut roots = Vec::new();
     let mut edges = Vec::new();
-    for found in pieces.into_par_iter().map(|piece| resolve(blocks, &piece, &judged)).collect::<Vec<Found>>()
+    for found in
+        pieces.into_par_iter().map(|piece| resolve(blocks, &piece, &judged)).collect::<Vec<Found>>()
     {
         roots.extend(found.roots);
         edges.extend(found.edges);

@@ -95,11 +95,14 @@ fn block_that_is_not_judged_is_a_root_and_never_lost() {
 }
 
 /// What the twin finds: the lost blocks and those that no other lost one leads to, by sets alone.
-fn naive(blocks: u64, memory: &[(u64, u64)], registers: &[u64]) -> (BTreeSet<usize>, Vec<Vec<bool>>) {
+fn naive(
+    blocks: u64,
+    memory: &[(u64, u64)],
+    registers: &[u64],
+) -> (BTreeSet<usize>, Vec<Vec<bool>>) {
     let count = blocks as usize;
-    let block_at = |address: u64| {
-        (0..count).find(|&b| (at(b as u64)..at(b as u64) + 32).contains(&address))
-    };
+    let block_at =
+        |address: u64| (0..count).find(|&b| (at(b as u64)..at(b as u64) + 32).contains(&address));
     let mut reaches = vec![vec![false; count]; count];
     let mut reached = vec![false; count];
     for &(place, word) in memory {
