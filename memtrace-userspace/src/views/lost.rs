@@ -48,9 +48,9 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     let mut lines = caveats::caveats(snapshot);
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
     let Cost { stopped, threads: _, read_bytes: _, unreadable_bytes } = lost.cost;
-    if caveats::lost_events(snapshot) > 0 {
-        lines
-            .push("a block whose release was lost is shown as lost memory, and is none".to_owned());
+    if let Some((_, frees)) = snapshot.counters.iter().find(|(name, _)| name == "lost_frees") {
+        let frees = counted(*frees, "lost event");
+        lines.push(format!("{frees} told of released blocks: as many may be shown as lost memory"));
     }
     if stopped.is_none() {
         lines.push(
@@ -79,7 +79,7 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     lines
 }
 
-/// `stopped 12 threads for 84 ms (101 ms per GiB), read 855.2 MiB`.
+/// `stopped 12 threads for 84 ms, read 855.2 MiB`.
 pub fn cost(cost: &Cost) -> String {
     let Cost { stopped, threads, read_bytes, unreadable_bytes: _ } = cost;
     match stopped {

@@ -50,7 +50,7 @@ fn write(
     write_field(out, "captured", &summary::capture(snapshot), width)?;
     write_field(out, "events", &summary::loss(snapshot), width)?;
     write_field(out, "scan", &cost(&lost.cost), width)?;
-    let judged = format!("{} that were allocated meanwhile and are live", amount(lost.judged));
+    let judged = format!("{}, allocated since the attach and live", amount(lost.judged));
     write_field(out, "judged", &judged, width)?;
     let caveats = caveats(snapshot, lost);
     if !caveats.is_empty() {
@@ -98,4 +98,52 @@ fn write(
 /// `1.2 MiB in 1,009 blocks`.
 fn amount(amount: Amount) -> String {
     format!("{} in {}", bytes(amount.bytes), counted(amount.blocks, "block"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::layout::width;
+    use crate::views::lost::rank;
+
+    fn text(lost: &LostBlocks, top: Option<usize>) -> String {
+        let snapshot = fixture::snapshot();
+        let stacks = rank(&snapshot, lost, &mut fixture::names());
+        render(&snapshot, lost, &stacks, &Options { width: 80, style: Style::Plain, top })
+    }
+
+    #[test]
+    fn losses_at_80_columns() {
+        let text = text(&fixture::lost(), None);
+
+        assert!(text.lines().all(|line| width(line) <= 80), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn call_paths_that_are_left_out_are_counted() {
+        let text = text(&fixture::lost(), Some(1));
+
+        assert!(text.ends_with("\n  … and 1 more call path; --top shows more\n"), "{text}");
+    }
+
+    #[test]
+    fn nothing_lost_is_said() {
+        let mut lost = fixture::lost();
+        lost.stacks.clear();
+
+        assert!(text(&lost, None).ends_with("Nothing is lost: every judged block is pointed to\n"));
+    }
+
+    #[test]
+    fn look_at_a_running_process_is_a_caveat() {
+        let mut lost = fixture::lost();
+        lost.cost.stopped = None;
+
+        let text = text(&lost, None);
+
+        assert!(text.contains("! the process ran on while it was read"), "{text}");
+        assert!(text.contains("scan       not stopped, read 88.0 MiB in two passes"), "{text}");
+    }
 }

@@ -135,3 +135,64 @@ fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
         frames: stack.frames.iter().map(|frame| text(frame)).collect::<io::Result<_>>()?,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::lost::rank;
+
+    fn json(lost: &LostBlocks, top: Option<usize>) -> Value {
+        let snapshot = fixture::snapshot();
+        let stacks = rank(&snapshot, lost, &mut fixture::names());
+        let mut out = Vec::new();
+        write(&mut out, &snapshot, lost, &stacks, top).expect("a Vec takes all");
+        serde_json::from_slice(&out).expect("the report is JSON")
+    }
+
+    fn is_valid(report: &Value) -> bool {
+        let schema = include_str!("../../../../../docs/leaks.schema.json");
+        let schema = serde_json::from_str(schema).expect("the schema is JSON");
+        jsonschema::is_valid(&schema, report)
+    }
+
+    #[test]
+    fn report_is_valid_and_every_number_is_in_its_place() {
+        let report = json(&fixture::lost(), None);
+
+        assert!(is_valid(&report), "{report:#}");
+        let totals = serde_json::json!({
+            "direct_blocks": 12_291, "direct_bytes": (12 << 20) + 100,
+            "indirect_blocks": 24, "indirect_bytes": 3 << 10,
+        });
+        assert_eq!(report["totals"], totals);
+        let scan = serde_json::json!({
+            "observed_ns": 12_345_000_000u64, "stopped_ns": 12_000_000, "threads": 2,
+            "read_bytes": 88 << 20, "unreadable_bytes": 4096,
+            "judged_blocks": 12_323, "judged_bytes": 14 << 20,
+            "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
+        });
+        assert_eq!(report["scan"], scan);
+        assert_eq!(report["stacks"][0]["frames"][0]["function"], "leak_per_request");
+        assert_eq!(report["stacks"][0]["held_blocks"], 24);
+    }
+
+    #[test]
+    fn top_limits_stacks_and_not_totals() {
+        let report = json(&fixture::lost(), Some(1));
+
+        assert!(is_valid(&report), "{report:#}");
+        assert_eq!(report["stacks"].as_array().map(Vec::len), Some(1));
+        assert_eq!(report["totals"]["direct_blocks"], 12_291);
+    }
+
+    #[test]
+    fn report_with_a_key_of_another_type_is_invalid() {
+        let mut report = json(&fixture::lost(), None);
+        report["scan"]["threads"] = "2".into();
+
+        assert!(!is_valid(&report));
+    }
+}
