@@ -257,8 +257,10 @@ pub fn run(
     let interval = options.snapshot_interval;
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
+    let watched = options.scan.map(|scan| scan.pid);
     let scan = options.scan.map(|options| Scan::new(options, questions));
-    let pipeline = spawn("pipeline", move || count(&batches, interval, &snapshot_sender, desk))?;
+    let pipeline =
+        spawn("pipeline", move || count(&batches, interval, &snapshot_sender, desk, watched))?;
     let tracer = {
         let stop = Arc::clone(&stop);
         spawn("tracer", move || trace(tracer, &stop, sender, scan))?
@@ -332,8 +334,12 @@ fn count(
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     mut desk: Desk,
+    watched: Option<Pid>,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(Limits::default());
+    if let Some(pid) = watched {
+        pipeline.remember_freed(pid);
+    }
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);

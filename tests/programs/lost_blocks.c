@@ -20,6 +20,7 @@ int __lsan_do_recoverable_leak_check(void);
 #endif
 
 static void *volatile in_global;
+static void *volatile in_table;
 static void **in_old_block;
 static void **in_mapping;
 static __thread void *volatile in_tls;
@@ -66,6 +67,25 @@ NOINLINE static void lose_hidden(void) {
 // 1 block of 300 KB, with a mapping of its own, directly.
 NOINLINE static void lose_large(void) {
     keep(malloc(300000));
+}
+
+// 1 block directly: what is left of its owner points to it.
+NOINLINE static void lose_with_owner(void) {
+    void **owner = malloc(80);
+    owner[5] = malloc(47);
+    keep(owner);
+    free(owner);
+}
+
+// 20 blocks directly: what realloc left behind points to them.
+NOINLINE static void lose_in_moved_table(void) {
+    void **table = malloc(50 * sizeof *table);
+    for (int i = 0; i < 20; i++) {
+        table[20 + i] = malloc(49);
+    }
+    table = realloc(table, 100000 * sizeof *table);
+    memset(table, 0, 50 * sizeof *table);
+    in_table = table;
 }
 
 NOINLINE static void keep_in_global(void) {
@@ -163,6 +183,8 @@ int main(int argc, char **argv) {
     lose_plain();
     lose_hidden();
     lose_large();
+    lose_with_owner();
+    lose_in_moved_table();
     keep_in_global();
     keep_in_old_block();
     keep_in_mapping();

@@ -19,6 +19,7 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use self::kernel_held::KernelHeld;
 use self::memory::Memory;
 use self::resident::Resident;
 use self::threads::{StopError, Stopped};
@@ -95,6 +96,7 @@ pub fn look(pid: Pid, blocks: &Blocks, stop: Stop) -> Result<Seen, ScanError> {
 
 fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result<Seen, ScanError> {
     let resident = Resident::open(pid)?;
+    let kernel_held = KernelHeld::of(pid);
     let limit = limit.unwrap_or_else(|| usual_limit(super::tracer::resident_bytes(pid)));
     let started = Instant::now();
     let until = started + limit;
@@ -105,7 +107,7 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let memory = Memory::of(&mappings, &registers.stack_pointers, &resident)
         .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
     let read = memory.read(pid, blocks, Some(until))?;
-    let loose = kernel_held::words(pid);
+    let loose = kernel_held.words();
     drop(stopped);
     let cost = Cost {
         stopped: Some(started.elapsed()),
@@ -128,7 +130,7 @@ fn look_at_running(pid: Pid, blocks: &Blocks) -> Result<Seen, ScanError> {
             .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
         let mut read = memory.read(pid, blocks, None)?;
         seen.pieces.append(&mut read.pieces);
-        seen.loose.append(&mut kernel_held::words(pid));
+        seen.loose.append(&mut KernelHeld::of(pid).words());
         seen.cost.read_bytes += read.bytes;
         seen.cost.unreadable_bytes += read.unreadable_bytes;
     }

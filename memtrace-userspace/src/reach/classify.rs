@@ -25,33 +25,30 @@ pub struct Lost {
     pub holder: BlockId,
 }
 
-/// The blocks that are lost, directly lost ones first in their group.
+/// The blocks that are lost, by groups, each of which begins with its holder.
 ///
-/// `registers` are words of no place: roots. A block that is not `judged` is memory that may be
+/// `registers` are words of no place: roots. What lies in `freed` memory is left over and means
+/// nothing, unless a block that is judged or not has it by now. A block that is not `judged` is memory that may be
 /// anything, so what lies in it is a root too, and it is never lost.
 pub fn judge(
     blocks: &Blocks,
+    freed: &Blocks,
     registers: &[u64],
     pieces: Vec<Piece>,
     judged: impl Fn(BlockId) -> bool + Sync,
 ) -> Vec<Lost> {
+    let found: Vec<Found> =
+        pieces.into_par_iter().map(|piece| resolve(blocks, freed, &piece, &judged)).collect();
+    let edges = Edges::new(blocks, &found);
     let mut seen = Marks::new(blocks);
-    let mut roots = Vec::new();
-    let mut edges = Vec::new();
-    for found in
-        pieces.into_par_iter().map(|piece| resolve(blocks, &piece, &judged)).collect::<Vec<Found>>()
-    {
-        roots.extend(found.roots);
-        edges.extend(found.edges);
-    }
-    roots.extend(registers.iter().filter_map(|word| blocks.find(untagged(*word))));
-    let edges = Edges::new(blocks, &edges);
-    for root in roots {
+    let held = registers.iter().filter_map(|word| blocks.find(untagged(*word)));
+    for root in found.iter().flat_map(|found| &found.roots).copied().chain(held) {
         edges.flood(root, &mut seen, |_| {});
     }
+    drop(found);
     let lost = blocks.ids().filter(|id| !seen.has(*id) && judged(*id));
     let lost: Vec<BlockId> = lost.collect();
-    group(blocks, &edges, &seen, &lost)
+    group(&edges, &seen, &lost)
 }
 
 /// Puts the lost blocks into groups.
@@ -59,7 +56,7 @@ pub fn judge(
 /// A depth-first search leaves whatever reaches a block later than the block. So in the reverse
 /// order of leaving, the first block that no group has is reached by none that is left but, in a
 /// cycle, by those that it reaches too.
-fn group(blocks: &Blocks, edges: &Edges, reached: &Marks, lost: &[BlockId]) -> Vec<Lost> {
+fn group(edges: &Edges, reached: &Marks, lost: &[BlockId]) -> Vec<Lost> {
     let mut order = Vec::with_capacity(lost.len());
     let mut seen = reached.clone();
     let mut path: Vec<(BlockId, usize)> = Vec::new();
@@ -88,7 +85,6 @@ fn group(blocks: &Blocks, edges: &Edges, reached: &Marks, lost: &[BlockId]) -> V
     for &holder in order.iter().rev() {
         edges.flood(holder, &mut seen, |block| groups.push(Lost { block, holder }));
     }
-    debug_assert!(groups.len() <= blocks.len());
     groups
 }
 
@@ -121,12 +117,18 @@ struct Found {
     edges: Vec<(BlockId, BlockId)>,
 }
 
-fn resolve(blocks: &Blocks, piece: &Piece, judged: &impl Fn(BlockId) -> bool) -> Found {
+fn resolve(
+    blocks: &Blocks,
+    freed: &Blocks,
+    piece: &Piece,
+    judged: &impl Fn(BlockId) -> bool,
+) -> Found {
     let mut found = Found::default();
     for (place, address) in piece.words() {
         let Some(target) = blocks.find(address) else { continue };
         match blocks.find(untagged(place)) {
             Some(source) if source == target => {}
+            None if freed.find(untagged(place)).is_some() => {}
             Some(source) if judged(source) => found.edges.push((source, target)),
             Some(_) | None => found.roots.push(target),
         }
@@ -142,18 +144,19 @@ struct Edges {
 }
 
 impl Edges {
-    fn new(blocks: &Blocks, edges: &[(BlockId, BlockId)]) -> Edges {
+    fn new(blocks: &Blocks, found: &[Found]) -> Edges {
+        let edges = || found.iter().flat_map(|found| &found.edges).copied();
         let mut firsts = vec![0; blocks.len() + 1];
-        for (source, _) in edges {
+        for (source, _) in edges() {
             firsts[source.index() + 1] += 1;
         }
         for index in 1..firsts.len() {
             firsts[index] += firsts[index - 1];
         }
-        let Some(&(_, any)) = edges.first() else { return Edges { firsts, targets: Vec::new() } };
-        let mut targets = vec![any; edges.len()];
+        let Some((_, any)) = edges().next() else { return Edges { firsts, targets: Vec::new() } };
+        let mut targets = vec![any; firsts[blocks.len()]];
         let mut next = firsts.clone();
-        for &(source, target) in edges {
+        for (source, target) in edges() {
             targets[next[source.index()]] = target;
             next[source.index()] += 1;
         }

@@ -11,6 +11,8 @@ use super::{BlockId, Blocks, Lost, Piece, Span, judge};
 const HEAP: u64 = 0x5555_0000_0000;
 /// Memory that belongs to no block.
 const GLOBALS: u64 = 0x1000;
+/// 64 bytes that were a block.
+const FREED: u64 = 0x2000;
 
 fn at(block: u64) -> u64 {
     HEAP + 64 * block
@@ -29,9 +31,10 @@ fn lost_but(
 ) -> Vec<(usize, usize)> {
     let spans = (0..blocks).map(|block| Span { start: Avma(at(block)), size_bytes: 32 });
     let blocks = Blocks::new(spans);
+    let freed = Blocks::new([Span { start: Avma(FREED), size_bytes: 64 }]);
     let piece = |&(place, word): &(u64, u64)| Piece::new(&blocks, Avma(place), &word.to_le_bytes());
     let pieces = memory.iter().map(piece).collect();
-    let mut lost: Vec<_> = judge(&blocks, registers, pieces, judged)
+    let mut lost: Vec<_> = judge(&blocks, &freed, registers, pieces, judged)
         .into_iter()
         .map(|Lost { block, holder }| (block.index(), holder.index()))
         .collect();
@@ -92,6 +95,13 @@ fn block_that_is_not_judged_is_a_root_and_never_lost() {
     let memory = [(at(0), at(1))];
 
     assert_eq!(lost_but(3, &memory, &[], |block| block.index() != 0), [(2, 2)]);
+}
+
+#[test]
+fn pointer_that_is_left_over_in_freed_memory_reaches_nothing() {
+    let memory = [(FREED + 8, at(0)), (FREED + 64, at(1))];
+
+    assert_eq!(lost(2, &memory, &[]), [(0, 0)]);
 }
 
 /// What the twin finds: the lost blocks and those that no other lost one leads to, by sets alone.

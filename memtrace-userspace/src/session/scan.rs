@@ -25,8 +25,8 @@ use crate::hash::Seed;
 use crate::live::heap_scan::{self, Stop};
 use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
 use crate::pipeline::snapshot::Stack;
-use crate::pipeline::{HeldBlock, Pipeline, Site};
-use crate::reach::{Blocks, judge};
+use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, Site};
+use crate::reach::{Blocks, Span, judge};
 use crate::record::{Pid, Record};
 
 /// The most addresses that a log keeps: some 500 MB.
@@ -84,6 +84,8 @@ pub(super) enum Question {
 pub(super) struct Changes {
     addresses: HashSet<Avma, Seed>,
     is_full: bool,
+    /// What was released before and is not used since; nothing if events were lost.
+    freed: FreedRanges,
     /// Whether the process ended or began a new program.
     has_ended: bool,
 }
@@ -114,7 +116,7 @@ impl Desk {
         while let Ok(question) = self.questions.try_recv() {
             match question {
                 Question::Held(pid, answer) => {
-                    self.log = Some((pid, Changes::none()));
+                    self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
                     let _ = answer.send(pipeline.held_blocks(pid));
                 }
                 Question::Changed(batches, answer) => self.waiting = Some((batches, answer)),
@@ -125,22 +127,26 @@ impl Desk {
             }
         }
         if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
-            && let Some((_, changes)) = self.log.take()
+            && let Some((_, mut changes)) = self.log.take()
         {
+            if pipeline.has_lost_events() {
+                changes.freed = FreedRanges::default();
+            }
             let _ = answer.send(changes);
         }
     }
 }
 
 impl Changes {
-    fn none() -> Changes {
+    fn since(freed: FreedRanges) -> Changes {
         let addresses = HashSet::with_hasher(Seed::random());
-        Changes { addresses, is_full: false, has_ended: false }
+        Changes { addresses, is_full: false, freed, has_ended: false }
     }
 
     /// Notes the addresses of every process: a block of one that another one has at its address is
     /// left out once too often, and no thread need be looked up.
     fn note(&mut self, pid: Pid, record: &Record) {
+        self.freed.note_use(record);
         match record {
             Record::Alloc { ptr, .. }
             | Record::Free { ptr, .. }
@@ -262,7 +268,12 @@ fn scan(
             not_judged.changed += 1;
         }
     }
-    let lost = judge(&blocks, &seen.loose, seen.pieces, |id| is_judged(&held[id.index()]));
+    let freed = changes
+        .freed
+        .iter()
+        .map(|range| Span { start: range.start, size_bytes: range.end.0 - range.start.0 });
+    let freed = Blocks::new(freed.filter(|span| Blocks::is_possible(*span)));
+    let lost = judge(&blocks, &freed, &seen.loose, seen.pieces, |id| is_judged(&held[id.index()]));
     let sites = by_site(&held, &lost);
     let asked = sites.keys().copied().collect();
     let paths = ask(questions, pid, |answer| Question::CallPaths(asked, answer))?;

@@ -4,28 +4,39 @@
 //! to the block of a connection. No memory of the process may hold that pointer meanwhile.
 
 use std::fs;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use crate::record::Pid;
 
-/// The words; what cannot be read has none.
-pub(super) fn words(pid: Pid) -> Vec<u64> {
-    let process = format!("/proc/{}", pid.0);
-    let mut words = fs::read_to_string(format!("{process}/timers"))
-        .map(|text| timer_words(&text))
-        .unwrap_or_default();
-    let Ok(descriptors) = fs::read_dir(format!("{process}/fd")) else { return words };
-    for descriptor in descriptors.flatten() {
-        let is_epoll = fs::read_link(descriptor.path())
-            .is_ok_and(|target| target == Path::new("anon_inode:[eventpoll]"));
-        if is_epoll {
-            let info = Path::new(&process).join("fdinfo").join(descriptor.file_name());
-            words.extend(
-                fs::read_to_string(info).map(|text| epoll_words(&text)).unwrap_or_default(),
-            );
+/// Where these words can be read.
+pub(super) struct KernelHeld {
+    timers: PathBuf,
+    epolls: Vec<PathBuf>,
+}
+
+impl KernelHeld {
+    /// Looks through the open files, which can be many: before the process is stopped.
+    pub(super) fn of(pid: Pid) -> KernelHeld {
+        let process = PathBuf::from(format!("/proc/{}", pid.0));
+        let descriptors = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
+        let epolls = descriptors.filter(|descriptor| {
+            fs::read_link(descriptor.path())
+                .is_ok_and(|target| target == Path::new("anon_inode:[eventpoll]"))
+        });
+        let info = process.join("fdinfo");
+        KernelHeld {
+            timers: process.join("timers"),
+            epolls: epolls.map(|descriptor| info.join(descriptor.file_name())).collect(),
         }
     }
-    words
+
+    /// The words. A kernel without these files, or a file that is closed by now, has none.
+    pub(super) fn words(&self) -> Vec<u64> {
+        let text = |path: &PathBuf| fs::read_to_string(path).unwrap_or_default();
+        let mut words = timer_words(&text(&self.timers));
+        words.extend(self.epolls.iter().flat_map(|path| epoll_words(&text(path))));
+        words
+    }
 }
 
 /// `tfd:        5 events:       19 data:     7f12deadbeef  pos:0 ino:61af sdev:7`.
