@@ -137,6 +137,9 @@ NOINLINE static void wipe(void) {
     char stack[16384];
     memset(stack, 0, sizeof stack);
     keep(stack);
+    // As many bytes as realloc copies, through the same vector registers.
+    memcpy(stack, stack + 8192, opaque(50 * sizeof(void *)));
+    keep(stack);
 }
 
 static pthread_barrier_t barrier;
@@ -194,6 +197,8 @@ int main(int argc, char **argv) {
     keep_with_high_tag();
     keep_behind_another();
     keep_in_epoll();
+    // A new thread inherits vector registers.
+    wipe();
     pthread_t thread;
     require(pthread_create(&thread, NULL, thread_with_blocks, NULL) == 0, 94);
     pthread_barrier_wait(&barrier);

