@@ -5,9 +5,11 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod diff;
 mod doctor;
 mod log;
 mod output;
+mod profile;
 mod quantity;
 mod record;
 mod replay;
@@ -30,6 +32,7 @@ Examples:
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --format json -o r.json the same for other programs
+  memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
   sudo memtrace doctor                               what does this machine allow?";
 
 /// Which functions allocate, hold and leak the memory of a running program.
@@ -48,6 +51,7 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
+    Diff(diff::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -71,6 +75,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());

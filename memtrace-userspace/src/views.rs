@@ -15,6 +15,7 @@
 pub mod attribution;
 pub mod caveats;
 pub mod counters;
+pub mod diff;
 pub mod export;
 #[cfg(test)]
 mod fixture;
@@ -23,6 +24,7 @@ pub mod label;
 pub mod layout;
 pub mod plain;
 pub mod printable;
+pub mod profile;
 pub mod quantity;
 pub mod ranking;
 pub mod style;

@@ -6,7 +6,7 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
-mod layout;
+pub(in crate::views) mod layout;
 mod stacks;
 
 use std::io::{self, Write};
@@ -129,8 +129,9 @@ struct Totals {
     mapped: Usage,
 }
 
+/// What a stack, a function, a thread or everything used.
 #[derive(Clone, Copy, Serialize)]
-struct Usage {
+pub(in crate::views) struct Usage {
     allocations: u64,
     allocated_bytes: u64,
     frees: u64,
@@ -332,7 +333,7 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
     }
 }
 
-fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
+pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
     let crate::pipeline::snapshot::Usage {
         allocations,
         allocated_bytes,
