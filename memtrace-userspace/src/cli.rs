@@ -5,6 +5,7 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod check;
 mod diff;
 mod doctor;
 mod log;
@@ -33,6 +34,7 @@ Examples:
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --format json -o r.json the same for other programs
   memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
+  sudo memtrace check --budget mem.toml -- ./test    a memory budget for a test
   sudo memtrace doctor                               what does this machine allow?";
 
 /// Which functions allocate, hold and leak the memory of a running program.
@@ -52,6 +54,7 @@ enum Command {
     Top(top::Arguments),
     Report(report::Arguments),
     Diff(diff::Arguments),
+    Check(check::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -63,6 +66,8 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
+    /// Something that was to be checked does not hold; the output says what.
+    Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
 }
@@ -76,6 +81,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());
@@ -84,6 +90,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::from(1),
         Ok(Outcome::Failed) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

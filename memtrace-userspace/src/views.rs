@@ -13,6 +13,7 @@
 //! All foreign text goes through [`printable`].
 
 pub mod attribution;
+pub mod budget;
 pub mod caveats;
 pub mod counters;
 pub mod diff;
