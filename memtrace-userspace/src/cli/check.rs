@@ -55,6 +55,7 @@ const LOOK: Duration = Duration::from_millis(200);
 /// Check a trace, a command or a running process against a memory budget.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
+#[command(override_usage = "memtrace check [OPTIONS] <TRACE | -- CMD... | -p PID [-- LOAD...]>")]
 #[command(group = clap::ArgGroup::new("target").required(true).multiple(true)
     .args(["trace_file", "pid", "command"]))]
 #[command(mut_arg("duration", |duration| duration.visible_alias("for")))]

@@ -53,7 +53,20 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Its name in a budget and in every view.
+    /// What readers see: only a whole run has an exit.
+    pub fn title(self) -> &'static str {
+        match self {
+            Metric::Live => "live at the end",
+            Metric::Peak
+            | Metric::Allocated
+            | Metric::Allocations
+            | Metric::Temporary
+            | Metric::TemporaryShare
+            | Metric::Resident => self.name(),
+        }
+    }
+
+    /// Its name in a budget and in JSON.
     pub fn name(self) -> &'static str {
         match self {
             Metric::Peak => "peak",
@@ -255,6 +268,8 @@ pub struct Numbers {
     pub actual: u64,
     /// How much is allowed; `None` if nothing tells.
     pub limit: Option<u64>,
+    /// How much the baseline has, if the limit depends on it.
+    pub baseline: Option<u64>,
 }
 
 /// What was found out about one limit, or about a command.
@@ -262,8 +277,8 @@ pub struct Numbers {
 pub struct Row {
     /// `total`, `parse_* in libfoo*`, `command`; printable.
     pub subject: String,
-    /// What of it was looked at: a metric, or `exit status`.
-    pub check: &'static str,
+    /// What of it was looked at; `None` for how it ended.
+    pub metric: Option<Metric>,
     /// The numbers, if it is about numbers.
     pub numbers: Option<Numbers>,
     /// Whether it is as it should be.
@@ -283,7 +298,7 @@ impl Row {
     pub fn of_end(subject: &str, verdict: Verdict, note: String) -> Row {
         Row {
             subject: subject.to_owned(),
-            check: "end",
+            metric: None,
             numbers: None,
             verdict,
             notes: vec![note],
@@ -293,11 +308,15 @@ impl Row {
         }
     }
 
-    /// `parse_* in libfoo*: peak`; of the total the metric alone.
+    /// `peak`, `peak vs baseline`, `parse_* in libfoo*: peak`, `command`; no two rows have one.
     pub fn name(&self) -> String {
+        let Some(metric) = self.metric else { return self.subject.clone() };
+        let metric = metric.title();
+        let grows = self.numbers.is_some_and(|numbers| numbers.baseline.is_some());
+        let vs = if grows { " vs baseline" } else { "" };
         match self.subject.as_str() {
-            "total" => self.check.to_owned(),
-            subject => format!("{subject}: {}", self.check),
+            "total" => format!("{metric}{vs}"),
+            subject => format!("{subject}: {metric}{vs}"),
         }
     }
 }
@@ -353,7 +372,15 @@ impl Court<'_> {
         let Limit { scope, metric, bound, line } = limit;
         let mut notes = Vec::new();
         let reading = read(self.profile, scope, *metric, self.words);
-        let allowed = self.allowed(limit, &mut notes);
+        let before = self.before(limit, &mut notes);
+        let allowed = match *bound {
+            Bound::AtMost(most) => Some(most),
+            Bound::Growth(more) => before.map(|before| before.saturating_add(more)),
+            Bound::GrowthShare(ppm) => before.map(|before| {
+                let more = u128::from(before) * u128::from(ppm) / u128::from(WHOLE_PPM);
+                before.saturating_add(u64::try_from(more).unwrap_or(u64::MAX))
+            }),
+        };
         let verdict = match (&reading, allowed) {
             (None, _) => {
                 notes.push("it was never sampled; a longer session has samples".to_owned());
@@ -366,11 +393,12 @@ impl Court<'_> {
         let source = self.budget.file.as_deref().zip(*line);
         Row {
             subject: subject(scope),
-            check: metric.name(),
+            metric: Some(*metric),
             numbers: reading.as_ref().map(|reading| Numbers {
                 unit: metric.unit(),
                 actual: reading.least,
                 limit: allowed,
+                baseline: before,
             }),
             verdict,
             notes,
@@ -381,17 +409,17 @@ impl Court<'_> {
             place: reading.and_then(|reading| reading.place),
             source: source.map(|(file, line)| Place { file: shown(file), line }),
         }
-        .with_bound(*bound)
     }
 
-    /// What the limit comes to; `None` with a note, if the baseline does not tell.
-    fn allowed(&self, limit: &Limit, notes: &mut Vec<String>) -> Option<u64> {
+    /// What the baseline has, if the limit depends on it; a note says why nothing is known.
+    fn before(&self, limit: &Limit, notes: &mut Vec<String>) -> Option<u64> {
         let Limit { scope, metric, bound, line: _ } = limit;
-        let growth = match *bound {
-            Bound::AtMost(most) => return Some(most),
-            Bound::GrowthShare(_) | Bound::Growth(_) => self.baseline,
+        let more = match *bound {
+            Bound::AtMost(_) => return None,
+            Bound::GrowthShare(ppm) => Unit::Share.amount(ppm),
+            Bound::Growth(more) => metric.unit().amount(more),
         };
-        let Some(baseline) = growth else {
+        let Some(baseline) = self.baseline else {
             notes.push("there is no baseline".to_owned());
             return None;
         };
@@ -399,22 +427,17 @@ impl Court<'_> {
             notes.push("the baseline has no sample of it".to_owned());
             return None;
         };
+        let losses = &baseline.coverage.losses;
+        if !losses.is_empty() && self.strictness.loss == Loss::Matters {
+            notes.extend(losses.iter().map(|loss| format!("baseline: {loss}")));
+            return None;
+        }
+        let before = metric.unit().amount(reading.least);
+        notes.push(format!("allowed are {before}, as in the baseline, and {more} more"));
         if reading.is_unmatched {
             notes.push("no function of the baseline matches".to_owned());
         }
-        if !baseline.coverage.losses.is_empty() && self.strictness.loss == Loss::Matters {
-            notes.extend(baseline.coverage.losses.iter().map(|loss| format!("baseline: {loss}")));
-            return None;
-        }
-        let before = reading.least;
-        Some(match *bound {
-            Bound::AtMost(most) => most,
-            Bound::Growth(more) => before.saturating_add(more),
-            Bound::GrowthShare(ppm) => {
-                let more = u128::from(before) * u128::from(ppm) / u128::from(WHOLE_PPM);
-                before.saturating_add(u64::try_from(more).unwrap_or(u64::MAX))
-            }
-        })
+        Some(reading.least)
     }
 
     fn verdict(
@@ -433,6 +456,9 @@ impl Court<'_> {
         let since_attach = coverage.origin == Some(Origin::Attached);
         if *least > allowed {
             notes.extend(coverage.losses.iter().cloned());
+            if since_attach && limit.metric != Metric::Resident {
+                notes.push("counts from the attach on".to_owned());
+            }
             return Verdict::Fail;
         }
         if limit.metric == Metric::Resident {
@@ -496,22 +522,6 @@ impl Court<'_> {
     }
 }
 
-impl Row {
-    /// Says how a limit that depends on a baseline came about.
-    fn with_bound(mut self, bound: Bound) -> Row {
-        let more = match bound {
-            Bound::AtMost(_) => return self,
-            Bound::GrowthShare(ppm) => Unit::Share.amount(ppm),
-            Bound::Growth(more) => match &self.numbers {
-                Some(numbers) => numbers.unit.amount(more),
-                None => return self,
-            },
-        };
-        self.notes.insert(0, format!("the limit is the baseline's and {more} more"));
-        self
-    }
-}
-
 fn subject(scope: &Scope) -> String {
     match scope {
         Scope::Total => "total".to_owned(),
@@ -529,3 +539,6 @@ fn subject(scope: &Scope) -> String {
 fn shown(path: &Path) -> String {
     crate::views::printable::printable_str(&path.display().to_string()).into_owned()
 }
+
+#[cfg(test)]
+mod tests;

@@ -247,3 +247,6 @@ fn path(frames: &[FrameId], words: &Vocabulary) -> Box<[FunctionId]> {
 fn runs<'f>(frames: &'f [FrameId], words: &Vocabulary) -> impl Iterator<Item = &'f [FrameId]> {
     frames.chunk_by(|&a, &b| words.frame(a).function == words.frame(b).function)
 }
+
+#[cfg(test)]
+mod tests;

@@ -174,8 +174,6 @@ pub struct Profile {
     pub caveats: Vec<String>,
     /// Sums over everything.
     pub totals: Totals,
-    /// The highest resident memory of all processes together that was sampled.
-    pub peak_resident_bytes: Option<u64>,
     /// All stacks.
     pub stacks: Vec<Stack>,
 }
@@ -227,7 +225,6 @@ impl Profile {
             },
             caveats: caveats::caveats(snapshot),
             totals: snapshot.totals,
-            peak_resident_bytes: highest(snapshot.timeline.iter().map(|p| p.resident_bytes)),
             stacks,
         }
     }
@@ -315,11 +312,6 @@ fn rate(amount: u64, duration: Duration) -> u64 {
     u64::try_from((per_second + nanoseconds / 2) / nanoseconds).unwrap_or(u64::MAX)
 }
 
-/// The highest sample; `None` if none was taken.
-fn highest(samples: impl Iterator<Item = u64>) -> Option<u64> {
-    samples.max().filter(|&bytes| bytes > 0)
-}
-
 /// What counters and the missing end of a session take from its numbers.
 fn losses(counters: &BTreeMap<String, u64>, has_ended: bool) -> Vec<String> {
     let mut lines = Vec::new();
@@ -336,3 +328,6 @@ fn losses(counters: &BTreeMap<String, u64>, has_ended: bool) -> Vec<String> {
     }
     lines
 }
+
+#[cfg(test)]
+mod tests;

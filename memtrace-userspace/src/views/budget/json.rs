@@ -4,7 +4,7 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Judgement, Numbers, Row, TopStack};
+use super::{Judgement, Metric, Numbers, Row, TopStack};
 use crate::record::Origin;
 use crate::views::export::json::layout::OneEntryPerLine;
 use crate::views::profile::Profile;
@@ -33,6 +33,7 @@ struct Entry<'j> {
     unit: Option<&'static str>,
     actual: Option<u64>,
     limit: Option<u64>,
+    baseline: Option<u64>,
     notes: &'j [String],
     source: Option<Place<'j>>,
     place: Option<Place<'j>>,
@@ -74,14 +75,15 @@ pub fn write(out: impl Write, judgement: &Judgement, profile: &Profile) -> io::R
 }
 
 fn entry(row: &Row) -> Entry<'_> {
-    let Row { subject, check, numbers, verdict, notes, stacks, place: at, source } = row;
+    let Row { subject, metric, numbers, verdict, notes, stacks, place: at, source } = row;
     Entry {
         subject,
-        check,
+        check: metric.map_or("end", Metric::name),
         verdict: verdict.name(),
         unit: numbers.map(|numbers| numbers.unit.name()),
         actual: numbers.map(|Numbers { actual, .. }| actual),
         limit: numbers.and_then(|numbers| numbers.limit),
+        baseline: numbers.and_then(|numbers| numbers.baseline),
         notes,
         source: source.as_ref().map(place),
         place: at.as_ref().map(place),

@@ -9,7 +9,7 @@ use quick_xml::Writer;
 use quick_xml::events::{BytesDecl, BytesText, Event};
 
 use super::github::message;
-use super::{Judgement, Row, Verdict};
+use super::{Judgement, Metric, Row, Verdict};
 use crate::views::profile::Profile;
 
 /// Writes the judgement.
@@ -59,7 +59,7 @@ fn test_case<W: Write>(writer: &mut Writer<W>, row: &Row) -> io::Result<()> {
     case.write_inner_content(|writer| {
         writer
             .create_element(element)
-            .with_attributes([("message", first), ("type", row.check)])
+            .with_attributes([("message", first), ("type", row.metric.map_or("end", Metric::name))])
             .write_text_content(BytesText::new(&text))?;
         Ok(())
     })?;

@@ -49,8 +49,14 @@ pub(super) fn read(
 }
 
 fn read_total(profile: &Profile, metric: Metric) -> Option<u64> {
-    let Totals { heap, peak_live_bytes, peak_at: _, mapped: _, temporary_allocations } =
-        &profile.totals;
+    let Totals {
+        heap,
+        peak_live_bytes,
+        peak_at: _,
+        mapped: _,
+        temporary_allocations,
+        peak_resident_bytes,
+    } = &profile.totals;
     Some(match metric {
         Metric::Peak => *peak_live_bytes,
         Metric::Live => heap.live_bytes,
@@ -63,7 +69,7 @@ fn read_total(profile: &Profile, metric: Metric) -> Option<u64> {
             let share = parts.div_ceil(u128::from(heap.allocations.max(1)));
             u64::try_from(share).unwrap_or(u64::MAX)
         }
-        Metric::Resident => return profile.peak_resident_bytes,
+        Metric::Resident => return Some(*peak_resident_bytes).filter(|&bytes| bytes > 0),
     })
 }
 
@@ -122,11 +128,8 @@ pub(super) fn top_stacks(
     // The order of a profile's stacks is total, and a stable sort keeps it.
     stacks.sort_by_key(|&(amount, _)| std::cmp::Reverse(amount));
     let top = stacks.into_iter().take(TOP_STACKS);
-    top.map(|(amount, stack)| TopStack {
-        amount,
-        frames: stack.frames.iter().map(|&frame| label::long(words, None, Some(frame))).collect(),
-    })
-    .collect()
+    top.map(|(amount, stack)| TopStack { amount, frames: label::lines(words, &stack.frames) })
+        .collect()
 }
 
 fn heap(profile: &Profile) -> impl Iterator<Item = &Stack> {

@@ -49,8 +49,13 @@ impl Text<'_> {
         for row in &judgement.rows {
             self.row(row)?;
         }
+        let mut explained = Vec::new();
         for row in judgement.rows.iter().filter(|row| !row.stacks.is_empty()) {
-            self.stacks(row)?;
+            // Two limits of one number have one explanation.
+            if !explained.contains(&(&row.subject, row.metric)) {
+                explained.push((&row.subject, row.metric));
+                self.stacks(row)?;
+            }
         }
         let verdicts: Vec<String> =
             [(Verdict::Pass, "passed"), (Verdict::Fail, "failed"), (Verdict::Unknown, "unknown")]
@@ -78,7 +83,7 @@ impl Text<'_> {
     fn row(&mut self, row: &Row) -> fmt::Result {
         let (actual, limit, headroom) = match &row.numbers {
             None => (String::new(), String::new(), String::new()),
-            Some(Numbers { unit, actual, limit }) => {
+            Some(Numbers { unit, actual, limit, baseline: _ }) => {
                 let headroom = limit.map(|limit| {
                     let sign = if *actual > limit { "-" } else { "" };
                     format!("{sign}{}", unit.amount(limit.abs_diff(*actual)))
@@ -121,7 +126,9 @@ impl Text<'_> {
     }
 
     fn stacks(&mut self, row: &Row) -> fmt::Result {
-        let Some(Numbers { unit, actual, limit: _ }) = row.numbers else { return Ok(()) };
+        let Some(Numbers { unit, actual, limit: _, baseline: _ }) = row.numbers else {
+            return Ok(());
+        };
         let source = match &row.source {
             Some(source) => format!("  ({}:{})", source.file, source.line),
             None => String::new(),

@@ -47,7 +47,7 @@ struct Totals {
     peak_live_bytes: u64,
     temporary_allocations: u64,
     mapped: Usage,
-    peak_resident_bytes: Option<u64>,
+    peak_resident_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -119,8 +119,7 @@ pub fn write(
 }
 
 fn session<'d>(side: &Side<'d>) -> Session<'d> {
-    let Profile { target, coverage, caveats, totals, peak_resident_bytes, stacks: _ } =
-        side.profile;
+    let Profile { target, coverage, caveats, totals, stacks: _ } = side.profile;
     let Coverage {
         duration,
         origin,
@@ -129,8 +128,14 @@ fn session<'d>(side: &Side<'d>) -> Session<'d> {
         has_allocator: _,
         losses,
     } = coverage;
-    let snapshot::Totals { heap, peak_live_bytes, peak_at: _, mapped, temporary_allocations } =
-        totals;
+    let snapshot::Totals {
+        heap,
+        peak_live_bytes,
+        peak_at: _,
+        mapped,
+        temporary_allocations,
+        peak_resident_bytes,
+    } = totals;
     Session {
         name: side.name,
         target,

@@ -167,8 +167,8 @@ impl Text<'_> {
         self.total("allocations", a.heap.allocations, b.heap.allocations, count)?;
         self.total("temporary", a.temporary_allocations, b.temporary_allocations, count)?;
         self.total("mapped", a.mapped.live_bytes, b.mapped.live_bytes, bytes)?;
-        if let (Some(old), Some(new)) = (old.peak_resident_bytes, new.peak_resident_bytes) {
-            self.total("resident", old, new, bytes)?;
+        if a.peak_resident_bytes > 0 && b.peak_resident_bytes > 0 {
+            self.total("rss, peak", a.peak_resident_bytes, b.peak_resident_bytes, bytes)?;
         }
         Ok(())
     }

@@ -126,6 +126,7 @@ struct Totals {
     peak_at_ns: u64,
     mapped_bytes: u64,
     temporary_allocations: u64,
+    peak_resident_bytes: u64,
     mapped: Usage,
 }
 
@@ -315,6 +316,7 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at,
         mapped,
         temporary_allocations,
+        peak_resident_bytes,
     } = totals;
     Totals {
         allocations: heap.allocations,
@@ -329,6 +331,7 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at_ns: peak_at.0,
         mapped_bytes: mapped.live_bytes,
         temporary_allocations: *temporary_allocations,
+        peak_resident_bytes: *peak_resident_bytes,
         mapped: usage(mapped),
     }
 }

@@ -2,6 +2,7 @@
 
 use super::{Frame, FrameId, Function, Vocabulary};
 use crate::views::frames::base_name;
+use crate::views::label::source;
 
 /// `parse  parse.c:15 → 18`: the function, its file's name, and its line on either side.
 ///
@@ -12,7 +13,18 @@ pub fn short(words: &Vocabulary, old: Option<FrameId>, new: Option<FrameId>) -> 
 
 /// [`short`] with the path of the file, or the module where no file is known.
 pub fn long(words: &Vocabulary, old: Option<FrameId>, new: Option<FrameId>) -> String {
-    label(words, old, new, |file| file)
+    label(words, old, new, source)
+}
+
+/// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
+pub fn lines(words: &Vocabulary, frames: &[FrameId]) -> Vec<String> {
+    frames
+        .chunk_by(|a, b| a == b)
+        .map(|run| match run.len() {
+            1 => long(words, None, Some(run[0])),
+            times => format!("{} × {times}", long(words, None, Some(run[0]))),
+        })
+        .collect()
 }
 
 /// The name of a function, or what stands for one.

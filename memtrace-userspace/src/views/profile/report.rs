@@ -14,7 +14,7 @@ use serde::Deserialize;
 use serde_json::value::RawValue;
 use thiserror::Error;
 
-use super::{Coverage, FrameId, NamedFrame, Profile, Stack, Vocabulary, highest, losses};
+use super::{Coverage, FrameId, NamedFrame, Profile, Stack, Vocabulary, losses};
 use crate::pipeline::snapshot::{Totals, Usage};
 use crate::record::{Origin, Time};
 use crate::views::export::json::VERSION;
@@ -58,7 +58,6 @@ struct Report<'t> {
     totals: ReportTotals,
     #[serde(borrow)]
     stacks: Vec<ReportStack<'t>>,
-    timeline: Vec<TimelineStep>,
     counters: BTreeMap<String, u64>,
     caveats: Vec<String>,
 }
@@ -98,6 +97,8 @@ struct ReportTotals {
     peak_live_bytes: u64,
     peak_at_ns: u64,
     temporary_allocations: u64,
+    #[serde(default)]
+    peak_resident_bytes: u64,
     mapped: ReportUsage,
 }
 
@@ -140,11 +141,6 @@ struct ReportFrame<'t> {
     line: Option<u32>,
 }
 
-#[derive(Deserialize)]
-struct TimelineStep {
-    resident_bytes: u64,
-}
-
 /// Reads the text of a report.
 pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> {
     let Head { format, version } = serde_json::from_str(text)?;
@@ -152,8 +148,7 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
         let format = printable_str(&format).chars().take(40).collect();
         return Err(ReportError::OtherFormat { format, version });
     }
-    let Report { target, capture, totals, stacks, timeline, counters, caveats } =
-        serde_json::from_str(text)?;
+    let Report { target, capture, totals, stacks, counters, caveats } = serde_json::from_str(text)?;
     let exe = target.exe.as_deref().map(printable_str);
     let mut known: HashMap<&str, FrameId> = HashMap::new();
     let mut listed = Vec::with_capacity(stacks.len());
@@ -216,8 +211,8 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
             peak_at: Time(totals.peak_at_ns),
             mapped: totals.mapped.into(),
             temporary_allocations: totals.temporary_allocations,
+            peak_resident_bytes: totals.peak_resident_bytes,
         },
-        peak_resident_bytes: highest(timeline.into_iter().map(|step| step.resident_bytes)),
         stacks: listed,
     })
 }
