@@ -327,7 +327,9 @@ fn junit_is_xml_that_says_the_same() {
             Event::Start(tag) | Event::Empty(tag) => {
                 let attribute = |name: &str| {
                     let found = tag.try_get_attribute(name).expect("attributes");
-                    let found = found.map(|value| value.normalized_value(XmlVersion::Implicit1_0).expect("escaped"));
+                    let found = found.map(|value| {
+                        value.normalized_value(XmlVersion::Implicit1_0).expect("escaped")
+                    });
                     found.unwrap_or_default().into_owned()
                 };
                 match tag.name().as_ref() {

@@ -10,7 +10,7 @@ use crate::views::style::Style;
 /// The fixture, and what became of it:
 ///
 /// ```text
-///   leak_per_request   12 KiB × 1 KiB → twice as much      grown
+///   leak_per_request   twice as much, called in line 92    grown
 ///   parse ← parse      one level deeper, as much           same
 ///   cache_fill         no more                             gone
 ///   ?? in plugin.so    from handle instead                 new
@@ -20,6 +20,8 @@ fn later() -> Snapshot {
     let usage = &mut snapshot.stacks[0].usage;
     let grown = *usage;
     add_usage(usage, &grown);
+    let leak = Arc::make_mut(&mut snapshot.stacks[0].stack);
+    leak.frames[2] = fixture::snapshot().stacks[1].stack.frames[1];
     let deeper = Arc::make_mut(&mut snapshot.stacks[2].stack);
     deeper.frames.insert(2, deeper.frames[1]);
     let handle = snapshot.stacks[0].stack.frames[1..].to_vec();
