@@ -65,7 +65,7 @@ fn diff_goes_to_stdout_and_finds_nothing_wrong() {
 
     let stdout = text(&output.stdout);
     assert_eq!((output.status.code(), text(&output.stderr)), (Some(0), String::new()));
-    assert!(stdout.contains("  live              900 B      1.9 KiB"), "{stdout}");
+    assert!(stdout.contains("  live              900 B    1.9 KiB"), "{stdout}");
     assert!(stdout.contains("?? in server\\x1b[2J\n"), "{stdout}");
     assert!(!stdout.contains('\x1b'), "{stdout}");
 }

@@ -383,13 +383,12 @@ fn signed(old: u64, new: u64, amount: impl Fn(u64) -> String) -> String {
     format!("{sign}{}", amount(old.abs_diff(new)))
 }
 
-/// `+12.5%`, `-100.0%`; `-` where there is nothing to compare with.
+/// `+12.5%`, `-100.0%`, `from 0`.
 fn relative(old: u64, new: u64) -> String {
     const MOST: u64 = 99_999;
     match (old, new) {
-        (0, 0) => String::new(),
-        (0, _) => "from 0".to_owned(),
         _ if old == new => "0.0%".to_owned(),
+        (0, _) => "from 0".to_owned(),
         _ => {
             let permille = u128::from(old.abs_diff(new)) * 1_000 / u128::from(old);
             let sign = if new > old { '+' } else { '-' };
