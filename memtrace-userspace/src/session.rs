@@ -273,7 +273,7 @@ pub fn run(
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
     let (verdict, lost) = traced?;
-    let exit_status = launched.and_then(|launched| launched.status());
+    let exit_status = launched.and_then(|launched| launched.status(snapshot.end));
     let lost = lost.transpose()?;
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
 }

@@ -178,6 +178,10 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// A program, to be compared with its next build.
+pub const BUILD_BEFORE: Program = program("build_before", "build_before.c", Toolchain::C);
+/// The next build of [`BUILD_BEFORE`].
+pub const BUILD_AFTER: Program = program("build_after", "build_after.c", Toolchain::C);
 /// Rewrites a library with an allocator in place.
 pub const REWRITTEN_LIBRARY: Program = Program {
     companions: &[
@@ -235,6 +239,8 @@ pub const ALL: &[Program] = &[
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
     LOST_UNDER_CHURN,
+    BUILD_BEFORE,
+    BUILD_AFTER,
 ];
 
 impl Program {
