@@ -28,7 +28,9 @@ use self::output::Output;
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
+use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted::WantedError;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
@@ -85,6 +87,8 @@ pub struct RecordOptions {
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
+    /// Further functions to probe.
+    pub probes: Vec<ProbeSpec>,
 }
 
 impl RecordOptions {
@@ -107,6 +111,7 @@ impl RecordOptions {
             new_code: NewCode::CatchUp,
             program: Program::Trace,
             links: None,
+            probes: Vec::new(),
         }
     }
 }
@@ -167,6 +172,9 @@ pub enum SessionError {
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
+    /// A function that the user has named is not there.
+    #[error(transparent)]
+    NoSuchProbe(#[from] WantedError),
     /// The command cannot be run.
     #[error("cannot run {command}; check its name and that it may be executed")]
     Command {

@@ -171,7 +171,7 @@ impl Tracer {
 }
 
 fn point(probe: &Probe) -> Point {
-    Point { offset: probe.offset(), api: probe.target.api }
+    Point { offset: probe.offset(), call: probe.target.call }
 }
 
 fn chain(error: &LoadError) -> String {

@@ -24,7 +24,7 @@ use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use memtrace_common::addr::FileOffset;
-use memtrace_common::event::Api;
+use memtrace_common::call::Call;
 
 use super::allocators::Role;
 use super::loader::{LoadError, Program};
@@ -83,7 +83,7 @@ pub struct Point {
     /// Where it stands in the file.
     pub offset: FileOffset,
     /// What the program is told of it.
-    pub api: Api,
+    pub call: Call,
 }
 
 /// Where probes are to be placed.
@@ -159,9 +159,9 @@ impl Probes {
         let &Place { pid, task, file, points } = place;
         let names: &[&str] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
+            (Program::Trace, Role::Acquire | Role::Enclose) => &["call_return", "call_enter"],
             (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
+            (Program::Empty, Role::Acquire | Role::Enclose) => &["empty_return", "empty_enter"],
             (Program::Empty, Role::Release) => &["empty_enter"],
         };
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
@@ -215,7 +215,7 @@ fn perf_link(
         program.load().map_err(LoadError::refused)?;
     }
     let location = UProbeAttachLocation::AbsoluteOffset(point.offset.0);
-    let cookie = Some(point.api as u64);
+    let cookie = Some(point.call.cookie());
     let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
     let id = program
         .attach(UProbeAttachPoint { location, cookie }, path, UProbeScope::OneProcess(task))

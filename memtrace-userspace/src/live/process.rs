@@ -258,7 +258,8 @@ fn stat(pid: Pid) -> Result<Stat, ProcessError> {
     status::parse_stat(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
 }
 
-fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
+/// Path of the executable of `pid`, and whether it was deleted since.
+pub fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
     let path = file_of(pid, "exe");
     let target = fs::read_link(&path).map_err(|source| failed(pid, &path, source))?;
     let target = target.into_os_string().into_vec();

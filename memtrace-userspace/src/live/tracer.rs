@@ -18,6 +18,7 @@ use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind};
 use thiserror::Error;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
@@ -59,6 +60,8 @@ pub struct Options {
     pub children: Children,
     /// What happens when a process that was running maps code.
     pub new_code: NewCode,
+    /// The functions that the user has named.
+    pub probes: Vec<ProbeSpec>,
 }
 
 /// Whether to trace the children of a traced process.
@@ -195,7 +198,8 @@ impl Tracer {
     /// Loads the kernel half, with room for the tables of `pids`. Nothing is traced yet.
     pub fn new(mut options: Options, pids: &[Pid]) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
-        let mut images = Images::new(options.table_cache.as_deref().and_then(TableCache::open));
+        let cache = options.table_cache.as_deref().and_then(TableCache::open);
+        let mut images = Images::new(cache, std::mem::take(&mut options.probes));
         tracing::debug!("reading the kernel's types and the target's files");
         let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
         let (rows, buckets) = tables::room_for(images.tables());

@@ -102,7 +102,7 @@ fn allocators(pid: Pid) -> Vec<Check> {
     let subject = "allocator";
     let fail =
         |finding: String| vec![Check { verdict: Verdict::Fail, subject, finding, advice: None }];
-    let survey = match survey::survey(pid) {
+    let survey = match survey::survey(pid, &[]) {
         Ok(survey) => survey,
         Err(error) => return fail(printable_str(&error.to_string()).into_owned()),
     };

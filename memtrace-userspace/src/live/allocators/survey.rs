@@ -8,6 +8,8 @@ use std::fmt;
 
 use thiserror::Error;
 
+use super::spec::ProbeSpec;
+use super::wanted::Wanted;
 use super::{AllocatorsError, Plan, Probe, Skipped, is_go, plan};
 use crate::live::lazy_file::LazyFile;
 use crate::live::process::{self, Mapped, Mapping, ProcessError};
@@ -156,12 +158,13 @@ fn skipped_line(Skipped { symbol, reason }: &Skipped) -> String {
     format!("{symbol}: not probed, {reason}")
 }
 
-/// Searches every file whose code is mapped into the process.
-pub fn survey(pid: Pid) -> Result<Survey, ProcessError> {
+/// Searches every file whose code is mapped into the process, for `named` functions as well.
+pub fn survey(pid: Pid, named: &[ProbeSpec]) -> Result<Survey, ProcessError> {
     let mappings = process::mappings(pid)?;
+    let wanted = Wanted::of(pid, named);
     let modules = first_mappings(&mappings)
         .map(|(path, mapping)| {
-            let (runtime, plan) = match search(pid, mapping) {
+            let (runtime, plan) = match search(pid, mapping, &wanted.in_file(path)) {
                 Ok((runtime, plan)) => (runtime, Ok(plan)),
                 Err(error) => (Runtime::Other, Err(error)),
             };
@@ -172,7 +175,7 @@ pub fn survey(pid: Pid) -> Result<Survey, ProcessError> {
 }
 
 /// The first executable mapping of each file.
-fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping)> {
+pub(super) fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping)> {
     let mut seen = HashSet::new();
     mappings.iter().filter(|mapping| mapping.is_code()).filter_map(move |mapping| {
         let Mapped::File { path, deleted: _ } = &mapping.mapped else { return None };
@@ -180,11 +183,15 @@ fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping
     })
 }
 
-fn search(pid: Pid, mapping: &Mapping) -> Result<(Runtime, Plan), SurveyError> {
+fn search(
+    pid: Pid,
+    mapping: &Mapping,
+    named: &[&ProbeSpec],
+) -> Result<(Runtime, Plan), SurveyError> {
     let file = process::open_mapped(pid, mapping)?;
     let bytes = LazyFile::new(&file)?;
     let runtime = if is_go(&bytes)? { Runtime::Go } else { Runtime::Other };
-    Ok((runtime, plan(&bytes)?))
+    Ok((runtime, plan(&bytes, named)?))
 }
 
 #[cfg(test)]
@@ -193,6 +200,7 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use memtrace_common::addr::{FileOffset, Svma};
+    use memtrace_common::call::{Argument, Call};
     use memtrace_common::event::Api;
 
     use super::*;
@@ -205,7 +213,7 @@ mod tests {
 
     fn plan_with_free() -> Plan {
         let target = Target {
-            api: Api::Free,
+            call: Call::Release { api: Api::Free, block: Argument::new(0).unwrap() },
             role: Role::Release,
             symbol: "free".into(),
             offset: FileOffset(0x1000),
@@ -252,7 +260,7 @@ mod tests {
         std::io::Write::write_all(&mut stdin, b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
 
-        let survey = survey(Pid(child.id())).unwrap();
+        let survey = survey(Pid(child.id()), &[]).unwrap();
 
         drop(stdin);
         child.wait().unwrap();
