@@ -123,6 +123,26 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     Some(())
 }
 
+/// An exception was thrown, or a thread is about to end: the stack will be unwound.
+///
+/// The unwinder finds the trampoline where the return address of a pending call was, knows no
+/// function there and ends the program. So the addresses are put back, and the call, which will not
+/// return, is forgotten.
+#[inline(always)]
+pub fn unwind_starts(ctx: &ProbeContext) -> Option<()> {
+    // SAFETY: the kernel gives a uprobe program the registers.
+    let regs = unsafe { &*ctx.regs };
+    let slot = slots::find(bpf_get_current_pid_tgid() as u32)?;
+    // SAFETY: a map value; a thread is in one program at a time.
+    let slot = unsafe { &mut *slot };
+    if is_nested(slot, regs.rsp) {
+        task::restore_return_addresses(regs.rsp, slot.entry_sp, slot.trampoline);
+        slot.call = 0;
+        count(Counter::AbandonedCalls);
+    }
+    Some(())
+}
+
 #[inline(always)]
 fn send_block(tid: u32, kind: Kind, call: Cookie, ptr: u64) {
     let event = Free { header: header_of(tid, kind, call.api(), 0), ptr };

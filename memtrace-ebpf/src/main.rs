@@ -1,7 +1,8 @@
 //! memtrace's kernel programs: entry points only.
 //!
 //! ```text
-//!   uprobes       call_enter, call_return, release_enter     the allocator's functions
+//!   uprobes       call_enter, call_return, release_enter      the allocator's functions
+//!                 unwind_enter                               exceptions that leave them
 //!   functions     {mmap,munmap,mremap,mprotect,brk}_{enter,exit}  mappings
 //!   of the kernel schedule_tail_exit                         the first steps of a process
 //!   tracepoints   sched_process_{fork,exec,exit}, task_rename  life of processes and threads
@@ -52,6 +53,13 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
 pub fn release_enter(ctx: ProbeContext) -> u32 {
     never_taken(&ctx);
     let _ = alloc::enter_release(&ctx);
+    0
+}
+
+/// The stack is about to be unwound. Loaded only where that could concern a probed function.
+#[uprobe]
+pub fn unwind_enter(ctx: ProbeContext) -> u32 {
+    let _ = alloc::unwind_starts(&ctx);
     0
 }
 

@@ -11,7 +11,6 @@
 // expect: function=use_out_parameter api="custom alloc" allocations=71 allocated_bytes=5041 frees=0 freed_bytes=0 live_blocks=71 live_bytes=5041
 // expect: function=use_wrapper api="custom alloc" allocations=101 allocated_bytes=3737 frees=101 freed_bytes=3737 live_blocks=0 live_bytes=0
 // expect: function=use_malloc api=malloc allocations=43 allocated_bytes=1849 frees=43 freed_bytes=1849 live_blocks=0 live_bytes=0
-// absent: function=pool_create
 // absent: function=pool_alloc
 // absent: function=pool_extra
 // absent: function=wrap_alloc

@@ -60,6 +60,8 @@ pub enum Toolchain {
     Jemalloc,
     /// C++.
     Cxx,
+    /// C++ by clang, with LLVM's libc++.
+    LibCxx,
     /// Rust.
     Rust,
     /// Go without C.
@@ -90,10 +92,12 @@ pub struct Program {
     pub startup: Startup,
     /// Files that it loads or executes, to be built beside it.
     pub companions: &'static [Program],
+    /// What it is linked with besides: arguments of the compiler.
+    pub link: &'static [&'static str],
 }
 
 const fn program(name: &'static str, source: &'static str, toolchain: Toolchain) -> Program {
-    Program { name, source, toolchain, startup: Startup::Silent, companions: &[] }
+    Program { name, source, toolchain, startup: Startup::Silent, companions: &[], link: &[] }
 }
 
 /// Leaks, frees, nested callers.
@@ -185,6 +189,9 @@ pub const REWRITTEN_LIBRARY: Program = Program {
     ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
 };
 
+/// A pool allocator under names that only the user knows.
+pub const POOL: Program = program("pool", "pool.c", Toolchain::C);
+
 /// Every test program.
 pub const ALL: &[Program] = &[
     LEAK,
@@ -221,6 +228,7 @@ pub const ALL: &[Program] = &[
     EXEC_AGAIN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
+    POOL,
 ];
 
 impl Program {
@@ -302,6 +310,7 @@ impl Program {
             Toolchain::C | Toolchain::SharedC | Toolchain::StaticC | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
+            Toolchain::LibCxx => "clang++",
             Toolchain::Rust => "rustc",
             Toolchain::Go | Toolchain::Cgo => "go",
         });
@@ -315,7 +324,7 @@ impl Program {
                 command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
-            Toolchain::Cxx => {
+            Toolchain::Cxx | Toolchain::LibCxx => {
                 command.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
@@ -330,6 +339,7 @@ impl Program {
         match self.toolchain {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::LibCxx => command.arg("-stdlib=libc++"),
             Toolchain::C
             | Toolchain::Musl
             | Toolchain::Jemalloc
@@ -346,10 +356,12 @@ impl Program {
             | Toolchain::StaticMusl
             | Toolchain::Musl
             | Toolchain::Cxx
+            | Toolchain::LibCxx
             | Toolchain::Rust
             | Toolchain::Go
             | Toolchain::Cgo => &mut command,
         };
+        command.args(self.link);
         command
     }
 }

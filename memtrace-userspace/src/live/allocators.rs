@@ -45,6 +45,9 @@ use spec::ProbeSpec;
 /// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
 const MAX_FUNCTIONS: usize = 512;
 
+/// The most functions of one file that unwind the stack; libgcc has three.
+const MAX_UNWINDERS: usize = 8;
+
 /// The most bytes of one function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
@@ -81,6 +84,8 @@ pub enum Role {
     /// Functions that the user has named, and that do not give memory. An allocator's own `free`
     /// calls no other, so its return is of no interest.
     Enclose,
+    /// It unwinds the stack, past probed functions if need be: it needs a probe at its entry.
+    Unwind,
 }
 
 /// A function to probe.
@@ -185,9 +190,27 @@ pub struct Plan {
     pub probes: Vec<Probe>,
     /// What was passed over, by name.
     pub skipped: Vec<Skipped>,
+    /// Where exceptions start to unwind the stack. They are probed where a probed function of the
+    /// process, in whichever file, may be left by one.
+    pub unwinders: Vec<Probe>,
 }
 
 impl Plan {
+    /// Every place at which the file may have a breakpoint.
+    pub fn all_probes(&self) -> impl Iterator<Item = &Probe> {
+        self.probes.iter().chain(&self.unwinders)
+    }
+
+    /// Whether a function whose return is probed may be left by an exception.
+    pub fn may_throw(&self) -> bool {
+        self.probes.iter().any(|probe| match probe.target.role {
+            // C's functions do not throw, and the operators that may not say so in their names.
+            Role::Acquire => names::may_throw(&probe.target.symbol),
+            Role::Enclose => true,
+            Role::Release | Role::Unwind => false,
+        })
+    }
+
     /// The probes in the order in which a running process gets them: what takes memory back first.
     ///
     /// Placing them takes a while, and the process runs on. A block that is acquired in view and
@@ -199,6 +222,7 @@ impl Plan {
             (Role::Enclose, _) => 1,
             (Role::Acquire, Call::Acquire { block: Some(_), .. }) => 2,
             (Role::Acquire, _) => 3,
+            (Role::Unwind, _) => 4,
         });
         probes
     }
@@ -211,6 +235,8 @@ pub struct Found {
     pub targets: Vec<Target>,
     /// What was passed over, by name.
     pub skipped: Vec<Skipped>,
+    /// The functions that unwind the stack, by address.
+    pub unwinders: Vec<Target>,
 }
 
 /// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
@@ -221,7 +247,7 @@ pub fn plan<'data>(
     file: impl ReadRef<'data>,
     named: &[&ProbeSpec],
 ) -> Result<Plan, AllocatorsError> {
-    let Found { mut targets, mut skipped } = find(file)?;
+    let Found { mut targets, mut skipped, unwinders } = find(file)?;
     for spec in named {
         match named::resolve(file, spec) {
             Ok(target) => {
@@ -236,15 +262,13 @@ pub fn plan<'data>(
                 .push(Skipped { symbol: spec.function.to_string(), reason: Skip::NotFound(error) }),
         }
     }
-    let probes = targets
-        .into_iter()
-        .map(|target| {
-            let need = Need { arguments: target.call.arguments() };
-            let site = placement::place(target.code(file), target.svma.0, need);
-            Probe { target, site }
-        })
-        .collect();
-    Ok(Plan { probes, skipped })
+    let place = |target: Target| {
+        let need = Need { arguments: target.call.arguments() };
+        let site = placement::place(target.code(file), target.svma.0, need);
+        Probe { target, site }
+    };
+    let probes = targets.into_iter().map(place).collect();
+    Ok(Plan { probes, skipped, unwinders: unwinders.into_iter().map(place).collect() })
 }
 
 /// Finds the allocator functions of the ELF file `file`.
@@ -279,9 +303,27 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> 
             found.targets.push(target);
         }
     }
+    found.unwinders = unwinders(&elf);
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
     Ok(found)
+}
+
+/// The functions with which an exception, or the forced end of a thread, starts to unwind.
+fn unwinders<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<Target> {
+    let mut found: Vec<Target> = elf
+        .defined_symbols()
+        .filter(|symbol| names::unwinds(symbol.name) && symbol.kind == SymbolType::Function)
+        .filter_map(|Symbol { name, svma, size, .. }| {
+            let offset = elf.code_offset(svma, size)?;
+            let symbol = name.to_owned();
+            Some(Target { call: Call::Ignore, role: Role::Unwind, symbol, offset, svma, size })
+        })
+        .collect();
+    found.sort_by_key(|target| target.svma);
+    found.dedup_by_key(|target| target.svma);
+    found.truncate(MAX_UNWINDERS);
+    found
 }
 
 /// Whether the ELF file `file` holds a Go program.

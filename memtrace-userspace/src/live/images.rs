@@ -401,7 +401,8 @@ fn analyse_file(
     let image = Image::File { path: path.to_vec(), build_id };
     let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path));
     drop(bytes);
-    let file = (!analysis.plan.probes.is_empty()).then_some(file);
+    let Plan { probes, unwinders, .. } = &analysis.plan;
+    let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);
     Some(Analysis { file, stamp: Some(stamp), ..analysis })
 }
 

@@ -172,6 +172,8 @@ pub struct Tracer {
     pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
+    /// Whether the kernel has refused what lets exceptions leave probed functions.
+    pub(super) exceptions_unprotected: bool,
     pub(super) closer: Closer,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
@@ -230,6 +232,7 @@ impl Tracer {
             anomalies: Anomalies::default(),
             forks_not_traced: 0,
             found: Found::None,
+            exceptions_unprotected: false,
             closer: Closer::start(),
             out: Vec::new(),
         };

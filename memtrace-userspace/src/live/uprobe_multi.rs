@@ -93,8 +93,12 @@ struct Program {
 }
 
 impl Programs {
-    /// Loads the uprobe programs of `object` with these maps, by name.
-    pub(super) fn load(object: &[u8], maps: &HashMap<String, OwnedFd>) -> Result<Self, MultiError> {
+    /// Loads those uprobe programs of `object` that are `wanted`, with these maps, by name.
+    pub(super) fn load(
+        object: &[u8],
+        maps: &HashMap<String, OwnedFd>,
+        wanted: impl Fn(&str) -> bool + Sync,
+    ) -> Result<Self, MultiError> {
         let mut object = Object::parse(object)?;
         // Kernels with these links lack nothing that BTF may contain.
         let features = BtfFeatures::new(true, true, true, true, true, true, true, true);
@@ -114,6 +118,7 @@ impl Programs {
         let programs: Result<_, MultiError> = object
             .programs
             .par_iter()
+            .filter(|(name, _)| wanted(name))
             .filter_map(|(name, program)| {
                 let flags = match program.section {
                     ProgramSection::UProbe { .. } => 0,
@@ -136,6 +141,16 @@ impl Programs {
             })
             .collect();
         programs.map(Programs)
+    }
+
+    /// The same and others.
+    pub(super) fn extend(&mut self, others: Programs) {
+        self.0.extend(others.0);
+    }
+
+    /// Whether the program `name` is loaded.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
     }
 
     /// Places probes of the program `name` in a file for one process, all or none.

@@ -203,6 +203,24 @@ fn operator(symbol: &str) -> Option<Api> {
     }
 }
 
+/// Whether a function that gives memory may throw an exception instead, by its name.
+///
+/// A name that is no allocator's is the user's, and then nothing is known.
+pub(super) fn may_throw(symbol: &str) -> bool {
+    match classify(symbol) {
+        Some(name) => name.family == Family::CxxOperator && !symbol.contains("nothrow"),
+        None => true,
+    }
+}
+
+/// Whether a function of this name starts to unwind the stack (the C++ ABI, which Rust uses too).
+pub(super) fn unwinds(symbol: &str) -> bool {
+    matches!(
+        symbol,
+        "_Unwind_RaiseException" | "_Unwind_Resume_or_Rethrow" | "_Unwind_ForcedUnwind"
+    )
+}
+
 /// What the operators do: each of them takes the size or the block first.
 fn of_operator(api: Api) -> (Call, Family) {
     let call = if api == Api::New { gives(api, A0) } else { takes(api, A0) };

@@ -128,7 +128,7 @@ impl Module {
     /// Whether there is anything to say about it: most libraries have no allocator.
     pub fn is_worth_a_line(&self) -> bool {
         match &self.plan {
-            Ok(Plan { probes, skipped }) => {
+            Ok(Plan { probes, skipped, unwinders: _ }) => {
                 !probes.is_empty() || !skipped.is_empty() || self.runtime == Runtime::Go
             }
             Err(_) => true,
@@ -138,7 +138,7 @@ impl Module {
     /// What was found in it, a line for each function.
     pub fn lines(&self) -> Vec<String> {
         match &self.plan {
-            Ok(Plan { probes, skipped }) => {
+            Ok(Plan { probes, skipped, unwinders: _ }) => {
                 probes.iter().map(probe_line).chain(skipped.iter().map(skipped_line)).collect()
             }
             Err(error) => vec![error.to_string()],
@@ -222,7 +222,11 @@ mod tests {
         };
         let site = Site { delta: 3, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
-        Plan { probes: vec![Probe { target, site }], skipped: vec![alias] }
+        Plan {
+            probes: vec![Probe { target, site }],
+            skipped: vec![alias],
+            unwinders: Vec::new(),
+        }
     }
 
     #[test]
