@@ -24,8 +24,18 @@ pub const C: &[Program] = &[
     linked("c_glibc", "allocators.c", Toolchain::C, &[]),
     linked("c_glibc_static", "allocators.c", Toolchain::StaticC, &[]),
     linked("c_jemalloc", "allocators.c", Toolchain::C, &["-ljemalloc"]),
-    linked("c_jemalloc_static", "allocators.c", Toolchain::C, &["-l:libjemalloc.a", "-lm", "-lstdc++"]),
-    linked("c_tcmalloc", "allocators.c", Toolchain::C, &["-Wl,--no-as-needed", "-ltcmalloc_minimal"]),
+    linked(
+        "c_jemalloc_static",
+        "allocators.c",
+        Toolchain::C,
+        &["-l:libjemalloc.a", "-lm", "-lstdc++"],
+    ),
+    linked(
+        "c_tcmalloc",
+        "allocators.c",
+        Toolchain::C,
+        &["-Wl,--no-as-needed", "-ltcmalloc_minimal"],
+    ),
     linked(
         "c_tcmalloc_static",
         "allocators.c",
@@ -57,12 +67,6 @@ pub const CXX: &[Program] = &[
 /// jemalloc's extended functions.
 pub const EXTENDED_JEMALLOC: Program =
     linked("extended_jemalloc", "extended_jemalloc.c", Toolchain::C, &["-ljemalloc"]);
-
-/// An exception out of `operator new` that is caught.
-pub const THROWING: &[Program] = &[
-    linked("throwing_jemalloc", "throwing.cc", Toolchain::Cxx, &["-ljemalloc"]),
-    linked("throwing_tcmalloc", "throwing.cc", Toolchain::Cxx, &["-ltcmalloc_minimal"]),
-];
 
 /// A Rust program with the allocator of a crate in it, and its source for the table.
 pub fn rust(feature: &str) -> Result<(PathBuf, PathBuf)> {

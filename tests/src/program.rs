@@ -191,6 +191,18 @@ pub const REWRITTEN_LIBRARY: Program = Program {
 
 /// A pool allocator under names that only the user knows.
 pub const POOL: Program = program("pool", "pool.c", Toolchain::C);
+/// jemalloc's `operator new` throws, and the program goes on.
+pub const THROWING_JEMALLOC: Program = Program {
+    link: &["-ljemalloc"],
+    startup: Startup::Allocates,
+    ..program("throwing_jemalloc", "throwing.cc", Toolchain::Cxx)
+};
+/// tcmalloc's does.
+pub const THROWING_TCMALLOC: Program = Program {
+    link: &["-ltcmalloc_minimal"],
+    startup: Startup::Allocates,
+    ..program("throwing_tcmalloc", "throwing.cc", Toolchain::Cxx)
+};
 
 /// Every test program.
 pub const ALL: &[Program] = &[
@@ -229,6 +241,8 @@ pub const ALL: &[Program] = &[
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
     POOL,
+    THROWING_JEMALLOC,
+    THROWING_TCMALLOC,
 ];
 
 impl Program {

@@ -1,6 +1,5 @@
 //! Every allocator, with its real library: each call counts once, with a complete stack.
 
-use std::ffi::OsString;
 use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
@@ -8,9 +7,10 @@ use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers, Program};
 use memtrace_tests::recording::{
-    memtrace, record_attached, record_attached_with, record_launched, report, run, trace_path,
+    memtrace, record_attached, record_attached_with, record_launched, report, run, start_waiting,
+    trace_path,
 };
-use memtrace_tests::report::Report;
+use memtrace_tests::report::{Report, Stack};
 use memtrace_tests::table::Table;
 use memtrace_tests::{allocators, scratch_directory};
 
@@ -93,9 +93,9 @@ fn mimalloc_in_a_rust_program_counts_once() -> Result<()> {
 #[test]
 fn exception_out_of_operator_new_is_caught_by_the_program() -> Result<()> {
     privileged!();
-    for program in allocators::THROWING {
+    for program in [program::THROWING_JEMALLOC, program::THROWING_TCMALLOC] {
         let trace = trace_path(&format!("allocator-{}", program.name))?;
-        let executable = allocators::build(program)?;
+        let executable = program.build(FramePointers::Omitted)?;
 
         let finished = record_launched(&trace, &[&executable])?;
 
@@ -205,29 +205,62 @@ fn probe_that_cannot_be_placed_is_refused_with_the_reason() -> Result<()> {
     Ok(())
 }
 
-fn record_command(name: &str, command: &[&str]) -> Result<Report> {
-    let trace = trace_path(name)?;
-    let command: Vec<OsString> = command.iter().map(OsString::from).collect();
-    let paths: Vec<&Path> = command.iter().map(Path::new).collect();
-    record_launched(&trace, &paths)?;
-    report(&trace)
+#[test]
+fn arenas_of_python_are_mappings_of_its_function() -> Result<()> {
+    privileged!();
+    let script = "import sys; x = [str(i) * 3 for i in range(60000)]; sys._debugmallocstats()";
+    let trace = trace_path("arenas-python")?;
+
+    let command = ["/usr/bin/python3", "-c", script].map(Path::new);
+    let said = record_launched(&trace, &command)?.stderr;
+
+    // Python counts its arenas itself; each has 1 MiB.
+    let line = said.lines().find(|line| line.starts_with("# arenas allocated total"));
+    let arenas = line.and_then(|line| line.rsplit('=').next()).context("Python's own count")?;
+    let arenas: u64 = arenas.trim().parse().context("Python's own count")?;
+    let report = report(&trace)?;
+    // Debian's python3 is stripped; python3-dbg brings the names.
+    let is_arena = |stack: &&Stack| match stack.frames.as_slice() {
+        [map, new, ..] => map.is("_PyObject_ArenaMmap") && new.is("new_arena"),
+        _ => false,
+    };
+    let stacks = report.stacks.iter().filter(is_arena);
+    let bytes: u64 = stacks.filter_map(|stack| stack.json["allocated_bytes"].as_u64()).sum();
+    ensure!(arenas >= 3 && bytes == arenas << 20, "{bytes} bytes of {arenas} arenas were mapped");
+    let functions = report.json["functions"].as_array().context("functions")?;
+    let function = functions.iter().find(|function| function["function"] == "_PyObject_ArenaMmap");
+    let listed = function.context("it is listed")?["mapped"]["self"]["allocated_bytes"].as_u64();
+    ensure!(listed.is_some_and(|listed| listed >= bytes), "{listed:?}");
+    Ok(())
 }
 
+/// What `doctor -p` prints of a process that allocates all the time.
 #[test]
-fn arenas_of_python_are_mappings_of_python() -> Result<()> {
+fn doctor_tells_of_a_process_what_tracing_it_means() -> Result<()> {
     privileged!();
-    let script = "x = [str(i) * 3 for i in range(60000)]; print(len(x))";
+    let program = program::STEADY.build(FramePointers::Omitted)?;
+    let target = start_waiting(&program)?;
 
-    let report = record_command("arenas-python", &["/usr/bin/python3", "-c", script])?;
+    let pid = target.pid().to_string();
+    let doctor = run(memtrace()?.args(["doctor", "-p", &pid, "--sample", "1s"]))?;
 
-    // Debian's python3 is stripped; python3-dbg brings the names.
-    let arenas = report.stacks.iter().filter(|stack| {
-        stack.frames.first().is_some_and(|frame| frame.is("_PyObject_ArenaMmap"))
-    });
-    let bytes: u64 = arenas.filter_map(|stack| stack.json["allocated_bytes"].as_u64()).sum();
-    ensure!(bytes >= 3 << 20 && bytes % (1 << 20) == 0, "{bytes} bytes of arenas were mapped");
-    let functions = report.json["functions"].as_array().context("functions")?;
-    let arena = functions.iter().find(|function| function["function"] == "_PyObject_ArenaMmap");
-    ensure!(arena.context("it is listed")?["mapped"]["self"]["allocated_bytes"] == bytes);
+    let said = doctor.require_success("memtrace doctor -p")?.stdout;
+    let path = program.display().to_string();
+    let wanted = [
+        "Allocators\n  glibc",
+        "malloc+0x0                     emulated",
+        &format!("debug info {path}"),
+        "debug info ",
+        "allocations/s",
+        "% of one core",
+        "complete stacks: 100.0%",
+    ];
+    for wanted in wanted {
+        ensure!(said.contains(wanted), "no `{wanted}` in\n{said}");
+    }
+    ensure!(!said.contains(" 0 allocations/s"), "{said}");
+    let wide = said.lines().find(|line| line.chars().count() > 80);
+    ensure!(wide.is_none(), "{wide:?}");
+    target.signal("KILL")?;
     Ok(())
 }

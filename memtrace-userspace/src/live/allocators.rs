@@ -28,16 +28,18 @@ use crate::live::placement::{self, Need, Site};
 use crate::record;
 
 mod elf;
+pub mod facts;
 mod forwards;
 pub mod named;
 mod names;
 pub mod spec;
 pub mod survey;
-pub mod wanted;
 #[cfg(test)]
 mod tests;
+pub mod wanted;
 
 use elf::{Elf, Symbol, SymbolType};
+use facts::Facts;
 use named::NotFound;
 use names::{Family, Name};
 use spec::ProbeSpec;
@@ -324,6 +326,18 @@ fn unwinders<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<Target> {
     found.dedup_by_key(|target| target.svma);
     found.truncate(MAX_UNWINDERS);
     found
+}
+
+/// What else the ELF file `file` says of itself.
+pub fn facts<'data, R>(file: R) -> Result<Facts, AllocatorsError>
+where
+    R: ReadRef<'data> + Send + Sync,
+{
+    let elf = Elf::parse(file)?;
+    let marks = elf.defined_symbols().map(|symbol| symbol.name).filter(|name| facts::is_mark(name));
+    let whole = object::File::parse(file)
+        .map_err(|error| AllocatorsError::NotElf { reason: error.to_string() })?;
+    Ok(Facts::of(&whole, marks))
 }
 
 /// Whether the ELF file `file` holds a Go program.

@@ -122,6 +122,17 @@ pub enum TracerError {
         /// The process.
         pid: u32,
     },
+    /// The process would crash at the first return probe.
+    #[error(
+        "process {pid} has a shadow stack (CET), and on kernel {kernel} a return probe would crash \
+         it; update the kernel to 6.11 or later"
+    )]
+    ShadowStack {
+        /// The process.
+        pid: u32,
+        /// `uname -r`.
+        kernel: String,
+    },
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \

@@ -18,7 +18,7 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use aya_obj::btf::{BtfError, BtfFeatures};
+use aya_obj::btf::{Btf, BtfError, BtfFeatures, BtfKind};
 use aya_obj::generated::{
     BPF_F_UPROBE_MULTI_RETURN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type,
 };
@@ -185,6 +185,31 @@ pub fn support() -> io::Result<Result<(), Lacking>> {
         return Ok(Err(Lacking::OtherThreads));
     }
     Ok(Ok(()))
+}
+
+/// Whether this kernel lets its functions be watched (`fentry`).
+///
+/// `Err` is why not, as the kernel says it. The program that is attached for it does nothing, and is
+/// gone when this returns.
+pub fn can_watch_functions(btf: &[u8]) -> io::Result<()> {
+    let unknown = |_| io::Error::from_raw_os_error(libc::ENOENT);
+    let types = Btf::parse(btf, aya::Endianness::default()).map_err(|_| unknown(()))?;
+    let function =
+        types.id_by_type_name_kind("__x64_sys_munmap", BtfKind::Func).map_err(|_| unknown(()))?;
+    let instructions = copy_instructions(&RETURN_0).expect("two whole instructions");
+    let mut attributes = no_attributes();
+    attributes.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    attributes.__bindgen_anon_3.expected_attach_type = bpf_attach_type::BPF_TRACE_FENTRY as u32;
+    attributes.__bindgen_anon_3.insns = address(&instructions);
+    attributes.__bindgen_anon_3.insn_cnt = count(&instructions);
+    attributes.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
+    attributes.__bindgen_anon_3.attach_btf_id = function;
+    // SAFETY: addresses and counts are those of `instructions` and of a constant.
+    let program = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &attributes) }?;
+    let mut attributes = no_attributes();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: a program, and no name.
+    unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attributes) }.map(drop)
 }
 
 /// A program as the kernel takes it.

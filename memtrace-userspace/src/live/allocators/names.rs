@@ -67,9 +67,8 @@ pub(super) fn classify(symbol: &str) -> Option<Name> {
     if let Some(known) = classify_c(symbol) {
         return Some(name(known, false));
     }
-    let (prefix, rest) = PREFIXES
-        .iter()
-        .find_map(|prefix| Some((*prefix, symbol.strip_prefix(prefix)?)))?;
+    let (prefix, rest) =
+        PREFIXES.iter().find_map(|prefix| Some((*prefix, symbol.strip_prefix(prefix)?)))?;
     let own = match prefix {
         "tc_" => classify_gperftools(rest),
         "mi_" => classify_mimalloc(rest),
@@ -143,13 +142,25 @@ fn classify_c(name: &str) -> Option<(Call, Family)> {
 /// gperftools' own names, without their prefix.
 fn classify_gperftools(name: &str) -> Option<(Call, Family)> {
     Some(match name {
-        "new" | "newarray" | "new_nothrow" | "newarray_nothrow" | "new_aligned"
-        | "newarray_aligned" | "new_aligned_nothrow" | "newarray_aligned_nothrow" => {
-            of_operator(Api::New)
-        }
-        "delete" | "deletearray" | "delete_nothrow" | "deletearray_nothrow" | "delete_sized"
-        | "deletearray_sized" | "delete_aligned" | "deletearray_aligned"
-        | "delete_sized_aligned" | "deletearray_sized_aligned" | "delete_aligned_nothrow"
+        "new"
+        | "newarray"
+        | "new_nothrow"
+        | "newarray_nothrow"
+        | "new_aligned"
+        | "newarray_aligned"
+        | "new_aligned_nothrow"
+        | "newarray_aligned_nothrow" => of_operator(Api::New),
+        "delete"
+        | "deletearray"
+        | "delete_nothrow"
+        | "deletearray_nothrow"
+        | "delete_sized"
+        | "deletearray_sized"
+        | "delete_aligned"
+        | "deletearray_aligned"
+        | "delete_sized_aligned"
+        | "deletearray_sized_aligned"
+        | "delete_aligned_nothrow"
         | "deletearray_aligned_nothrow" => of_operator(Api::Delete),
         "malloc_skip_new_handler" => (gives(Api::Malloc, A0), Family::Variation),
         _ => return None,

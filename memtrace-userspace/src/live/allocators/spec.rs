@@ -106,7 +106,9 @@ impl ProbeSpec {
         match &self.module {
             ModuleName::Executable => executable == Some(path),
             ModuleName::Path(wanted) => wanted.as_bytes() == path,
-            ModuleName::FileName(name) => path.rsplit(|byte| *byte == b'/').next() == Some(name.as_bytes()),
+            ModuleName::FileName(name) => {
+                path.rsplit(|byte| *byte == b'/').next() == Some(name.as_bytes())
+            }
         }
     }
 
@@ -243,7 +245,9 @@ impl Arguments {
             match part.split_once('=') {
                 Some(("size", value)) => {
                     let (size, times) = match value.split_once('*') {
-                        Some((size, times)) => (size, Some(parse_argument(times).ok_or_else(wrong)?)),
+                        Some((size, times)) => {
+                            (size, Some(parse_argument(times).ok_or_else(wrong)?))
+                        }
                         None => (value, None),
                     };
                     let size = parse_argument(size).ok_or_else(wrong)?;
@@ -349,7 +353,10 @@ mod tests {
     fn names_of_cxx_keep_their_parameters() {
         let function = |text| parse(text).unwrap().function.to_string();
 
-        assert_eq!(function("alloc:Pool::alloc(unsigned long)(size=arg1)"), "Pool::alloc(unsigned long)");
+        assert_eq!(
+            function("alloc:Pool::alloc(unsigned long)(size=arg1)"),
+            "Pool::alloc(unsigned long)"
+        );
         assert_eq!(function("alloc:Pool::alloc(unsigned long)"), "Pool::alloc(unsigned long)");
         assert_eq!(function("alloc:a::b<(c)1>(size=arg1)->ret"), "a::b<(c)1>");
         assert_eq!(function("ignore:Ptr::operator->"), "Ptr::operator->");

@@ -265,9 +265,9 @@ fn operator_that_forwards_through_functions_of_other_names_is_skipped() {
     let mut fixture = Fixture::default();
     fixture.function("malloc", BODY);
     let free = fixture.dynamic_function("free", BODY);
-    fixture.dynamic_symbols.push(FixtureSymbol::function("mi_free", free, 2));
-    let free_stub = fixture.plt("mi_free");
-    let free_size = fixture.function_calling("mi_free_size", &[], 0xe9, free_stub);
+    fixture.dynamic_symbols.push(FixtureSymbol::function("own_free", free, 2));
+    let free_stub = fixture.plt("own_free");
+    let free_size = fixture.function_calling("own_free_size", &[], 0xe9, free_stub);
     fixture.function_calling("_ZdlPvm", &[], 0xe9, free_size);
 
     assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);

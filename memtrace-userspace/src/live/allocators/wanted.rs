@@ -139,13 +139,14 @@ pub fn require_in_command(command: &[OsString], specs: &[ProbeSpec]) -> Result<(
 
 fn find(spec: &ProbeSpec, path: &Path, file: &File) -> Result<(), WantedError> {
     let probe = || spec.to_string();
-    let bytes = LazyFile::new(file)
-        .map_err(|source| WantedError::Read { probe: probe(), file: path.to_owned(), source })?;
+    let bytes = LazyFile::new(file).map_err(|source| WantedError::Read {
+        probe: probe(),
+        file: path.to_owned(),
+        source,
+    })?;
     match named::resolve(&bytes, spec) {
         Ok(_) => Ok(()),
-        Err(reason) => {
-            Err(WantedError::Function { probe: probe(), file: path.to_owned(), reason })
-        }
+        Err(reason) => Err(WantedError::Function { probe: probe(), file: path.to_owned(), reason }),
     }
 }
 
@@ -155,5 +156,7 @@ fn in_path(program: &OsStr) -> Option<PathBuf> {
         return Some(PathBuf::from(program));
     }
     let path = std::env::var_os("PATH")?;
-    std::env::split_paths(&path).map(|directory| directory.join(program)).find(|path| path.is_file())
+    std::env::split_paths(&path)
+        .map(|directory| directory.join(program))
+        .find(|path| path.is_file())
 }
