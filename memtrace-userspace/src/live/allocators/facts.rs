@@ -59,7 +59,7 @@ impl Facts {
             .sections()
             .filter(|section| {
                 matches!(section.flags(), SectionFlags::Elf { sh_flags, .. }
-                    if sh_flags.0 & u64::from(object::elf::SHF_EXECINSTR.0) != 0)
+                    if sh_flags.0 & object::elf::SHF_EXECINSTR.0 != 0)
             })
             .fold(0u64, |bytes, section| bytes.saturating_add(section.size()));
         let has = |name: &str| elf.section_by_name(name).is_some();
