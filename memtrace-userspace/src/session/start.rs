@@ -6,6 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use super::{IDLE, RecordOptions, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted;
 use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
@@ -64,6 +65,10 @@ pub(super) fn start(
         Target::Attach(pids) => pids.as_slice(),
         Target::Launch(_) => &[],
     };
+    match &options.target {
+        Target::Attach(pids) => wanted::require(pids, &options.probes)?,
+        Target::Launch(command) => wanted::require_in_command(command, &options.probes)?,
+    }
     let tracer_options = Options {
         capacity,
         table_cache: options.table_cache.clone(),
@@ -72,6 +77,7 @@ pub(super) fn start(
         links: options.links,
         children: options.children,
         new_code: options.new_code,
+        probes: options.probes.clone(),
     };
     let mut tracer = Tracer::new(tracer_options, pids)?;
     match &options.target {
