@@ -13,6 +13,7 @@ mod record;
 mod replay;
 mod report;
 mod source;
+mod target;
 mod terminal;
 mod top;
 

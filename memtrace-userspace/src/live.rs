@@ -24,6 +24,7 @@ mod probed;
 pub mod probes;
 pub mod process;
 mod ring_meter;
+pub mod selection;
 pub mod table_cache;
 pub mod tables;
 pub mod tracer;

@@ -170,6 +170,7 @@ impl Pipeline {
                 self.process(process);
             }
             Record::BeforeAttach(before) => self.before_attach(before),
+            Record::Namespaces(namespaces) => self.namespaces(namespaces),
             Record::Module(module) => {
                 self.advance(module.time);
                 self.module(module);

@@ -31,6 +31,7 @@ use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
 use crate::live::allocators::survey::Verdict;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
+use crate::live::selection::Selection;
 use crate::live::probes::LinkKind;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
@@ -57,6 +58,15 @@ pub enum Target {
     Launch(Vec<OsString>),
 }
 
+/// What happens when a process cannot be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The session does not begin: somebody has asked for this one.
+    End,
+    /// It is left out, unless none is left.
+    Skip,
+}
+
 /// How to trace it.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
@@ -81,6 +91,10 @@ pub struct RecordOptions {
     pub children: Children,
     /// What happens when a process that is attached to maps code.
     pub new_code: NewCode,
+    /// What happens when one of the processes cannot be attached to.
+    pub refused: Refused,
+    /// Attach to processes that match later, too.
+    pub follow: Option<Selection>,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
@@ -105,6 +119,8 @@ impl RecordOptions {
             back_pressure: Duration::from_millis(500),
             children,
             new_code: NewCode::CatchUp,
+            refused: Refused::End,
+            follow: None,
             program: Program::Trace,
             links: None,
         }
@@ -135,6 +151,13 @@ pub enum Started {
         stepped_probes: u64,
         /// What can be traced in it.
         verdict: Verdict,
+    },
+    /// A running one that cannot be traced, or not any more.
+    Skipped {
+        /// Its id.
+        pid: Pid,
+        /// Why.
+        reason: String,
     },
     /// The command. What it will load, and so its probes, are not known yet.
     Launched {

@@ -11,7 +11,7 @@ use memtrace_userspace::record::Pid;
 
 use self::checks::{Check, Verdict};
 use self::host::Host;
-use super::source::pid;
+use super::target::pid;
 use super::{Outcome, terminal};
 
 const EXAMPLES: &str = "\

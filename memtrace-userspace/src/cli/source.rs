@@ -12,14 +12,14 @@ use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
 use super::quantity;
 use super::replay::{Pace, replay};
+use super::target::Resolved;
 
 /// What to put first in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -116,6 +116,19 @@ enum ProbeLinks {
 }
 
 impl TraceArguments {
+    /// A session that attaches to running processes.
+    pub(crate) fn attach(self, resolved: Resolved, output: Option<PathBuf>) -> RecordOptions {
+        let Resolved { pids, selection, follow } = resolved;
+        RecordOptions {
+            refused: match selection {
+                Some(_) => Refused::Skip,
+                None => Refused::End,
+            },
+            follow: selection.filter(|_| follow),
+            ..self.session(Target::Attach(pids), output)
+        }
+    }
+
     /// A session that traces `target` into `output`.
     pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
         let TraceArguments {
@@ -172,14 +185,6 @@ fn unwind_memory(text: &str) -> Result<u64, String> {
     match quantity::size(text).map_err(|error| error.to_string())? {
         bytes @ 0x10_0000..=0x1400_0000 => Ok(bytes),
         _ => Err("must be 1M to 320M".to_owned()),
-    }
-}
-
-/// A process id, as `-p` takes it.
-pub(crate) fn pid(text: &str) -> Result<Pid, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("expected a process id, such as 4711".to_owned()),
-        Ok(pid) => Ok(Pid(pid)),
     }
 }
 

@@ -75,7 +75,17 @@ impl Tracer {
         let info = process::inspect(pid)?;
         check_hazards(&info)?;
         self.watch(pid);
-        self.begin(&info, Arrival::Running)?;
+        let before = self.out.len();
+        let attached = self.attach_running(pid, &info);
+        if attached.is_err() {
+            self.let_go(pid);
+            self.out.truncate(before);
+        }
+        attached
+    }
+
+    fn attach_running(&mut self, pid: Pid, info: &ProcessInfo) -> Result<Verdict, TracerError> {
+        self.begin(info, Arrival::Running)?;
         let Some(traced) = self.processes.get(&pid) else {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
@@ -88,6 +98,14 @@ impl Tracer {
             }
             verdict @ (Verdict::Traceable | Verdict::GoWithC | Verdict::Go) => Ok(verdict),
         }
+    }
+
+    /// Leaves a process alone that runs on.
+    fn let_go(&mut self, pid: Pid) {
+        self.kernel.remove_process(pid);
+        self.threads.retain(|_, of| *of != pid);
+        let Some(traced) = self.processes.remove(&pid) else { return };
+        self.give_back(traced);
     }
 
     /// Attaches to a child that waits at its first instruction.
@@ -111,8 +129,11 @@ impl Tracer {
             traced.program_break = None;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
+            // A runtime moves a process into its container before it runs the program.
+            let namespaces = process::namespaces(&info);
             let ProcessInfo { exe, command, .. } = info;
             self.out.push(Record::Exec { time, pid, exe, command });
+            self.out.push(Record::Namespaces(namespaces));
             let updated = self.update_code(pid);
             self.closer.close(outdated);
             updated
@@ -127,6 +148,10 @@ impl Tracer {
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
         let Some(traced) = self.processes.remove(&pid) else { return };
         self.out.push(Record::Exit { time, pid });
+        self.give_back(traced);
+    }
+
+    fn give_back(&mut self, traced: Traced) {
         self.closer.close(traced.probed.into_links());
         self.tables.give_back(traced.regions);
         self.free_indices.push(traced.index);
@@ -246,6 +271,7 @@ impl Tracer {
             exe: info.exe.clone(),
             command: info.command.clone(),
         }));
+        self.out.push(Record::Namespaces(process::namespaces(info)));
         if arrival == Arrival::Running {
             self.out.push(Record::BeforeAttach(process::before_attach(pid)?));
         }

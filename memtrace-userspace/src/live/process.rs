@@ -16,9 +16,11 @@ use std::path::{Path, PathBuf};
 use memtrace_common::addr::Avma;
 use thiserror::Error;
 
-use crate::record::{BeforeAttach, Pid, Tid};
+use super::selection::Candidate;
+use crate::record::{BeforeAttach, Namespaces, Pid, Tid};
 
 pub mod binary;
+pub mod cgroup;
 pub mod maps;
 mod smaps;
 mod status;
@@ -189,6 +191,43 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
     })
+}
+
+/// Where the process lives: its ids in inner PID namespaces, its cgroup, its container.
+///
+/// Best effort: what cannot be read is not known.
+pub fn namespaces(info: &ProcessInfo) -> Namespaces {
+    let pid = info.identity.pid;
+    let (cgroups, containers) = surroundings(pid);
+    Namespaces {
+        pid,
+        inner_pids: info.namespaced_pids.iter().skip(1).copied().collect(),
+        cgroup: cgroup::telling_path(&cgroups).map(<[u8]>::to_vec),
+        container: containers.into_iter().next_back(),
+    }
+}
+
+/// What a process is called and where it lives; `None` if it runs no program, or no longer.
+pub(super) fn candidate(pid: Pid) -> Option<Candidate> {
+    let text = read(pid, &file_of(pid, "stat")).ok()?;
+    check_alive(pid, &status::parse_stat(&text)?).ok()?;
+    let comm = status::parse_comm(&text)?.to_vec();
+    let exe = exe(pid).map(|(path, _)| path).unwrap_or_default();
+    let exe_name = exe.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec();
+    let (cgroups, containers) = surroundings(pid);
+    Some(Candidate { pid, comm, exe_name, cgroups, containers })
+}
+
+/// The cgroups of a process and its containers, the innermost last.
+fn surroundings(pid: Pid) -> (Vec<cgroup::Cgroup>, Vec<Vec<u8>>) {
+    let cgroups = read(pid, &file_of(pid, "cgroup")).unwrap_or_default();
+    let cgroups = cgroup::parse_cgroups(&cgroups);
+    let mut containers = cgroup::containers(&cgroups);
+    if containers.is_empty() {
+        let mounts = read(pid, &file_of(pid, "mountinfo")).unwrap_or_default();
+        containers.extend(cgroup::container_of_mounts(&mounts));
+    }
+    (cgroups, containers)
 }
 
 /// All mappings of a process, by address.

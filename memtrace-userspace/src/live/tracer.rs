@@ -132,6 +132,22 @@ pub enum TracerError {
     },
 }
 
+impl TracerError {
+    /// Whether others can be traced all the same.
+    pub fn concerns_one_process(&self) -> bool {
+        match self {
+            TracerError::Process(_)
+            | TracerError::NoAllocator { .. }
+            | TracerError::TooManyProcesses { .. }
+            | TracerError::Seccomp { .. } => true,
+            TracerError::Load(_)
+            | TracerError::Decode(_)
+            | TracerError::Ring(_)
+            | TracerError::Guardian(_) => false,
+        }
+    }
+}
+
 /// What the last look at the ring gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {

@@ -9,7 +9,10 @@ use super::account::Change;
 use super::processes::{Running, RunningId};
 use super::threads::{Actor, ThreadId};
 use crate::modules::{Backing, Modules};
-use crate::record::{BeforeAttach, Image, Module, Pid, Process, Tid};
+use crate::record::{BeforeAttach, Image, Module, Namespaces, Pid, Process, Tid};
+
+/// PID namespaces inside each other; the kernel allows no more.
+const MAX_INNER_PIDS: usize = 32;
 
 impl Pipeline {
     /// Which thread of which process has this id; `None` if its events must be left out.
@@ -121,6 +124,26 @@ impl Pipeline {
                 self.processes.entry_mut(entry).before_attach = Some(Arc::new(before.clone()));
             }
         }
+    }
+
+    pub(super) fn namespaces(&mut self, namespaces: &Namespaces) {
+        let Namespaces { pid, inner_pids, cgroup, container } = namespaces;
+        let Some(id) = self.processes.find(*pid) else {
+            return;
+        };
+        let entry = self.processes.running(id).entry;
+        if self.processes.stands_for_many(entry) {
+            return;
+        }
+        // The innermost is the one that counts.
+        let cut = inner_pids.len().saturating_sub(MAX_INNER_PIDS);
+        let namespaces = Namespaces {
+            pid: *pid,
+            inner_pids: inner_pids[cut..].to_vec(),
+            cgroup: cgroup.as_deref().map(|text| self.cut_text(text)),
+            container: container.as_deref().map(|text| self.cut_text(text)),
+        };
+        self.processes.entry_mut(entry).namespaces = Some(Arc::new(namespaces));
     }
 
     pub(super) fn resident(&mut self, pid: Pid, rss_bytes: u64) {

@@ -13,7 +13,7 @@ use super::snapshot::ProcessUsage;
 use super::threads::ThreadId;
 use crate::hash::Seed;
 use crate::modules::Modules;
-use crate::record::{BeforeAttach, Pid, Tid, Time};
+use crate::record::{BeforeAttach, Namespaces, Pid, Tid, Time};
 
 /// A running process. Valid until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -39,6 +39,7 @@ pub(super) struct Entry {
     pub(super) heap: Account,
     pub(super) mapped: Account,
     pub(super) before_attach: Option<Arc<BeforeAttach>>,
+    pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) resident_bytes: Option<u64>,
     /// The entry of its threads beyond the limit.
     pub(super) other_threads: Option<ThreadId>,
@@ -170,6 +171,7 @@ impl Processes {
             heap: Account::default(),
             mapped: Account::default(),
             before_attach: None,
+            namespaces: None,
             resident_bytes: None,
             other_threads: None,
         });
@@ -235,6 +237,7 @@ impl Processes {
             heap: entry.heap.usage(heap),
             mapped: entry.mapped.usage(mapped),
             before_attach: entry.before_attach.clone(),
+            namespaces: entry.namespaces.clone(),
             resident_bytes: entry.resident_bytes,
         };
         self.entries.iter().map(usage).collect()

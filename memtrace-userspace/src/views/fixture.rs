@@ -105,6 +105,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 anonymous_bytes: 3 * MIB,
                 resident_bytes: 21 * MIB,
             })),
+            namespaces: None,
             resident_bytes: Some(90 * MIB),
         }],
         threads: vec![

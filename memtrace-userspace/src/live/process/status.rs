@@ -64,6 +64,13 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
     })
 }
 
+/// The name in `stat`: everything between the first parenthesis and the last.
+pub(super) fn parse_comm(text: &[u8]) -> Option<&[u8]> {
+    let start = text.iter().position(|&byte| byte == b'(')?;
+    let end = text.iter().rposition(|&byte| byte == b')')?;
+    text.get(start + 1..end)
+}
+
 /// Parses `status`, whose lines are `Key:\tvalues`.
 pub(super) fn parse_status(text: &[u8]) -> Option<Status> {
     // The line with the name is left out: it is escaped, but need not be UTF-8.

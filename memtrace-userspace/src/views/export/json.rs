@@ -70,6 +70,9 @@ struct Target {
 struct Process {
     pid: u32,
     parent: Option<u32>,
+    namespace_pid: Option<u32>,
+    cgroup: Option<String>,
+    container: Option<String>,
     exe: String,
     command: Vec<String>,
     started_ns: u64,
@@ -244,11 +247,17 @@ fn process(process: &ProcessUsage) -> Process {
         heap,
         mapped,
         before_attach,
+        namespaces,
         resident_bytes,
     } = process;
+    let namespaces = namespaces.as_deref();
+    let text = |text: &Vec<u8>| printable(text).into_owned();
     Process {
         pid: pid.0,
         parent: parent.map(|parent| parent.0),
+        namespace_pid: process.inner_pid(),
+        cgroup: namespaces.and_then(|n| n.cgroup.as_ref()).map(text),
+        container: namespaces.and_then(|n| n.container.as_ref()).map(text),
         exe: printable(exe).into_owned(),
         command: command(arguments),
         started_ns: started.0,
