@@ -55,7 +55,7 @@ pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
-use self::processes::Processes;
+use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
 use self::threads::Threads;
@@ -121,6 +121,21 @@ impl Pipeline {
             anomalies: Anomalies::default(),
             limits,
         }
+    }
+
+    /// A pipeline that counts what these processes do, and nothing else.
+    ///
+    /// It follows the memory of all, because children inherit it. Numbers of events, and what was
+    /// lost or unusual, are those of the whole session: few of these belong to one process.
+    pub fn only(limits: Limits, pids: Vec<Pid>) -> Pipeline {
+        let mut pipeline = Pipeline::new(limits);
+        pipeline.processes.show_only(pids);
+        pipeline
+    }
+
+    #[inline(always)]
+    fn is_shown(&mut self, entry: EntryId) -> bool {
+        self.processes.entry_mut(entry).is_shown
     }
 
     /// Takes in the next record.
@@ -211,6 +226,11 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+    }
+
+    /// Every process seen, counted or not, each id once, in ascending order.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.processes.pids()
     }
 
     /// Time of the last record.

@@ -102,7 +102,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
-        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+        let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
+        let running: Vec<Pid> = running.map(|process| process.pid).collect();
+        let mut names = SymbolArguments::default().names_of_running(&running);
+        write_json(report, &snapshot, &mut names)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));

@@ -10,8 +10,10 @@ use anyhow::Result;
 use clap::Args;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
+use memtrace_userspace::live::process;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
@@ -56,9 +58,19 @@ pub(crate) struct SymbolArguments {
 impl SymbolArguments {
     /// Names from the files of this machine and the directories given.
     pub(crate) fn names(self) -> Names {
+        self.names_of_running(&[])
+    }
+
+    /// The same, and from the files of these processes, if those have others than this machine.
+    pub(crate) fn names_of_running(self, pids: &[Pid]) -> Names {
         let defaults = Options::default();
-        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+        let roots = process::foreign_roots(pids);
+        let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
+        let debug_dirs = debug_dirs.collect();
+        let mut search_dirs = self.debug_dirs;
+        search_dirs.extend(roots.iter().cloned());
+        Names::new(Symbolizer::new(Options { search_dirs, roots, debug_dirs }))
     }
 }
 
@@ -211,14 +223,14 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             session::run(options, deliver)?.snapshot
         }
         Source::File(path, pace @ Pace::WallTime(_)) => {
-            replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?
+            replay(&path, &[], pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, pace, deliver)?
+            replay(&path, &[], pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

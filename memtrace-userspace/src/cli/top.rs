@@ -78,6 +78,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { file, target, output, trace, interval, sort, top, plain, symbols } = arguments;
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
             file,
@@ -87,12 +88,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 (None, false) => Pace::AtEnd,
             },
         ),
-        None => Source::Live(RecordOptions {
-            snapshot_interval: interval.unwrap_or(INTERVAL),
-            ..trace.attach(target.resolve()?, output.clone())
-        }),
+        None => {
+            let target = target.resolve()?;
+            pids.clone_from(&target.pids);
+            Source::Live(RecordOptions {
+                snapshot_interval: interval.unwrap_or(INTERVAL),
+                ..trace.attach(target, output.clone())
+            })
+        }
     };
-    let names = symbols.names();
+    let names = symbols.names_of_running(&pids);
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);

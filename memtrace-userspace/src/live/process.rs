@@ -11,6 +11,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use memtrace_common::addr::Avma;
@@ -35,6 +36,9 @@ use status::{Stat, State};
 
 /// The most bytes read of one file of `/proc`; the maps of 65,530 mappings have about 10 MB.
 const MAX_PROC_FILE_BYTES: u64 = 256 << 20;
+
+/// How many file trees beside one's own are looked into for names.
+const MAX_ROOTS: usize = 16;
 
 /// Why a process cannot be traced, or could not be looked at.
 #[derive(Debug, Error)]
@@ -205,6 +209,27 @@ pub fn namespaces(info: &ProcessInfo) -> Namespaces {
         cgroup: cgroup::telling_path(&cgroups).map(<[u8]>::to_vec),
         container: containers.into_iter().next_back(),
     }
+}
+
+/// Ways into the file trees of processes that do not have this one's, each tree once.
+///
+/// They hold while the process runs. What cannot be looked at is left out.
+pub fn foreign_roots(pids: &[Pid]) -> Vec<PathBuf> {
+    let tree = |of: &str| {
+        let mounts = fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
+        let root = fs::metadata(format!("/proc/{of}/root/")).ok()?;
+        Some((mounts, root.dev(), root.ino()))
+    };
+    let mut seen = vec![tree("self")];
+    let mut roots = Vec::new();
+    for pid in pids {
+        let tree = tree(&pid.0.to_string());
+        if roots.len() < MAX_ROOTS && tree.is_some() && !seen.contains(&tree) {
+            seen.push(tree);
+            roots.push(file_of(*pid, "root"));
+        }
+    }
+    roots
 }
 
 /// What a process is called and where it lives; `None` if it runs no program, or no longer.

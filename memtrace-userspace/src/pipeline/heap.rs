@@ -50,7 +50,9 @@ impl Pipeline {
         let block = Block { size_bytes, site, thread, claim: Claim::Own };
         let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
-        self.timeline.allocated(size_bytes);
+        if self.is_shown(entry) {
+            self.timeline.allocated(size_bytes);
+        }
         self.settle_heap();
     }
 
@@ -69,7 +71,8 @@ impl Pipeline {
             self.anomalies.orphan_frees += 1;
             return;
         };
-        if newest.is_some() && block.thread == actor.thread {
+        let entry = self.processes.running(actor.process).entry;
+        if newest.is_some() && block.thread == actor.thread && self.is_shown(entry) {
             self.temporary_allocations += 1;
         }
     }
@@ -159,6 +162,9 @@ impl Pipeline {
     #[inline(always)]
     pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
         let &Block { size_bytes, site, thread, claim: _ } = block;
+        if !self.is_shown(entry) {
+            return;
+        }
         let epoch = self.heap_peak.epoch();
         self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
         self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);

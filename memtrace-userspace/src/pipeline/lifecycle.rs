@@ -154,7 +154,10 @@ impl Pipeline {
         let running = self.processes.running_mut(id);
         let entry = running.entry;
         let before = std::mem::replace(&mut running.resident_bytes, rss_bytes);
-        self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+        if self.is_shown(entry) {
+            self.resident_bytes =
+                self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+        }
         if !self.processes.stands_for_many(entry) {
             self.processes.entry_mut(entry).resident_bytes = Some(rss_bytes);
         }
@@ -360,7 +363,9 @@ impl Pipeline {
         for &tid in &old.threads {
             self.threads.end(tid);
         }
-        self.resident_bytes = self.resident_bytes.wrapping_sub(old.resident_bytes);
+        if self.is_shown(old.entry) {
+            self.resident_bytes = self.resident_bytes.wrapping_sub(old.resident_bytes);
+        }
     }
 
     /// Takes the memory of a program that has ended out of the sums.

@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub stacks: Vec<StackUsage>,
     /// Every process seen, in order of appearance.
     pub processes: Vec<ProcessUsage>,
+    /// Processes that were seen and are in no sum, because only others were asked for.
+    pub left_out_processes: usize,
     /// Every thread seen, ordered by pid and tid.
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.

@@ -108,6 +108,7 @@ pub(crate) fn snapshot() -> Snapshot {
             namespaces: None,
             resident_bytes: Some(90 * MIB),
         }],
+        left_out_processes: 0,
         threads: vec![
             thread(4242, b"server", heap),
             thread(4243, b"worker\x1b[2J", Usage::default()),

@@ -64,6 +64,7 @@ struct Target {
     exe: Option<String>,
     command: Vec<String>,
     processes: Vec<Process>,
+    left_out_processes: usize,
 }
 
 #[derive(Serialize)]
@@ -229,10 +230,12 @@ fn target(snapshot: &Snapshot) -> Target {
     let processes = &snapshot.processes;
     let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
     Target {
-        pid: pid.map(|pid| pid.0),
+        // The process that was named may be left out.
+        pid: main.map(|process| process.pid).or(pid).map(|pid| pid.0),
         exe: main.map(|process| printable(&process.exe).into_owned()),
         command: main.map(|process| command(&process.command)).unwrap_or_default(),
         processes: processes.iter().map(process).collect(),
+        left_out_processes: snapshot.left_out_processes,
     }
 }
 
