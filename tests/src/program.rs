@@ -112,6 +112,11 @@ pub const LEAK_MUSL: Program = program("leak_musl", "leak.c", Toolchain::Musl);
 pub const LEAK_MUSL_STATIC: Program = program("leak_musl_static", "leak.c", Toolchain::StaticMusl);
 /// Allocated by one thread, freed by another.
 pub const CROSS_THREAD: Program = program("cross_thread", "cross_thread.c", Toolchain::C);
+/// [`CROSS_THREAD`] with musl as a shared library.
+pub const CROSS_THREAD_MUSL: Program = Program {
+    startup: Startup::Allocates,
+    ..program("cross_thread_musl", "cross_thread.c", Toolchain::Musl)
+};
 /// `realloc` in all its ways.
 pub const REALLOC_CHAIN: Program = program("realloc_chain", "realloc_chain.c", Toolchain::C);
 /// `calloc`, overflow included.
@@ -193,6 +198,7 @@ pub const ALL: &[Program] = &[
     LEAK_MUSL,
     LEAK_MUSL_STATIC,
     CROSS_THREAD,
+    CROSS_THREAD_MUSL,
     REALLOC_CHAIN,
     CALLOC_BLOCKS,
     ALIGNED,
