@@ -7,6 +7,7 @@ mod closer;
 pub mod decode;
 mod events;
 pub mod finish;
+mod follow;
 pub mod guardian;
 mod hooks;
 pub mod images;

@@ -49,6 +49,9 @@ const IDLE: Duration = Duration::from_millis(4);
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often processes are looked for that match.
+const FOLLOW: Duration = Duration::from_secs(1);
+
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -269,7 +272,8 @@ pub fn run(
     let pipeline = spawn("pipeline", move || count(&batches, interval, &snapshot_sender))?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender))?
+        let follow = options.follow.clone();
+        spawn("tracer", move || trace(tracer, follow, &stop, sender))?
     };
 
     runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
@@ -284,13 +288,25 @@ pub fn run(
 }
 
 /// The tracer thread.
-fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict, TracerError> {
+fn trace(
+    mut tracer: Tracer,
+    follow: Option<Selection>,
+    stop: &Stop,
+    mut batches: Sender,
+) -> Result<Verdict, TracerError> {
     let mut next_tick = Instant::now();
+    let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
+        }
+        if let Some(selection) = &follow
+            && Instant::now() >= next_look
+        {
+            tracer.attach_to_matching(selection)?;
+            next_look = Instant::now() + FOLLOW;
         }
         let ready = tracer.records();
         let reason = stop.reason();
@@ -303,7 +319,7 @@ fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict
         if let Some(reason) = reason {
             break reason;
         }
-        if tracer.is_done() {
+        if tracer.is_done() && follow.is_none() {
             break EndReason::TargetExited;
         }
         if drained == Drained::All {

@@ -13,6 +13,7 @@
 //! none of its code. Tests that trace need root and run one at a time ([`privilege`]).
 
 pub mod compare;
+pub mod container;
 pub mod elf;
 pub mod privilege;
 pub mod program;

@@ -133,6 +133,9 @@ pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
 pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", Toolchain::C);
 /// A fork after which all sides allocate.
 pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C);
+/// [`FORK_BOTH`] with musl as a shared library.
+pub const FORK_BOTH_MUSL: Program =
+    program("fork_both_musl", "fork_both.c", Toolchain::Musl);
 /// A thousand short threads.
 pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
 /// `mmap`, `munmap`, `mremap`, `brk`.
@@ -207,6 +210,7 @@ pub const ALL: &[Program] = &[
     LONGJMP,
     OWN_ALLOCATOR,
     FORK_BOTH,
+    FORK_BOTH_MUSL,
     THREAD_CHURN,
     MAPPINGS,
     BIG_MAPPING,

@@ -84,6 +84,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
+                if processes.is_empty() {
+                    tell("nothing matches yet; waiting, Ctrl-C ends");
+                }
                 for process in processes {
                     tell(&started_line(process));
                     if let Started::Attached { verdict, .. } = process {

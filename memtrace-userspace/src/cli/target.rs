@@ -31,7 +31,7 @@ pub(crate) struct TargetArguments {
     /// Every process in this container: an id, or its first digits
     #[arg(long = "container", value_name = "ID", value_parser = ContainerPattern::parse)]
     containers: Vec<ContainerPattern>,
-    /// Attach to what matches later, too: looks once a second
+    /// Attach to what matches later, too; looks once a second, and waits if nothing matches yet
     #[arg(long)]
     follow: bool,
 }
@@ -71,7 +71,7 @@ impl TargetArguments {
         let matching = candidates.iter().filter(|candidate| selection.matches(candidate));
         let found: Vec<Pid> =
             matching.map(|candidate| candidate.pid).filter(|pid| !pids.contains(pid)).collect();
-        if found.is_empty() && pids.is_empty() {
+        if found.is_empty() && pids.is_empty() && !follow {
             bail!("{}", no_match(&selection, &candidates));
         }
         pids.extend(found);

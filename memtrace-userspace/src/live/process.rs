@@ -235,7 +235,12 @@ pub fn foreign_roots(pids: &[Pid]) -> Vec<PathBuf> {
 /// What a process is called and where it lives; `None` if it runs no program, or no longer.
 pub(super) fn candidate(pid: Pid) -> Option<Candidate> {
     let text = read(pid, &file_of(pid, "stat")).ok()?;
-    check_alive(pid, &status::parse_stat(&text)?).ok()?;
+    let stat = status::parse_stat(&text)?;
+    check_alive(pid, &stat).ok()?;
+    // memtrace's own guardian.
+    if stat.parent == std::process::id() {
+        return None;
+    }
     let comm = status::parse_comm(&text)?.to_vec();
     let exe = exe(pid).map(|(path, _)| path).unwrap_or_default();
     let exe_name = exe.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec();

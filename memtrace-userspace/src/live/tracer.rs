@@ -24,6 +24,7 @@ use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
 use super::guardian::{Guardian, continue_process};
+use super::follow::Refusals;
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
 use super::probes::LinkKind;
@@ -172,6 +173,8 @@ pub struct Tracer {
     pub(super) children: HashMap<Pid, Pid>,
     /// Processes that memtrace has made and that have not run their program yet.
     pub(super) expected: HashSet<Pid>,
+    /// Processes that match and cannot be traced.
+    pub(super) refusals: Refusals,
     pub(super) free_indices: Vec<u32>,
     /// Changes with every change of any process's code.
     pub(super) generation: u32,
@@ -233,6 +236,7 @@ impl Tracer {
             threads: HashMap::new(),
             children: HashMap::new(),
             expected: HashSet::new(),
+            refusals: Refusals::default(),
             free_indices: (0..MAX_PROCESSES).rev().collect(),
             generation: 0,
             clock: Clock::start(),
