@@ -136,6 +136,8 @@ pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C)
 /// [`FORK_BOTH`] with musl as a shared library.
 pub const FORK_BOTH_MUSL: Program =
     program("fork_both_musl", "fork_both.c", Toolchain::Musl);
+/// Children that have one process id, one after the other.
+pub const PID_REUSE: Program = program("pid_reuse", "pid_reuse.c", Toolchain::C);
 /// A thousand short threads.
 pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
 /// `mmap`, `munmap`, `mremap`, `brk`.
@@ -211,6 +213,7 @@ pub const ALL: &[Program] = &[
     OWN_ALLOCATOR,
     FORK_BOTH,
     FORK_BOTH_MUSL,
+    PID_REUSE,
     THREAD_CHURN,
     MAPPINGS,
     BIG_MAPPING,
