@@ -15,6 +15,7 @@ pub mod kernel_types;
 pub mod kernel_version;
 pub mod launch;
 pub mod lazy_file;
+mod leave;
 pub mod loader;
 mod mapped_array;
 pub mod open_files;

@@ -134,8 +134,7 @@ pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", T
 /// A fork after which all sides allocate.
 pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C);
 /// [`FORK_BOTH`] with musl as a shared library.
-pub const FORK_BOTH_MUSL: Program =
-    program("fork_both_musl", "fork_both.c", Toolchain::Musl);
+pub const FORK_BOTH_MUSL: Program = program("fork_both_musl", "fork_both.c", Toolchain::Musl);
 /// Children that have one process id, one after the other.
 pub const PID_REUSE: Program = program("pid_reuse", "pid_reuse.c", Toolchain::C);
 /// A thousand short threads.
@@ -177,6 +176,11 @@ pub const CGO_PROGRAM: Program = program("cgo_program", "cgo_program.go", Toolch
 pub const EXEC_AGAIN: Program = Program {
     companions: &[program("exec_another", "exec_another.c", Toolchain::C)],
     ..program("exec_again", "exec_again.c", Toolchain::C)
+};
+/// Fills the ring, then executes another program.
+pub const EXEC_UNSEEN: Program = Program {
+    companions: &[program("exec_unseen_next", "leak.c", Toolchain::C)],
+    ..program("exec_unseen", "exec_unseen.c", Toolchain::C)
 };
 /// Loads libraries that allocate.
 pub const DLOPEN_PLUGINS: Program = Program {
@@ -232,6 +236,7 @@ pub const ALL: &[Program] = &[
     GO_PROGRAM,
     CGO_PROGRAM,
     EXEC_AGAIN,
+    EXEC_UNSEEN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
 ];

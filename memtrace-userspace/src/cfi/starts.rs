@@ -22,17 +22,16 @@ use super::{MAX_SECTION_BYTES, Text};
 /// Functions that do not return and take the result of a program or a thread.
 const ENDS: [&str; 3] = ["exit", "pthread_exit", "__pthread_exit"];
 
-/// How the result becomes the argument: `mov edi, eax`, `mov rdi, rax`, `movsxd rdi, eax`.
-const PASS_RESULT: [&[u8]; 3] = [&[0x89, 0xc7], &[0x48, 0x89, 0xc7], &[0x48, 0x63, 0xf8]];
+/// How the result becomes the argument: `mov rdi, rax`, `movsxd rdi, eax`, `mov edi, eax`.
+///
+/// The last is the end of the first, so it comes behind.
+const PASS_RESULT: [&[u8]; 3] = [&[0x48, 0x89, 0xc7], &[0x48, 0x63, 0xf8], &[0x89, 0xc7]];
 
 /// `call rel32`.
 const CALL: u8 = 0xe8;
 
 /// One byte of code for each place where a program or a thread starts: the last of the call.
-pub(super) fn of<'data, R: ReadRef<'data>>(
-    elf: &object::File<'data, R>,
-    text: Text,
-) -> Functions {
+pub(super) fn of<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>, text: Text) -> Functions {
     let mut ends: Vec<u64> = elf
         .symbols()
         .chain(elf.dynamic_symbols())

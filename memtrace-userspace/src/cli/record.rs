@@ -11,9 +11,7 @@ use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{
-    self, Progress, RecordOptions, SessionSummary, Started, Target,
-};
+use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};

@@ -85,7 +85,9 @@ pub(crate) fn replay(
     .with_context(what)?;
     progress.finish_and_clear();
     let mut snapshot = pipeline.snapshot();
-    if let Some(missing) = only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid)) {
+    if let Some(missing) =
+        only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid))
+    {
         bail!("{}", not_in_trace(path, *missing, &pipeline.pids()));
     }
     if let Some(truncation) = truncation {
@@ -103,8 +105,7 @@ pub(crate) fn replay(
 
 /// What to write instead of an id that no process of the trace has.
 fn not_in_trace(path: &Path, Pid(missing): Pid, pids: &[Pid]) -> String {
-    let shown: Vec<String> =
-        pids.iter().take(SUGGESTIONS).map(|pid| pid.0.to_string()).collect();
+    let shown: Vec<String> = pids.iter().take(SUGGESTIONS).map(|pid| pid.0.to_string()).collect();
     let more = match pids.len().saturating_sub(shown.len()) {
         0 => String::new(),
         more => format!(" and {more} more"),

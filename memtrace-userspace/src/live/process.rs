@@ -30,7 +30,7 @@ mod tests;
 
 pub use binary::{BuildIdError, build_id, open_mapped};
 pub use maps::{Mapped, Mapping};
-pub use status::Seccomp;
+pub use status::{ProgramId, Seccomp};
 
 use status::{Stat, State};
 
@@ -159,6 +159,8 @@ pub struct ProcessInfo {
     pub namespaced_pids: Vec<u32>,
     /// Whether its system calls are filtered.
     pub seccomp: Seccomp,
+    /// Which of its programs it runs.
+    pub program: ProgramId,
 }
 
 /// A thread.
@@ -194,6 +196,7 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         command,
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
+        program: stat.program,
     })
 }
 
@@ -258,6 +261,11 @@ fn surroundings(pid: Pid) -> (Vec<cgroup::Cgroup>, Vec<Vec<u8>>) {
         containers.extend(cgroup::container_of_mounts(&mounts));
     }
     (cgroups, containers)
+}
+
+/// The program that the process runs now; `None` if it or its first thread has ended.
+pub fn program(pid: Pid) -> Option<ProgramId> {
+    stat(pid).ok().filter(|stat| stat.state == State::Alive).map(|stat| stat.program)
 }
 
 /// All mappings of a process, by address.

@@ -23,8 +23,8 @@ use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
-use super::guardian::{Guardian, continue_process};
 use super::follow::Refusals;
+use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
 use super::probes::LinkKind;
@@ -316,7 +316,9 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
-            self.end_what_was_lost(time);
+            let was_drained = std::mem::replace(&mut self.was_drained, false);
+            self.end_what_was_lost(was_drained, time);
+            self.notice_lost_programs(was_drained, time)?;
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
@@ -367,8 +369,7 @@ impl Tracer {
     /// Ends processes whose event of their end was lost from a full ring.
     ///
     /// A process that had ended at the last sample is one: the ring has been empty since then.
-    fn end_what_was_lost(&mut self, time: Time) {
-        let was_drained = std::mem::replace(&mut self.was_drained, false);
+    fn end_what_was_lost(&mut self, was_drained: bool, time: Time) {
         let mut lost = Vec::new();
         for (pid, traced) in &mut self.processes {
             let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
@@ -381,6 +382,26 @@ impl Tracer {
             tracing::debug!("process {} ended, and the event of it was lost", pid.0);
             self.exited(pid, time);
         }
+    }
+
+    /// Follows processes to programs whose beginning was lost from a full ring.
+    ///
+    /// As with their end: a program that had begun at the last sample is one.
+    fn notice_lost_programs(&mut self, was_drained: bool, time: Time) -> Result<(), TracerError> {
+        let mut lost = Vec::new();
+        for (pid, traced) in &mut self.processes {
+            let other = process::program(*pid).filter(|program| *program != traced.program);
+            let before = std::mem::replace(&mut traced.other_program, other);
+            if was_drained && other.is_some() && other == before {
+                lost.push(*pid);
+            }
+        }
+        lost.sort();
+        for pid in lost {
+            self.executed(pid, time)?;
+            tracing::info!("process {} runs a new program, and the event of it was lost", pid.0);
+        }
+        Ok(())
     }
 
     /// Writes resident memory and counters.

@@ -58,9 +58,8 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
     }
     if snapshot.left_out_processes > 0 {
         let others = quantity::counted(snapshot.left_out_processes as u64, "other process");
-        lines.push(format!(
-            "{others} left out; events, losses and counters below are those of all"
-        ));
+        lines
+            .push(format!("{others} left out; events, losses and counters below are those of all"));
     }
     let lost = lost_events(snapshot);
     if lost > 0 {

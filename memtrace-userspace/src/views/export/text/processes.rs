@@ -89,8 +89,7 @@ mod tests {
     fn process_that_allocated_most_comes_first() {
         assert_eq!(
             table(&processes(), 20, 80).join("\n"),
-            "       pid  allocated       live       peak   resident   ended  program\n"
-                .to_owned()
+            "       pid  allocated       live       peak   resident   ended  program\n".to_owned()
                 + "      4250  248.0 MiB   14.0 MiB   54.0 MiB              3.2 s  wor\\x1bker --po…\n"
                 + "      4242  124.0 MiB   14.0 MiB   54.0 MiB   90.0 MiB          server --port=80"
         );
