@@ -17,6 +17,7 @@ mod record;
 mod replay;
 mod report;
 mod source;
+mod target;
 mod terminal;
 mod top;
 

@@ -60,7 +60,7 @@ pub use self::limits::Limits;
 use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::freed::Freed;
-use self::processes::Processes;
+use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
 use self::threads::Threads;
@@ -134,6 +134,21 @@ impl Pipeline {
         }
     }
 
+    /// A pipeline that counts what these processes do, and nothing else.
+    ///
+    /// It follows the memory of all, because children inherit it. Numbers of events, and what was
+    /// lost or unusual, are those of the whole session: few of these belong to one process.
+    pub fn only(limits: Limits, pids: Vec<Pid>) -> Pipeline {
+        let mut pipeline = Pipeline::new(limits);
+        pipeline.processes.show_only(pids);
+        pipeline
+    }
+
+    #[inline(always)]
+    fn is_shown(&mut self, entry: EntryId) -> bool {
+        self.processes.entry_mut(entry).is_shown
+    }
+
     /// Takes in the next record.
     pub fn apply(&mut self, record: &Record) {
         match record {
@@ -181,6 +196,7 @@ impl Pipeline {
                 self.process(process);
             }
             Record::BeforeAttach(before) => self.before_attach(before),
+            Record::Namespaces(namespaces) => self.namespaces(namespaces),
             Record::Module(module) => {
                 self.advance(module.time);
                 self.module(module);
@@ -222,6 +238,11 @@ impl Pipeline {
             }
         }
         self.note_use(record);
+    }
+
+    /// Every process seen, counted or not, each id once, in ascending order.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.processes.pids()
     }
 
     /// Time of the last record.

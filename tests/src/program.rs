@@ -118,6 +118,11 @@ pub const LEAK_MUSL: Program = program("leak_musl", "leak.c", Toolchain::Musl);
 pub const LEAK_MUSL_STATIC: Program = program("leak_musl_static", "leak.c", Toolchain::StaticMusl);
 /// Allocated by one thread, freed by another.
 pub const CROSS_THREAD: Program = program("cross_thread", "cross_thread.c", Toolchain::C);
+/// [`CROSS_THREAD`] with musl as a shared library.
+pub const CROSS_THREAD_MUSL: Program = Program {
+    startup: Startup::Allocates,
+    ..program("cross_thread_musl", "cross_thread.c", Toolchain::Musl)
+};
 /// `realloc` in all its ways.
 pub const REALLOC_CHAIN: Program = program("realloc_chain", "realloc_chain.c", Toolchain::C);
 /// `calloc`, overflow included.
@@ -134,6 +139,10 @@ pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
 pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", Toolchain::C);
 /// A fork after which all sides allocate.
 pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C);
+/// [`FORK_BOTH`] with musl as a shared library.
+pub const FORK_BOTH_MUSL: Program = program("fork_both_musl", "fork_both.c", Toolchain::Musl);
+/// Children that have one process id, one after the other.
+pub const PID_REUSE: Program = program("pid_reuse", "pid_reuse.c", Toolchain::C);
 /// A thousand short threads.
 pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
 /// `mmap`, `munmap`, `mremap`, `brk`.
@@ -173,6 +182,11 @@ pub const CGO_PROGRAM: Program = program("cgo_program", "cgo_program.go", Toolch
 pub const EXEC_AGAIN: Program = Program {
     companions: &[program("exec_another", "exec_another.c", Toolchain::C)],
     ..program("exec_again", "exec_again.c", Toolchain::C)
+};
+/// Fills the ring, then executes another program.
+pub const EXEC_UNSEEN: Program = Program {
+    companions: &[program("exec_unseen_next", "leak.c", Toolchain::C)],
+    ..program("exec_unseen", "exec_unseen.c", Toolchain::C)
 };
 /// Loads libraries that allocate.
 pub const DLOPEN_PLUGINS: Program = Program {
@@ -226,6 +240,7 @@ pub const ALL: &[Program] = &[
     LEAK_MUSL,
     LEAK_MUSL_STATIC,
     CROSS_THREAD,
+    CROSS_THREAD_MUSL,
     REALLOC_CHAIN,
     CALLOC_BLOCKS,
     ALIGNED,
@@ -234,6 +249,8 @@ pub const ALL: &[Program] = &[
     LONGJMP,
     OWN_ALLOCATOR,
     FORK_BOTH,
+    FORK_BOTH_MUSL,
+    PID_REUSE,
     THREAD_CHURN,
     MAPPINGS,
     BIG_MAPPING,
@@ -252,6 +269,7 @@ pub const ALL: &[Program] = &[
     GO_PROGRAM,
     CGO_PROGRAM,
     EXEC_AGAIN,
+    EXEC_UNSEEN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
     LOST_BLOCKS,

@@ -69,6 +69,7 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "go", package: "golang-go" },
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
+    Program { name: "/bin/busybox", package: "busybox-static" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
     Program { name: "/usr/bin/perl", package: "perl" },
     Program { name: "/usr/bin/python3", package: "python3" },

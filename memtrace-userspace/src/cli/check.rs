@@ -37,7 +37,8 @@ use self::load::{Load, LoadEnd, describe};
 use super::output::Output;
 use super::profile::load as load_profile;
 use super::record::{progress_line, started_line, warning};
-use super::source::{SymbolArguments, TraceArguments, pid};
+use super::source::{SymbolArguments, TraceArguments};
+use super::target::pid;
 use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::export::{json, text};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
@@ -15,12 +16,14 @@ use memtrace_userspace::views::style::Style;
 use super::output::Output;
 use super::replay::{Pace, replay};
 use super::source::{Sort, SymbolArguments};
+use super::target::pid;
 use super::{Outcome, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
+  memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
@@ -30,6 +33,9 @@ Examples:
 pub(crate) struct Arguments {
     /// The trace, as `memtrace record` wrote it
     file: PathBuf,
+    /// Count only this process of the trace; may be given again
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
+    pids: Vec<Pid>,
     /// What the report is for
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -57,9 +63,9 @@ enum Format {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, format, output, top, sort, symbols } = arguments;
+    let Arguments { file, pids, format, output, top, sort, symbols } = arguments;
     let mut out = Output::open(output.as_deref(), &file)?;
-    let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot = replay(&file, &pids, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
     let written = match format {

@@ -11,16 +11,18 @@ use clap::Args;
 use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
+use memtrace_userspace::live::process;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
 use super::quantity;
 use super::replay::{Pace, replay};
+use super::target::Resolved;
 
 /// What to put first in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,10 +59,19 @@ pub(crate) struct SymbolArguments {
 impl SymbolArguments {
     /// Names from the files of this machine and the directories given.
     pub(crate) fn names(&self) -> Names {
+        self.names_of_running(&[])
+    }
+
+    /// The same, and from the files of these processes, if those have others than this machine.
+    pub(crate) fn names_of_running(&self, pids: &[Pid]) -> Names {
         let defaults = Options::default();
-        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        let search_dirs = self.debug_dirs.clone();
-        Names::new(Symbolizer::new(Options { search_dirs, debug_dirs }))
+        let roots = process::foreign_roots(pids);
+        let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
+        let debug_dirs = debug_dirs.collect();
+        let mut search_dirs = self.debug_dirs.clone();
+        search_dirs.extend(roots.iter().cloned());
+        Names::new(Symbolizer::new(Options { search_dirs, roots, debug_dirs }))
     }
 }
 
@@ -123,6 +134,19 @@ enum ProbeLinks {
 }
 
 impl TraceArguments {
+    /// A session that attaches to running processes.
+    pub(crate) fn attach(self, resolved: Resolved, output: Option<PathBuf>) -> RecordOptions {
+        let Resolved { pids, selection, follow } = resolved;
+        RecordOptions {
+            refused: match selection {
+                Some(_) => Refused::Skip,
+                None => Refused::End,
+            },
+            follow: selection.filter(|_| follow),
+            ..self.session(Target::Attach(pids), output)
+        }
+    }
+
     /// A session that traces `target` into `output`.
     pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
         let TraceArguments {
@@ -184,14 +208,6 @@ fn unwind_memory(text: &str) -> Result<u64, String> {
     }
 }
 
-/// A process id, as `-p` takes it.
-pub(crate) fn pid(text: &str) -> Result<Pid, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("expected a process id, such as 4711".to_owned()),
-        Ok(pid) => Ok(Pid(pid)),
-    }
-}
-
 /// A source of snapshots.
 #[derive(Debug)]
 pub(crate) enum Source {
@@ -215,14 +231,14 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             session::run(options, deliver)?.snapshot
         }
         Source::File(path, pace @ Pace::WallTime(_)) => {
-            replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?
+            replay(&path, &[], pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, pace, deliver)?
+            replay(&path, &[], pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

@@ -24,6 +24,7 @@ use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
+use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
@@ -146,6 +147,23 @@ pub enum TracerError {
     },
 }
 
+impl TracerError {
+    /// Whether others can be traced all the same.
+    pub fn concerns_one_process(&self) -> bool {
+        match self {
+            TracerError::Process(_)
+            | TracerError::NoAllocator { .. }
+            | TracerError::TooManyProcesses { .. }
+            | TracerError::ShadowStack { .. }
+            | TracerError::Seccomp { .. } => true,
+            TracerError::Load(_)
+            | TracerError::Decode(_)
+            | TracerError::Ring(_)
+            | TracerError::Guardian(_) => false,
+        }
+    }
+}
+
 /// What the last look at the ring gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -170,6 +188,8 @@ pub struct Tracer {
     pub(super) children: HashMap<Pid, Pid>,
     /// Processes that memtrace has made and that have not run their program yet.
     pub(super) expected: HashSet<Pid>,
+    /// Processes that match and cannot be traced.
+    pub(super) refusals: Refusals,
     pub(super) free_indices: Vec<u32>,
     /// Changes with every change of any process's code.
     pub(super) generation: u32,
@@ -234,6 +254,7 @@ impl Tracer {
             threads: HashMap::new(),
             children: HashMap::new(),
             expected: HashSet::new(),
+            refusals: Refusals::default(),
             free_indices: (0..MAX_PROCESSES).rev().collect(),
             generation: 0,
             clock: Clock::start(),
@@ -314,7 +335,9 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
-            self.end_what_was_lost(time);
+            let was_drained = std::mem::replace(&mut self.was_drained, false);
+            self.end_what_was_lost(was_drained, time);
+            self.notice_lost_programs(was_drained, time)?;
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
@@ -365,8 +388,7 @@ impl Tracer {
     /// Ends processes whose event of their end was lost from a full ring.
     ///
     /// A process that had ended at the last sample is one: the ring has been empty since then.
-    fn end_what_was_lost(&mut self, time: Time) {
-        let was_drained = std::mem::replace(&mut self.was_drained, false);
+    fn end_what_was_lost(&mut self, was_drained: bool, time: Time) {
         let mut lost = Vec::new();
         for (pid, traced) in &mut self.processes {
             let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
@@ -379,6 +401,26 @@ impl Tracer {
             tracing::debug!("process {} ended, and the event of it was lost", pid.0);
             self.exited(pid, time);
         }
+    }
+
+    /// Follows processes to programs whose beginning was lost from a full ring.
+    ///
+    /// As with their end: a program that had begun at the last sample is one.
+    fn notice_lost_programs(&mut self, was_drained: bool, time: Time) -> Result<(), TracerError> {
+        let mut lost = Vec::new();
+        for (pid, traced) in &mut self.processes {
+            let other = process::program(*pid).filter(|program| *program != traced.program);
+            let before = std::mem::replace(&mut traced.other_program, other);
+            if was_drained && other.is_some() && other == before {
+                lost.push(*pid);
+            }
+        }
+        lost.sort();
+        for pid in lost {
+            self.executed(pid, time)?;
+            tracing::info!("process {} runs a new program, and the event of it was lost", pid.0);
+        }
+        Ok(())
     }
 
     /// Writes resident memory and counters.

@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use memtrace_common::unwind::End;
 
 use super::Pipeline;
-use super::account::add_usage;
-use super::snapshot::{ProcessUsage, Snapshot, StackUsage, Totals, Usage};
+use super::account::{Epoch, add_usage};
+use super::processes::Shown;
+use super::snapshot::{ProcessUsage, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
@@ -22,11 +23,22 @@ impl Pipeline {
             counters: self.all_counters(&stacks),
             stacks,
             processes,
-            threads: self.threads.usage(heap),
+            left_out_processes: self.processes.left_out(),
+            threads: self.shown_threads(heap),
             timeline: self.timeline.points(self.now, self.level()),
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
         }
+    }
+
+    /// The threads of the processes that are shown, and those that made what they have inherited.
+    fn shown_threads(&self, heap: Epoch) -> Vec<ThreadUsage> {
+        let mut threads = self.threads.usage(heap);
+        let shown = self.processes.shown();
+        if *shown != Shown::All {
+            threads.retain(|t| shown.contains(t.pid) || t.heap != Usage::default());
+        }
+        threads
     }
 
     fn totals(&self, processes: &[ProcessUsage]) -> Totals {

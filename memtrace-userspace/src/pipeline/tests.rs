@@ -6,6 +6,7 @@ mod heap;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod shown;
 mod stacks;
 mod twin;
 

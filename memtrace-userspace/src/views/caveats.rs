@@ -56,6 +56,11 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
     if counter(snapshot, TRACE_TRUNCATED).is_some() {
         lines.push("the trace file stops early: what came after is not in these numbers".into());
     }
+    if snapshot.left_out_processes > 0 {
+        let others = quantity::counted(snapshot.left_out_processes as u64, "other process");
+        lines
+            .push(format!("{others} left out; events, losses and counters below are those of all"));
+    }
     let lost = lost_events(snapshot);
     if lost > 0 {
         lines.push(format!(

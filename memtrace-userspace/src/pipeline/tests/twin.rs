@@ -12,7 +12,7 @@ use crate::pipeline::snapshot::{Place, StackUsage};
 const TIMELINE_POINTS: usize = 8;
 
 /// Everything is drawn from few values, so that it collides.
-fn records() -> impl Strategy<Value = Vec<Record>> {
+pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
     let pid = || prop_oneof![Just(MAIN), Just(MAIN + 1), Just(CHILD)].prop_map(Pid);
     let tid = || {
         prop_oneof![4 => Just(MAIN), 2 => Just(MAIN + 1), 2 => Just(CHILD), 3 => 300u32..304]
@@ -152,6 +152,7 @@ fn at(mut record: Record, now: Time) -> Record {
         Record::Session(_)
         | Record::Probe(_)
         | Record::BeforeAttach(_)
+        | Record::Namespaces(_)
         | Record::Stack { .. }
         | Record::Counters(_) => {}
     }
