@@ -83,6 +83,8 @@ pub struct Pipeline {
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
+    /// The most that ever was.
+    peak_resident_bytes: u64,
     /// Live blocks of all running processes.
     live_blocks: usize,
     /// Pieces of mappings of all running processes.
@@ -115,6 +117,7 @@ impl Pipeline {
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
+            peak_resident_bytes: 0,
             live_blocks: 0,
             mapping_pieces: 0,
             modules: 0,

@@ -32,7 +32,9 @@ use self::scan::{Desk, Scan};
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
+use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted::WantedError;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
@@ -92,6 +94,8 @@ pub struct RecordOptions {
     pub links: Option<LinkKind>,
     /// Whether to look for lost blocks before the probes go, unless the target ends before.
     pub scan: Option<ScanOptions>,
+    /// Further functions to probe.
+    pub probes: Vec<ProbeSpec>,
 }
 
 impl RecordOptions {
@@ -115,6 +119,7 @@ impl RecordOptions {
             program: Program::Trace,
             links: None,
             scan: None,
+            probes: Vec::new(),
         }
     }
 }
@@ -177,6 +182,9 @@ pub enum SessionError {
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
+    /// A function that the user has named is not there.
+    #[error(transparent)]
+    NoSuchProbe(#[from] WantedError),
     /// The command cannot be run.
     #[error("cannot run {command}; check its name and that it may be executed")]
     Command {
@@ -273,7 +281,7 @@ pub fn run(
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
     let (verdict, lost) = traced?;
-    let exit_status = launched.and_then(|launched| launched.status());
+    let exit_status = launched.and_then(|launched| launched.status(snapshot.end));
     let lost = lost.transpose()?;
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
 }

@@ -28,6 +28,7 @@ Examples:
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -p 4711 --children                 and what it starts from now on
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children
+  sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
   sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
 /// How many names are tried for a trace whose name is not given.

@@ -91,6 +91,7 @@ pub(crate) fn snapshot() -> Snapshot {
             peak_at: Time(4 * SECOND),
             mapped,
             temporary_allocations: 1_200_000,
+            peak_resident_bytes: 96 * MIB,
         },
         stacks,
         processes: vec![ProcessUsage {
