@@ -54,7 +54,7 @@ enum Command {
     Top(top::Arguments),
     Report(report::Arguments),
     Diff(diff::Arguments),
-    Check(check::Arguments),
+    Check(Box<check::Arguments>),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -81,7 +81,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
-        Command::Check(arguments) => check::run(arguments),
+        Command::Check(arguments) => check::run(*arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());
