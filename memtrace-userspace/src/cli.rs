@@ -8,6 +8,7 @@
 mod check;
 mod diff;
 mod doctor;
+mod leaks;
 mod log;
 mod output;
 mod profile;
@@ -31,6 +32,7 @@ Examples:
   sudo memtrace top -p 4711                          who is using the memory, live
   sudo memtrace record -p 4711 -o api.mtrace         write a trace; Ctrl-C detaches
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
+  sudo memtrace leaks -p 4711 --duration 1m          what nothing points to any more
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --format json -o r.json the same for other programs
   memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
@@ -55,6 +57,7 @@ enum Command {
     Report(report::Arguments),
     Diff(diff::Arguments),
     Check(Box<check::Arguments>),
+    Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -66,7 +69,7 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
-    /// Something that was to be checked does not hold; the output says what.
+    /// It could be done, and what was looked for was found.
     Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
@@ -82,6 +85,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Report(arguments) => report::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Check(arguments) => check::run(*arguments),
+        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());

@@ -28,7 +28,9 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod freed;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -51,10 +53,13 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::freed::Freed;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -95,6 +100,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 impl Pipeline {
@@ -122,6 +129,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            freed: None,
             limits,
         }
     }
@@ -213,6 +221,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Time of the last record.

@@ -309,7 +309,7 @@ fn watch(
         format!("cannot run the load {name}; check its name and that it may be executed")
     };
     let load_end = running.transpose().with_context(what)?.map(Load::end).transpose()?;
-    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = ended?;
     let mut rows = Vec::new();
     if is_launch {
         rows.push(command_row(exit_status, snapshot.end));
