@@ -48,6 +48,8 @@ impl FramePointers {
 pub enum Toolchain {
     /// C with the system's C library.
     C,
+    /// C with LeakSanitizer in it.
+    LeakSanitizer,
     /// C, as a shared library.
     SharedC,
     /// C, statically linked with the system's C library.
@@ -180,6 +182,10 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// A program, to be compared with its next build.
+pub const BUILD_BEFORE: Program = program("build_before", "build_before.c", Toolchain::C);
+/// The next build of [`BUILD_BEFORE`].
+pub const BUILD_AFTER: Program = program("build_after", "build_after.c", Toolchain::C);
 /// Rewrites a library with an allocator in place.
 pub const REWRITTEN_LIBRARY: Program = Program {
     companions: &[
@@ -189,6 +195,14 @@ pub const REWRITTEN_LIBRARY: Program = Program {
     ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
 };
 
+/// Lost blocks of all kinds, and blocks that one place points to.
+pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolchain::C);
+/// [`LOST_BLOCKS`], which LeakSanitizer judges.
+pub const LOST_BLOCKS_LSAN: Program =
+    program("lost_blocks_lsan", "lost_blocks.c", Toolchain::LeakSanitizer);
+/// Loses blocks while other threads replace theirs.
+pub const LOST_UNDER_CHURN: Program =
+    program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
 /// A pool allocator under names that only the user knows.
 pub const POOL: Program = program("pool", "pool.c", Toolchain::C);
 /// jemalloc's `operator new` throws, and the program goes on.
@@ -240,6 +254,11 @@ pub const ALL: &[Program] = &[
     EXEC_AGAIN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
+    LOST_BLOCKS,
+    LOST_BLOCKS_LSAN,
+    LOST_UNDER_CHURN,
+    BUILD_BEFORE,
+    BUILD_AFTER,
     POOL,
     THROWING_JEMALLOC,
     THROWING_TCMALLOC,
@@ -321,7 +340,11 @@ impl Program {
 
     fn command(&self, output: &Path, frame_pointers: FramePointers) -> Command {
         let mut command = Command::new(match self.toolchain {
-            Toolchain::C | Toolchain::SharedC | Toolchain::StaticC | Toolchain::Jemalloc => "gcc",
+            Toolchain::C
+            | Toolchain::LeakSanitizer
+            | Toolchain::SharedC
+            | Toolchain::StaticC
+            | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
             Toolchain::LibCxx => "clang++",
@@ -330,6 +353,7 @@ impl Program {
         });
         match self.toolchain {
             Toolchain::C
+            | Toolchain::LeakSanitizer
             | Toolchain::SharedC
             | Toolchain::StaticC
             | Toolchain::StaticMusl
@@ -353,6 +377,7 @@ impl Program {
         match self.toolchain {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::LeakSanitizer => command.args(["-fsanitize=leak", "-DWITH_LSAN"]),
             Toolchain::LibCxx => command.arg("-stdlib=libc++"),
             Toolchain::C
             | Toolchain::Musl
@@ -364,7 +389,9 @@ impl Program {
         };
         command.arg("-o").arg(output).arg(self.source_path());
         match self.toolchain {
-            Toolchain::C | Toolchain::StaticC => command.args(["-pthread", "-ldl"]),
+            Toolchain::C | Toolchain::LeakSanitizer | Toolchain::StaticC => {
+                command.args(["-pthread", "-ldl"])
+            }
             Toolchain::Jemalloc => command.args(["-pthread", "-ljemalloc"]),
             Toolchain::SharedC
             | Toolchain::StaticMusl

@@ -56,10 +56,11 @@ pub(crate) struct SymbolArguments {
 
 impl SymbolArguments {
     /// Names from the files of this machine and the directories given.
-    pub(crate) fn names(self) -> Names {
+    pub(crate) fn names(&self) -> Names {
         let defaults = Options::default();
         let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+        let search_dirs = self.debug_dirs.clone();
+        Names::new(Symbolizer::new(Options { search_dirs, debug_dirs }))
     }
 }
 

@@ -12,7 +12,7 @@ use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
 use crate::live::open_files;
 use crate::live::tracer::{Children, Options, Tracer, TracerError};
-use crate::record::{Origin, Pid, ProbeCost, Record, Session};
+use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
 
 /// Bytes of a bucket and its two rows.
 const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
@@ -31,9 +31,17 @@ pub(super) struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
 
 impl Launched {
     /// How it ended; `None` if it has not.
-    pub(super) fn status(self) -> Option<std::process::ExitStatus> {
+    ///
+    /// The kernel tells of the end of a process a moment before its parent can have its status:
+    /// if the session ended because of it, that is waited for.
+    pub(super) fn status(self, end: Option<EndReason>) -> Option<std::process::ExitStatus> {
         let mut child = self.0.join().ok()?.ok()?;
-        child.try_wait().ok().flatten()
+        match end {
+            Some(EndReason::TargetExited) => child.wait().ok(),
+            Some(EndReason::Interrupted | EndReason::DurationOver) | None => {
+                child.try_wait().ok().flatten()
+            }
+        }
     }
 }
 
