@@ -28,7 +28,9 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod freed;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -51,10 +53,13 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::freed::Freed;
 use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -78,6 +83,8 @@ pub struct Pipeline {
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
+    /// The most that ever was.
+    peak_resident_bytes: u64,
     /// Live blocks of all running processes.
     live_blocks: usize,
     /// Pieces of mappings of all running processes.
@@ -93,6 +100,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 impl Pipeline {
@@ -108,6 +117,7 @@ impl Pipeline {
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
+            peak_resident_bytes: 0,
             live_blocks: 0,
             mapping_pieces: 0,
             modules: 0,
@@ -119,6 +129,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            freed: None,
             limits,
         }
     }
@@ -226,6 +237,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Every process seen, counted or not, each id once, in ascending order.

@@ -161,6 +161,8 @@ pub struct ProcessInfo {
     pub seccomp: Seccomp,
     /// Which of its programs it runs.
     pub program: ProgramId,
+    /// Whether the processor checks its return addresses (CET).
+    pub has_shadow_stack: bool,
 }
 
 /// A thread.
@@ -197,6 +199,7 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
         program: stat.program,
+        has_shadow_stack: status.has_shadow_stack,
     })
 }
 
@@ -317,7 +320,8 @@ fn stack_pointers(pid: Pid) -> Result<Vec<Avma>, ProcessError> {
     Ok(pointers)
 }
 
-fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
+/// The ids of its threads, in order.
+pub(super) fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
     let path = file_of(pid, "task");
     let entries = fs::read_dir(&path).map_err(|source| failed(pid, &path, source))?;
     let mut tids = Vec::new();
@@ -335,7 +339,8 @@ fn stat(pid: Pid) -> Result<Stat, ProcessError> {
     status::parse_stat(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
 }
 
-fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
+/// Path of the executable of `pid`, and whether it was deleted since.
+pub fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
     let path = file_of(pid, "exe");
     let target = fs::read_link(&path).map_err(|source| failed(pid, &path, source))?;
     let target = target.into_os_string().into_vec();

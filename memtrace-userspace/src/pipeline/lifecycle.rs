@@ -156,6 +156,7 @@ impl Pipeline {
         let before = std::mem::replace(&mut running.resident_bytes, rss_bytes);
         if self.is_shown(entry) {
             self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+            self.peak_resident_bytes = self.peak_resident_bytes.max(self.resident_bytes);
         }
         if !self.processes.stands_for_many(entry) {
             self.processes.entry_mut(entry).resident_bytes = Some(rss_bytes);
