@@ -69,8 +69,7 @@ impl SymbolArguments {
         let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
         let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
         let debug_dirs = debug_dirs.collect();
-        let mut search_dirs = self.debug_dirs.clone();
-        search_dirs.extend(roots.iter().cloned());
+        let search_dirs = self.debug_dirs.iter().chain(&roots).cloned().collect();
         Names::new(Symbolizer::new(Options { search_dirs, roots, debug_dirs }))
     }
 }

@@ -234,7 +234,7 @@ impl Tracer {
                 }
                 Ok(())
             }
-            Err(error @ TracerError::Seccomp { .. }) => {
+            Err(error @ (TracerError::Seccomp { .. } | TracerError::ShadowStack { .. })) => {
                 tracing::warn!("left out: {error}");
                 self.anomalies.attach_failures += 1;
                 Ok(())

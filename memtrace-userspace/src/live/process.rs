@@ -159,10 +159,10 @@ pub struct ProcessInfo {
     pub namespaced_pids: Vec<u32>,
     /// Whether its system calls are filtered.
     pub seccomp: Seccomp,
-    /// Whether the processor checks its return addresses (CET).
-    pub has_shadow_stack: bool,
     /// Which of its programs it runs.
     pub program: ProgramId,
+    /// Whether the processor checks its return addresses (CET).
+    pub has_shadow_stack: bool,
 }
 
 /// A thread.
@@ -198,8 +198,8 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         command,
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
-        has_shadow_stack: status.has_shadow_stack,
         program: stat.program,
+        has_shadow_stack: status.has_shadow_stack,
     })
 }
 

@@ -154,8 +154,8 @@ impl TracerError {
             TracerError::Process(_)
             | TracerError::NoAllocator { .. }
             | TracerError::TooManyProcesses { .. }
-            | TracerError::ShadowStack { .. }
-            | TracerError::Seccomp { .. } => true,
+            | TracerError::Seccomp { .. }
+            | TracerError::ShadowStack { .. } => true,
             TracerError::Load(_)
             | TracerError::Decode(_)
             | TracerError::Ring(_)

@@ -74,8 +74,8 @@ impl Pipeline {
             return;
         };
         let running = self.processes.running(actor.process);
-        let entry = running.entry;
-        self.note_freed(running.pid, ptr, block.size_bytes);
+        let (entry, pid) = (running.entry, running.pid);
+        self.note_freed(pid, ptr, block.size_bytes);
         if newest.is_some() && block.thread == actor.thread && self.is_shown(entry) {
             self.temporary_allocations += 1;
         }
