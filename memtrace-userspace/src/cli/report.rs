@@ -1,17 +1,21 @@
 //! `memtrace report`: a trace, analysed.
 
+mod format;
+
 use std::io::Write;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::views::export::{json, text};
+use memtrace_userspace::views::export::weights::Weight;
+use memtrace_userspace::views::export::{csv, flamegraph, folded, json, pprof, text};
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::ranking::{self, SortKey, rank};
 use memtrace_userspace::views::style::Style;
 
+use self::format::Format;
 use super::output::Output;
 use super::replay::{Pace, replay};
 use super::source::{Sort, SymbolArguments};
@@ -30,9 +34,9 @@ Examples:
 pub(crate) struct Arguments {
     /// The trace, as `memtrace record` wrote it
     file: PathBuf,
-    /// What the report is for
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    /// What the report is for [default: what the name of OUT ends in, else text]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Write to this file instead of stdout; it appears when the report is complete
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
@@ -42,28 +46,52 @@ pub(crate) struct Arguments {
     /// What to put first [default: live; text: a table each by peak and by live]
     #[arg(long, value_enum)]
     sort: Option<Sort>,
+    /// What folded stacks, flame graphs and the like weigh [default: live]
+    #[arg(long, value_enum)]
+    metric: Option<Sort>,
+    /// Which memory they, and pprof, are about: the two are never added up
+    #[arg(long, value_enum, default_value_t = Memory::Heap)]
+    memory: Memory,
     #[command(flatten)]
     symbols: SymbolArguments,
 }
 
-/// What a report is for.
+/// A kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// To read
-    Text,
-    /// For other programs; docs/report.schema.json describes it
-    Json,
+enum Memory {
+    /// Blocks of the allocator
+    Heap,
+    /// Mappings of the kernel, the allocator's own among them
+    Mapped,
+}
+
+impl From<Memory> for ranking::Memory {
+    fn from(memory: Memory) -> ranking::Memory {
+        match memory {
+            Memory::Heap => ranking::Memory::Heap,
+            Memory::Mapped => ranking::Memory::Mapped,
+        }
+    }
 }
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, format, output, top, sort, symbols } = arguments;
+    let Arguments { file, format, output, top, sort, metric, memory, symbols } = arguments;
+    let format = format.or_else(|| Format::of_path(output.as_deref()?)).unwrap_or(Format::Text);
     let mut out = Output::open(output.as_deref(), &file)?;
+    if format.is_binary() && out.is_terminal() {
+        bail!("{} is binary; name a file with -o, or pipe it on", format.name());
+    }
+    let weight = Weight { memory: memory.into(), key: metric.unwrap_or(Sort::Live).into() };
     let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
     let written = match format {
         Format::Json => json::write(&mut out, &snapshot, &ranking, top),
+        Format::Csv => csv::write(&mut out, &ranking, top),
+        Format::Folded => folded::write(&mut out, &ranking, weight),
+        Format::Svg => flamegraph::write(&mut out, &snapshot, &ranking, weight),
+        Format::Pprof => pprof::write(&mut out, &snapshot, &ranking, weight.memory),
         Format::Text => {
             let options = text::Options {
                 width: terminal::width(),

@@ -41,7 +41,14 @@ impl StackId {
 
 /// A call path and an API. Default: the first one made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
-pub(super) struct SiteId(u32);
+pub struct SiteId(u32);
+
+impl SiteId {
+    /// Its number: they are counted from 0 as they appear.
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// What is known of a stack.
 #[derive(Debug)]
@@ -283,6 +290,17 @@ impl Stacks {
             }
         }
         stacks
+    }
+
+    /// The API and the call path of a site; without the latter while its frames are awaited.
+    pub(super) fn call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        let site = &self.sites[site.0 as usize];
+        let shown = &self.sites[site.shown_as.0 as usize];
+        match &self.entries[shown.stack.0 as usize] {
+            // What is awaited is shown as the stack that stands for all missing ones.
+            Entry::Known(stack) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
+            Entry::Known(_) | Entry::Awaited | Entry::Duplicate => (site.api, None),
+        }
     }
 
     /// How many distinct stacks have arrived that ended like this.

@@ -1,4 +1,18 @@
 //! Reports of a whole session: one file per format.
+//!
+//! ```text
+//!   Snapshot, Ranking ─┬→ text, json, csv, pprof, perfetto
+//!                      └→ weights ─→ folded, flamegraph, speedscope, firefox
+//!   Record, Posting ────→ dhat, heaptrack, parquet
+//! ```
+//!
+//! The first two kinds show the end of a session. The third sees every event, because its formats
+//! hold what a snapshot does not; [`event::Event`] is what it sees.
 
+pub mod csv;
+pub mod flamegraph;
+pub mod folded;
 pub mod json;
+pub mod pprof;
 pub mod text;
+pub mod weights;

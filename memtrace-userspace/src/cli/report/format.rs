@@ -1,0 +1,54 @@
+//! The formats of a report, and which one a file name asks for.
+
+use std::path::Path;
+
+use clap::ValueEnum;
+
+/// What a report is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(super) enum Format {
+    /// To read
+    Text,
+    /// For other programs; docs/report.schema.json describes it
+    Json,
+    /// A table of all stacks for spreadsheets
+    Csv,
+    /// Folded stacks: a line for each, and its weight
+    Folded,
+    /// A flame graph to open in a browser
+    Svg,
+    /// For `go tool pprof`, Pyroscope and others
+    Pprof,
+}
+
+/// The endings of file names, longer ones first.
+const ENDINGS: &[(&str, Format)] = &[
+    (".pb.gz", Format::Pprof),
+    (".pprof", Format::Pprof),
+    (".csv", Format::Csv),
+    (".folded", Format::Folded),
+    (".json", Format::Json),
+    (".svg", Format::Svg),
+    (".txt", Format::Text),
+];
+
+impl Format {
+    /// The format that the name of the output asks for.
+    pub(super) fn of_path(path: &Path) -> Option<Format> {
+        let name = path.file_name()?.to_str()?.to_ascii_lowercase();
+        ENDINGS.iter().find(|(ending, _)| name.ends_with(ending)).map(|&(_, format)| format)
+    }
+
+    /// Its name on the command line.
+    pub(super) fn name(self) -> String {
+        self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
+    }
+
+    /// Whether it would make a mess of a terminal.
+    pub(super) fn is_binary(self) -> bool {
+        match self {
+            Format::Pprof => true,
+            Format::Text | Format::Json | Format::Csv | Format::Folded | Format::Svg => false,
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Call paths with weights: what every format that draws a tree is made of.
+//!
+//! In: a ranking, the kind of memory and the number that counts. Out: [`Paths`], sorted from the
+//! root outwards, so that whoever walks them meets the nodes of the tree in order and needs no
+//! tree:
+//!
+//! ```text
+//!   main handle leak     shared 0   main, handle and leak are new
+//!   main handle read     shared 2   read is new
+//!   main parse           shared 1   parse is new
+//! ```
+//!
+//! What makes two frames one node is the format's choice: a line of a function, or its name alone.
+//! A stack that was cut hangs at a node that says so, not beside `main`. Paths that are equal then
+//! are one. The heap and mappings are never in one tree: an allocator maps what it hands out.
+
+use std::collections::hash_map::Entry;
+use std::hash::Hash;
+
+use memtrace_common::unwind::End;
+use rustc_hash::FxHashMap;
+
+use crate::pipeline::snapshot::Usage;
+use crate::views::frames::{Frame, base_name};
+use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
+
+/// What a tree is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Weight {
+    /// The stacks that count.
+    pub memory: Memory,
+    /// The number that counts.
+    pub key: SortKey,
+}
+
+impl Weight {
+    /// How a heading names it: `live bytes, mapped`.
+    pub fn title(self) -> String {
+        match self.memory {
+            Memory::Heap => self.key.title().to_owned(),
+            Memory::Mapped => format!("{}, mapped", self.key.title()),
+        }
+    }
+
+    /// The stacks of the kind of memory that counts.
+    pub(super) fn stacks(self, ranking: &Ranking) -> impl Iterator<Item = &SymbolizedUsage> {
+        ranking.stacks.iter().filter(move |usage| Memory::of(usage.api) == self.memory)
+    }
+
+    /// The number that counts.
+    pub(super) fn of(self, usage: &Usage) -> u64 {
+        self.key.of(usage)
+    }
+}
+
+/// A node of a tree, before a format has named it.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Node<'r> {
+    /// A call.
+    Frame(&'r Frame),
+    /// The root of stacks whose callers are unknown.
+    Cut(End),
+}
+
+impl Node<'_> {
+    /// The name of the function, `?? in plugin.so`, or `[cut: no_unwind_info]`.
+    pub(super) fn name(self) -> String {
+        match self {
+            Node::Frame(frame) => match &frame.function.name {
+                Some(name) => name.to_string(),
+                None => format!("?? in {}", base_name(&frame.function.module)),
+            },
+            Node::Cut(end) => format!("[cut: {}]", end.name()),
+        }
+    }
+}
+
+/// One path; its nodes are in [`Paths::nodes`].
+#[derive(Clone, Copy, Debug)]
+struct Path {
+    start: usize,
+    length: u32,
+    weight: u64,
+}
+
+/// A path as it is walked.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Step<'p> {
+    /// How many nodes it shares with the one before.
+    pub(super) shared: usize,
+    /// From the root outwards: indices into [`Paths::labels`].
+    pub(super) nodes: &'p [u32],
+    /// Never 0.
+    pub(super) weight: u64,
+}
+
+/// The call paths that have a weight, in the order of a tree.
+pub(super) struct Paths<K> {
+    /// What the format made of the nodes, each once, in order.
+    pub(super) labels: Vec<K>,
+    nodes: Vec<u32>,
+    paths: Vec<Path>,
+}
+
+impl<K: Hash + Ord + Clone> Paths<K> {
+    /// Those of the stacks that weigh something. Nodes with equal labels are one.
+    pub(super) fn new<'r>(
+        ranking: &'r Ranking,
+        weight: Weight,
+        label: impl Fn(Node<'r>) -> K,
+    ) -> Paths<K> {
+        let mut labels = Labels { by_label: FxHashMap::default(), all: Vec::new() };
+        let mut by_frame: FxHashMap<*const Frame, u32> = FxHashMap::default();
+        let (mut nodes, mut paths) = (Vec::new(), Vec::new());
+        for SymbolizedUsage { stack, api: _, usage } in weight.stacks(ranking) {
+            let weight = weight.of(usage);
+            if weight == 0 {
+                continue;
+            }
+            let start = nodes.len();
+            if stack.end != End::Root || stack.frames.is_empty() {
+                nodes.push(labels.intern(label(Node::Cut(stack.end))));
+            }
+            for frame in stack.frames.iter().rev() {
+                nodes.push(match by_frame.entry(std::sync::Arc::as_ptr(frame)) {
+                    Entry::Occupied(known) => *known.get(),
+                    Entry::Vacant(new) => *new.insert(labels.intern(label(Node::Frame(frame)))),
+                });
+            }
+            // Fits: a stack has at most a thousand places, each with a bounded number of frames.
+            let length = (nodes.len() - start) as u32;
+            paths.push(Path { start, length, weight });
+        }
+        drop(by_frame);
+        let labels = labels.sort(&mut nodes);
+        let slice = |path: &Path| &nodes[path.start..path.start + path.length as usize];
+        paths.sort_by(|a, b| slice(a).cmp(slice(b)));
+        let mut merged: Vec<Path> = Vec::with_capacity(paths.len());
+        for path in paths {
+            match merged.last_mut() {
+                Some(last) if slice(last) == slice(&path) => {
+                    last.weight = last.weight.saturating_add(path.weight);
+                }
+                Some(_) | None => merged.push(path),
+            }
+        }
+        Paths { labels, nodes, paths: merged }
+    }
+
+    /// The paths in the order of the tree.
+    pub(super) fn walk(&self) -> impl Iterator<Item = Step<'_>> {
+        let mut before: &[u32] = &[];
+        self.paths.iter().map(move |path| {
+            let nodes = &self.nodes[path.start..path.start + path.length as usize];
+            let shared = nodes.iter().zip(before).take_while(|(a, b)| a == b).count();
+            before = nodes;
+            Step { shared, nodes, weight: path.weight }
+        })
+    }
+
+    /// How many paths there are.
+    pub(super) fn len(&self) -> usize {
+        self.paths.len()
+    }
+
+    /// The sum of all weights.
+    pub(super) fn total(&self) -> u64 {
+        self.paths.iter().fold(0, |sum, path| sum.saturating_add(path.weight))
+    }
+}
+
+/// Labels as they are found.
+struct Labels<K> {
+    by_label: FxHashMap<K, u32>,
+    all: Vec<K>,
+}
+
+impl<K: Hash + Ord + Clone> Labels<K> {
+    fn intern(&mut self, label: K) -> u32 {
+        match self.by_label.entry(label) {
+            Entry::Occupied(known) => *known.get(),
+            Entry::Vacant(new) => {
+                // Fits: each is one of at most 2^32 frames.
+                let id = self.all.len() as u32;
+                self.all.push(new.key().clone());
+                new.insert(id);
+                id
+            }
+        }
+    }
+
+    /// The labels in order; `nodes` follow.
+    fn sort(self, nodes: &mut [u32]) -> Vec<K> {
+        drop(self.by_label);
+        let mut order: Vec<u32> = (0..self.all.len() as u32).collect();
+        order.sort_by(|&a, &b| self.all[a as usize].cmp(&self.all[b as usize]));
+        let mut place = vec![0; order.len()];
+        for (new, &old) in (0..).zip(&order) {
+            place[old as usize] = new;
+        }
+        for node in nodes {
+            *node = place[*node as usize];
+        }
+        order.iter().map(|&old| self.all[old as usize].clone()).collect()
+    }
+}
