@@ -1,16 +1,19 @@
 //! `memtrace report`: a trace, analysed.
 
+mod events;
 mod format;
 
 use std::io::Write;
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::views::export::weights::Weight;
-use memtrace_userspace::views::export::{csv, flamegraph, folded, json, pprof, text};
+use memtrace_userspace::views::export::{
+    csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
+};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{self, SortKey, rank};
 use memtrace_userspace::views::style::Style;
@@ -49,9 +52,9 @@ pub(crate) struct Arguments {
     /// What folded stacks, flame graphs and the like weigh [default: live]
     #[arg(long, value_enum)]
     metric: Option<Sort>,
-    /// Which memory they, and pprof, are about: the two are never added up
-    #[arg(long, value_enum, default_value_t = Memory::Heap)]
-    memory: Memory,
+    /// Which memory they, and pprof, are about: the two are never added up [default: heap]
+    #[arg(long, value_enum)]
+    memory: Option<Memory>,
     #[command(flatten)]
     symbols: SymbolArguments,
 }
@@ -76,23 +79,72 @@ impl From<Memory> for ranking::Memory {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, format, output, top, sort, metric, memory, symbols } = arguments;
-    let format = format.or_else(|| Format::of_path(output.as_deref()?)).unwrap_or(Format::Text);
-    let mut out = Output::open(output.as_deref(), &file)?;
+    let output = arguments.output.as_deref();
+    let format = arguments.format.or_else(|| Format::of_path(output?)).unwrap_or(Format::Text);
+    arguments.refuse_what_means_nothing(format)?;
+    let out = Output::open(output, &arguments.file)?;
     if format.is_binary() && out.is_terminal() {
         bail!("{} is binary; name a file with -o, or pipe it on", format.name());
     }
-    let weight = Weight { memory: memory.into(), key: metric.unwrap_or(Sort::Live).into() };
+    let out = match format {
+        Format::Dhat | Format::Heaptrack | Format::Parquet => {
+            events::write(format, out, &arguments.file, output, arguments.symbols.names())?
+        }
+        Format::Text
+        | Format::Json
+        | Format::Csv
+        | Format::Folded
+        | Format::Svg
+        | Format::Pprof
+        | Format::Speedscope
+        | Format::Firefox
+        | Format::Perfetto => write_end(format, out, arguments)?,
+    };
+    out.commit()?;
+    Ok(Outcome::Fine)
+}
+
+impl Arguments {
+    /// An option that would change nothing is a misunderstanding.
+    fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
+        let given = [
+            ("--top", self.top.is_some(), format.is_list()),
+            ("--sort", self.sort.is_some(), format.is_list()),
+            ("--metric", self.metric.is_some(), format.is_weighed()),
+            ("--memory", self.memory.is_some(), format.is_weighed() || format == Format::Pprof),
+        ];
+        match given.iter().find(|(_, is_given, means)| *is_given && !means) {
+            Some((option, ..)) => {
+                bail!("{option} means nothing for --format {}; leave it out", format.name())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+/// Writes a report about the end of the session.
+fn write_end(format: Format, mut out: Output, arguments: Arguments) -> Result<Output> {
+    let Arguments { file, format: _, output, top, sort, metric, memory, symbols } = arguments;
     let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
-    let written = match format {
+    let weight = Weight {
+        memory: memory.unwrap_or(Memory::Heap).into(),
+        key: metric.unwrap_or(Sort::Live).into(),
+    };
+    if format.is_weighed() && weight.is_nothing(&ranking) {
+        bail!("no stack has any {}; choose another --metric or --memory", weight.title());
+    }
+    match format {
         Format::Json => json::write(&mut out, &snapshot, &ranking, top),
         Format::Csv => csv::write(&mut out, &ranking, top),
         Format::Folded => folded::write(&mut out, &ranking, weight),
         Format::Svg => flamegraph::write(&mut out, &snapshot, &ranking, weight),
         Format::Pprof => pprof::write(&mut out, &snapshot, &ranking, weight.memory),
-        Format::Text => {
+        Format::Speedscope => speedscope::write(&mut out, &snapshot, &ranking, weight),
+        Format::Firefox => firefox::write(&mut out, &snapshot, &ranking, weight),
+        Format::Perfetto => perfetto::write(&mut out, &snapshot, &ranking),
+        Format::Text | Format::Dhat | Format::Heaptrack | Format::Parquet => {
             let options = text::Options {
                 width: terminal::width(),
                 style: if output.is_none() { terminal::style() } else { Style::Plain },
@@ -101,15 +153,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             };
             out.write_all(text::render(&snapshot, &mut ranking, &options).as_bytes())
         }
-    };
-    written.with_context(|| match &output {
+    }
+    .with_context(|| cannot_write(output.as_deref()))?;
+    Ok(out)
+}
+
+fn cannot_write(output: Option<&Path>) -> String {
+    match output {
         Some(path) => {
             format!("cannot write {}; free some space or choose another -o", path.display())
         }
         None => "cannot write to stdout".to_owned(),
-    })?;
-    out.commit()?;
-    Ok(Outcome::Fine)
+    }
 }
 
 /// Writes the JSON report of a session, with everything in it.

@@ -7,12 +7,19 @@
 //! ```
 //!
 //! The first two kinds show the end of a session. The third sees every event, because its formats
-//! hold what a snapshot does not; [`event::Event`] is what it sees.
+//! hold what a snapshot does not.
 
 pub mod csv;
+pub mod dhat;
+pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
+pub mod heaptrack;
 pub mod json;
+mod list;
+pub mod parquet;
+pub mod perfetto;
 pub mod pprof;
+pub mod speedscope;
 pub mod text;
 pub mod weights;

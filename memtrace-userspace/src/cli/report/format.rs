@@ -19,10 +19,31 @@ pub(super) enum Format {
     Svg,
     /// For `go tool pprof`, Pyroscope and others
     Pprof,
+    /// For speedscope.app
+    Speedscope,
+    /// For profiler.firefox.com
+    Firefox,
+    /// For ui.perfetto.dev
+    Perfetto,
+    /// For Valgrind's dh_view.html
+    Dhat,
+    /// For heaptrack_print and heaptrack_gui
+    Heaptrack,
+    /// Every event, for DuckDB, DataFusion, pandas and Polars
+    Parquet,
 }
 
 /// The endings of file names, longer ones first.
 const ENDINGS: &[(&str, Format)] = &[
+    (".speedscope.json", Format::Speedscope),
+    (".firefox.json", Format::Firefox),
+    (".dhat.json", Format::Dhat),
+    (".heaptrack", Format::Heaptrack),
+    (".heaptrack.gz", Format::Heaptrack),
+    (".heaptrack.zst", Format::Heaptrack),
+    (".parquet", Format::Parquet),
+    (".perfetto-trace", Format::Perfetto),
+    (".pftrace", Format::Perfetto),
     (".pb.gz", Format::Pprof),
     (".pprof", Format::Pprof),
     (".csv", Format::Csv),
@@ -44,11 +65,29 @@ impl Format {
         self.to_possible_value().map_or_else(String::new, |value| value.get_name().to_owned())
     }
 
+    /// Whether it is a list of which the first entries can be asked for.
+    pub(super) fn is_list(self) -> bool {
+        matches!(self, Format::Text | Format::Json | Format::Csv)
+    }
+
+    /// Whether it shows one number of each stack.
+    pub(super) fn is_weighed(self) -> bool {
+        matches!(self, Format::Folded | Format::Svg | Format::Speedscope | Format::Firefox)
+    }
+
     /// Whether it would make a mess of a terminal.
     pub(super) fn is_binary(self) -> bool {
         match self {
-            Format::Pprof => true,
-            Format::Text | Format::Json | Format::Csv | Format::Folded | Format::Svg => false,
+            Format::Pprof | Format::Perfetto | Format::Parquet => true,
+            Format::Text
+            | Format::Json
+            | Format::Csv
+            | Format::Folded
+            | Format::Svg
+            | Format::Speedscope
+            | Format::Firefox
+            | Format::Dhat
+            | Format::Heaptrack => false,
         }
     }
 }

@@ -18,7 +18,8 @@ use crate::views::summary;
 /// The part of the whole that is still drawn: one pixel of ten screens.
 const SMALLEST_PART: u64 = 10_000;
 
-/// Writes the picture. An error if nothing has any weight: there is no such picture.
+/// Writes the picture. An error if nothing weighs anything ([`Weight::is_nothing`]): there is no
+/// such picture.
 pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
@@ -26,12 +27,6 @@ pub fn write(
     weight: Weight,
 ) -> io::Result<()> {
     let lines = visible(&folded::paths(ranking, weight));
-    if lines.is_empty() {
-        return Err(io::Error::other(format!(
-            "no stack has any {}; choose another --metric or --memory",
-            weight.title()
-        )));
-    }
     let mut options = Options::default();
     options.title = format!("memtrace: {}", weight.title());
     options.subtitle = Some(format!(
@@ -47,7 +42,6 @@ pub fn write(
     .to_owned();
     options.colors = Palette::Basic(flamegraph::color::BasicPalette::Mem);
     options.hash = true;
-    options.no_sort = true;
     flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)
         .map_err(io::Error::other)
 }

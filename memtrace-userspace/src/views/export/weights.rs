@@ -16,6 +16,7 @@
 
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
+use std::sync::Arc;
 
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashMap;
@@ -40,6 +41,11 @@ impl Weight {
             Memory::Heap => self.key.title().to_owned(),
             Memory::Mapped => format!("{}, mapped", self.key.title()),
         }
+    }
+
+    /// Whether no stack weighs anything.
+    pub fn is_nothing(self, ranking: &Ranking) -> bool {
+        self.stacks(ranking).all(|stack| self.of(&stack.usage) == 0)
     }
 
     /// The stacks of the kind of memory that counts.
@@ -71,6 +77,37 @@ impl Node<'_> {
                 None => format!("?? in {}", base_name(&frame.function.module)),
             },
             Node::Cut(end) => format!("[cut: {}]", end.name()),
+        }
+    }
+}
+
+/// A line of a function: what is one node where formats know files and lines.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub(super) struct Call {
+    /// As [`Node::name`] says.
+    pub(super) name: String,
+    /// Path of the file that holds the code; `None` for a [`Node::Cut`].
+    pub(super) module: Option<Arc<str>>,
+    /// Path of the source file.
+    pub(super) file: Option<Arc<str>>,
+    /// The line in it.
+    pub(super) line: Option<u32>,
+    /// Whether its code is its caller's.
+    pub(super) inlined: bool,
+}
+
+impl Call {
+    pub(super) fn new(node: Node<'_>) -> Call {
+        let name = node.name();
+        match node {
+            Node::Frame(frame) => Call {
+                name,
+                module: Some(Arc::clone(&frame.function.module)),
+                file: frame.function.file.clone(),
+                line: frame.line,
+                inlined: frame.inlined,
+            },
+            Node::Cut(_) => Call { name, module: None, file: None, line: None, inlined: false },
         }
     }
 }
@@ -122,7 +159,7 @@ impl<K: Hash + Ord + Clone> Paths<K> {
                 nodes.push(labels.intern(label(Node::Cut(stack.end))));
             }
             for frame in stack.frames.iter().rev() {
-                nodes.push(match by_frame.entry(std::sync::Arc::as_ptr(frame)) {
+                nodes.push(match by_frame.entry(Arc::as_ptr(frame)) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(new) => *new.insert(labels.intern(label(Node::Frame(frame)))),
                 });
