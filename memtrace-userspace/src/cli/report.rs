@@ -3,9 +3,10 @@
 mod events;
 mod format;
 
-use std::io::Write;
+use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
@@ -15,7 +16,7 @@ use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
 };
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{self, SortKey, rank};
+use memtrace_userspace::views::ranking::{self, Ranking, SortKey, rank};
 use memtrace_userspace::views::style::Style;
 
 use self::format::Format;
@@ -29,6 +30,8 @@ Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
   memtrace report api.mtrace --format json -o api.json    for other programs
+  memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
+  memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
 /// Analyse a trace, on any machine, without root.
@@ -77,31 +80,80 @@ impl From<Memory> for ranking::Memory {
     }
 }
 
+/// The end of a session, and what is to be shown of it.
+struct End {
+    snapshot: Arc<Snapshot>,
+    ranking: Ranking,
+    sort: Option<SortKey>,
+    top: Option<usize>,
+    weight: Weight,
+}
+
 /// Replays the trace and writes the report.
-pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
+pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
+    let mut names = std::mem::take(&mut arguments.symbols).names();
+    let arguments = &arguments;
     let output = arguments.output.as_deref();
     let format = arguments.format.or_else(|| Format::of_path(output?)).unwrap_or(Format::Text);
     arguments.refuse_what_means_nothing(format)?;
-    let out = Output::open(output, &arguments.file)?;
+    let mut out = Output::open(output, &arguments.file)?;
     if format.is_binary() && out.is_terminal() {
         bail!("{} is binary; name a file with -o, or pipe it on", format.name());
     }
-    let out = match format {
-        Format::Dhat | Format::Heaptrack | Format::Parquet => {
-            events::write(format, out, &arguments.file, output, arguments.symbols.names())?
-        }
-        Format::Text
-        | Format::Json
-        | Format::Csv
-        | Format::Folded
-        | Format::Svg
-        | Format::Pprof
-        | Format::Speedscope
-        | Format::Firefox
-        | Format::Perfetto => write_end(format, out, arguments)?,
+    let trace = arguments.file.as_path();
+    let mut end = |write: &dyn Fn(&mut Output, &mut End) -> io::Result<()>| {
+        let mut end = End::replay(arguments, format, &mut names)?;
+        write(&mut out, &mut end).with_context(|| cannot_write(output))
     };
+    match format {
+        Format::Text => end(&|out, end| {
+            let options = text::Options {
+                width: terminal::width(),
+                style: if output.is_none() { terminal::style() } else { Style::Plain },
+                sort: end.sort,
+                top: end.top,
+            };
+            out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
+        }),
+        Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
+        Format::Csv => end(&|out, end| csv::write(out, &end.ranking, end.top)),
+        Format::Folded => end(&|out, end| folded::write(out, &end.ranking, end.weight)),
+        Format::Svg => {
+            end(&|out, end| flamegraph::write(out, &end.snapshot, &end.ranking, end.weight))
+        }
+        Format::Pprof => {
+            end(&|out, end| pprof::write(out, &end.snapshot, &end.ranking, end.weight.memory))
+        }
+        Format::Speedscope => {
+            end(&|out, end| speedscope::write(out, &end.snapshot, &end.ranking, end.weight))
+        }
+        Format::Firefox => {
+            end(&|out, end| firefox::write(out, &end.snapshot, &end.ranking, end.weight))
+        }
+        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.ranking)),
+        Format::Dhat => events::dhat(&mut out, trace, output, &mut names),
+        Format::Heaptrack => events::heaptrack(&mut out, trace, output, &mut names),
+        Format::Parquet => events::parquet(&mut out, trace, output, &mut names),
+    }?;
     out.commit()?;
     Ok(Outcome::Fine)
+}
+
+impl End {
+    /// Replays the trace; an error if a picture of it would be empty.
+    fn replay(arguments: &Arguments, format: Format, names: &mut Names) -> Result<End> {
+        let snapshot = replay(&arguments.file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+        let sort = arguments.sort.map(SortKey::from);
+        let ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
+        let weight = Weight {
+            memory: arguments.memory.unwrap_or(Memory::Heap).into(),
+            key: arguments.metric.unwrap_or(Sort::Live).into(),
+        };
+        if format.is_weighed() && weight.is_nothing(&ranking) {
+            bail!("no stack has any {}; choose another --metric or --memory", weight.title());
+        }
+        Ok(End { snapshot, ranking, sort, top: arguments.top, weight })
+    }
 }
 
 impl Arguments {
@@ -120,42 +172,6 @@ impl Arguments {
             None => Ok(()),
         }
     }
-}
-
-/// Writes a report about the end of the session.
-fn write_end(format: Format, mut out: Output, arguments: Arguments) -> Result<Output> {
-    let Arguments { file, format: _, output, top, sort, metric, memory, symbols } = arguments;
-    let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
-    let sort = sort.map(SortKey::from);
-    let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
-    let weight = Weight {
-        memory: memory.unwrap_or(Memory::Heap).into(),
-        key: metric.unwrap_or(Sort::Live).into(),
-    };
-    if format.is_weighed() && weight.is_nothing(&ranking) {
-        bail!("no stack has any {}; choose another --metric or --memory", weight.title());
-    }
-    match format {
-        Format::Json => json::write(&mut out, &snapshot, &ranking, top),
-        Format::Csv => csv::write(&mut out, &ranking, top),
-        Format::Folded => folded::write(&mut out, &ranking, weight),
-        Format::Svg => flamegraph::write(&mut out, &snapshot, &ranking, weight),
-        Format::Pprof => pprof::write(&mut out, &snapshot, &ranking, weight.memory),
-        Format::Speedscope => speedscope::write(&mut out, &snapshot, &ranking, weight),
-        Format::Firefox => firefox::write(&mut out, &snapshot, &ranking, weight),
-        Format::Perfetto => perfetto::write(&mut out, &snapshot, &ranking),
-        Format::Text | Format::Dhat | Format::Heaptrack | Format::Parquet => {
-            let options = text::Options {
-                width: terminal::width(),
-                style: if output.is_none() { terminal::style() } else { Style::Plain },
-                sort,
-                top,
-            };
-            out.write_all(text::render(&snapshot, &mut ranking, &options).as_bytes())
-        }
-    }
-    .with_context(|| cannot_write(output.as_deref()))?;
-    Ok(out)
 }
 
 fn cannot_write(output: Option<&Path>) -> String {

@@ -2,6 +2,7 @@
 
 mod address_space;
 mod heap;
+mod journal;
 mod lifecycle;
 mod limits;
 mod oracle;

@@ -91,3 +91,28 @@ impl Format {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn longest_ending_of_the_name_chooses() {
+        let format = |name| Format::of_path(Path::new(name));
+
+        assert_eq!(format("x.json"), Some(Format::Json));
+        assert_eq!(format("x.speedscope.json"), Some(Format::Speedscope));
+        assert_eq!(format("/tmp/x.heaptrack.zst"), Some(Format::Heaptrack));
+        assert_eq!(format("X.SVG"), Some(Format::Svg));
+        assert_eq!(format("x.pb.gz"), Some(Format::Pprof));
+        assert_eq!(format("x.gz"), None);
+        assert_eq!(format("svg"), None);
+    }
+
+    #[test]
+    fn every_format_has_an_ending() {
+        for format in Format::value_variants() {
+            assert!(ENDINGS.iter().any(|(_, of)| of == format), "{format:?}");
+        }
+    }
+}

@@ -84,3 +84,20 @@ fn folded(stack: &SymbolizedStack) -> String {
         stack.frames.iter().rev().map(|frame| folded_name(Node::Frame(frame))).collect();
     names.join(";")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::{SortKey, rank};
+
+    #[test]
+    fn table_is_unchanged() {
+        let ranking = rank(&fixture::snapshot(), &mut fixture::names(), SortKey::Live);
+        let mut out = Vec::new();
+
+        write(&mut out, &ranking, None).expect("a Vec takes all");
+
+        insta::assert_snapshot!(String::from_utf8(out).expect("UTF-8"));
+    }
+}

@@ -287,3 +287,51 @@ fn label(frame: &Frame) -> String {
     let name = function.name.as_deref().unwrap_or("???");
     format!("{}: {name} ({place})", address(frame.place))
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn posting(change: Change, bytes: u64) -> Posting {
+        Posting { site: SiteId::default(), change, blocks: 1, bytes }
+    }
+
+    #[test]
+    fn point_knows_its_maximum_and_what_it_held_at_the_peak() {
+        let mut point = Point::default();
+
+        point.apply(&posting(Change::Acquire, 100), 1_000_000, 0);
+        // The peak, of another point, comes here.
+        point.apply(&posting(Change::Acquire, 50), 2_000_000, 1);
+        point.apply(&posting(Change::Release, 100), 3_000_000, 1);
+
+        let shown = point.shown(&[1], 1, 10_000_000);
+        assert_eq!((shown.tb, shown.tbk), (150, 2));
+        assert_eq!((shown.mb, shown.mbk), (150, 2));
+        assert_eq!((shown.gb, shown.gbk), (100, 1));
+        assert_eq!((shown.eb, shown.ebk), (50, 1));
+        // One block lived for 2 ms, and one from 2 ms to the end.
+        assert_eq!(shown.tl, 2_000 + 8_000);
+    }
+
+    #[test]
+    fn memory_of_a_program_that_ended_is_live_and_not_of_a_later_peak() {
+        let mut point = Point::default();
+
+        point.apply(&posting(Change::Acquire, 100), 1_000_000, 0);
+        point.apply(&posting(Change::Abandon, 100), 2_000_000, 1);
+
+        let shown = point.shown(&[1], 2, 3_000_000);
+        assert_eq!((shown.gb, shown.eb), (0, 100));
+    }
+
+    #[test]
+    fn inherited_copy_is_held_and_not_allocated() {
+        let mut point = Point::default();
+
+        point.apply(&posting(Change::Inherit, 100), 1_000_000, 0);
+
+        let shown = point.shown(&[1], 1, 1_000_000);
+        assert_eq!((shown.tb, shown.mb, shown.eb), (0, 100, 100));
+    }
+}

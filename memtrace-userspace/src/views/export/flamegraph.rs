@@ -61,11 +61,12 @@ fn visible(paths: &Paths<Arc<str>>) -> Vec<String> {
             Some(_) | None => lines.push((line, weight)),
         }
     }
-    let drawn = lines.into_iter().filter(|(line, _)| !line.is_empty());
-    drawn.map(|(line, weight)| format!("{line} {weight}")).collect()
+    lines.into_iter().map(|(line, weight)| format!("{line} {weight}")).collect()
 }
 
 /// How many nodes of each path weigh at least `smallest`, with all paths through them.
+///
+/// Roots always stay, so that the lines add up to the whole.
 fn depths(paths: &Paths<Arc<str>>, smallest: u64) -> Vec<u32> {
     let mut depths = Vec::with_capacity(paths.len());
     // The nodes of the path before: the first path through each, and the weight of all so far.
@@ -77,7 +78,7 @@ fn depths(paths: &Paths<Arc<str>>, smallest: u64) -> Vec<u32> {
                 && weight < smallest
             {
                 for visible in &mut depths[first..] {
-                    *visible = (*visible).min(last as u32);
+                    *visible = (*visible).min(last.max(1) as u32);
                 }
             }
         }
@@ -92,4 +93,29 @@ fn depths(paths: &Paths<Arc<str>>, smallest: u64) -> Vec<u32> {
     }
     close(&mut open, 0, &mut depths);
     depths
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::{Memory, rank};
+
+    fn lines(allocations: u64) -> Vec<String> {
+        let mut snapshot = fixture::snapshot();
+        snapshot.stacks[0].usage.allocations = allocations;
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let weight = Weight { memory: Memory::Heap, key: SortKey::Allocations };
+        visible(&folded::paths(&ranking, weight))
+    }
+
+    #[test]
+    fn calls_that_nobody_could_see_count_with_their_callers() {
+        // `main` has 1.2 million allocations, so that 123 are too few, and 256 are not.
+        assert_eq!(
+            lines(100),
+            ["main;cache_fill;cache::Entry::build 256", "main 100", "main;parse;parse 1234567"]
+        );
+        assert_eq!(lines(200)[2], "main;handle;leak_per_request 200");
+    }
 }

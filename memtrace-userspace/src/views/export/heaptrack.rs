@@ -205,11 +205,8 @@ impl<W: Write> Writer<W> {
         let module = self.string(&place[0].function.module)?;
         let mut frames = Vec::with_capacity(place.len());
         for frame in place {
-            // heaptrack shows the address where there is no function.
-            let function = match &frame.function.name {
-                Some(name) => self.string(name)?,
-                None => 0,
-            };
+            // Without a name, heaptrack would take all such functions for one.
+            let function = self.string(&Node::Frame(frame).name())?;
             let file = match &frame.function.file {
                 Some(file) => self.string(file)?,
                 None => 0,
@@ -218,10 +215,8 @@ impl<W: Write> Writer<W> {
         }
         let address = label::address(place[0].place);
         write!(self.out, "i {} {module:x}", address.trim_start_matches("0x"))?;
-        if frames != [(0, 0, 0)] {
-            for (function, file, line) in frames {
-                write!(self.out, " {function:x} {file:x} {line:x}")?;
-            }
+        for (function, file, line) in frames {
+            write!(self.out, " {function:x} {file:x} {line:x}")?;
         }
         writeln!(self.out)?;
         self.instruction_count += 1;

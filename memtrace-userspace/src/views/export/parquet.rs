@@ -122,14 +122,11 @@ impl<W: Write + Send> Writer<W> {
             return Ok(());
         };
         let site = site(kind, postings);
-        let size = size.or_else(|| match postings {
+        let size = size.or(match postings {
             [released] => Some(released.bytes),
             _ => None,
         });
-        let texts = match site {
-            Some(site) => Some(self.texts(site, pipeline, names)),
-            None => None,
-        };
+        let texts = site.map(|site| self.texts(site, pipeline, names));
         let api = api.map(|api| self.kind(api.name()));
         let kind = self.kind(kind);
         let rows = &mut self.rows;

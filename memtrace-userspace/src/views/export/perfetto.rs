@@ -63,8 +63,11 @@ pub fn write(out: impl Write, snapshot: &Snapshot, ranking: &Ranking) -> io::Res
     Ok(())
 }
 
+/// What a counter shows of a step.
+type Level = fn(&TimelinePoint) -> u64;
+
 /// The counters: their names, and what each shows.
-const COUNTERS: [(&str, fn(&TimelinePoint) -> u64); 3] = [
+const COUNTERS: [(&str, Level); 3] = [
     ("Live heap", |point| point.live_bytes),
     ("Mapped", |point| point.mapped_bytes),
     ("Resident", |point| point.resident_bytes),

@@ -249,3 +249,62 @@ fn bases(ends: &[u64]) -> impl Iterator<Item = (u64, u64)> {
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::rank;
+
+    fn decoded(memory: Memory) -> Profile {
+        let snapshot = fixture::snapshot();
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut out = Vec::new();
+        write(&mut out, &snapshot, &ranking, memory).expect("a Vec takes all");
+        let mut bytes = Vec::new();
+        flate2::read::GzDecoder::new(&*out).read_to_end(&mut bytes).expect("gzip");
+        Profile::decode(&*bytes).expect("the pieces are one message")
+    }
+
+    #[test]
+    fn inlined_function_is_a_line_of_its_place() {
+        let profile = decoded(Memory::Heap);
+
+        let name = |id: u64| {
+            let function = profile.function.iter().find(|function| function.id == id);
+            &*profile.string_table[function.expect("a function").name as usize]
+        };
+        let lines: Vec<Vec<(&str, i64)>> = profile
+            .location
+            .iter()
+            .map(|place| {
+                place.line.iter().map(|line| (name(line.function_id), line.line)).collect()
+            })
+            .collect();
+        assert!(lines.contains(&vec![("cache::Entry::build", 12), ("cache_fill", 70)]));
+        // Nothing is known of the plugin but the address, which is for pprof to look up.
+        assert!(lines.contains(&vec![]));
+    }
+
+    #[test]
+    fn places_lie_in_their_mappings() {
+        let profile = decoded(Memory::Heap);
+
+        for place in &profile.location {
+            let mapping = profile.mapping.iter().find(|mapping| mapping.id == place.mapping_id);
+            let mapping = mapping.expect("all places of the session are in files");
+            assert!((mapping.memory_start..mapping.memory_limit).contains(&place.address));
+        }
+    }
+
+    #[test]
+    fn heap_and_mappings_are_apart() {
+        let bytes = |memory| decoded(memory).sample.iter().map(|sample| sample.value[3]).sum();
+
+        let heap: i64 = bytes(Memory::Heap);
+        assert_eq!(heap, (14 << 20) + 300);
+        assert_eq!(bytes(Memory::Mapped), 32 << 20);
+    }
+}

@@ -9,7 +9,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use super::list::List;
-use super::weights::{Call, Paths, Weight};
+use super::weights::{Call, Node, Paths, Weight};
 use crate::pipeline::snapshot::Snapshot;
 use crate::views::ranking::{Ranking, SortKey};
 use crate::views::summary;
@@ -36,8 +36,6 @@ struct Frame<'r> {
     name: &'r str,
     #[serde(skip_serializing_if = "Option::is_none")]
     file: Option<&'r str>,
-    #[serde(skip_serializing_if = "Option::is_none")]
-    line: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -54,6 +52,11 @@ struct Profile<S, W> {
     weights: W,
 }
 
+/// A function whatever the line, so that two calls of one function are drawn as one.
+fn function(node: Node<'_>) -> Call {
+    Call { line: None, inlined: false, ..Call::new(node) }
+}
+
 /// Writes the profile.
 pub fn write(
     mut out: impl Write,
@@ -61,7 +64,7 @@ pub fn write(
     ranking: &Ranking,
     weight: Weight,
 ) -> io::Result<()> {
-    let paths = Paths::new(ranking, weight, Call::new);
+    let paths = Paths::new(ranking, weight, function);
     let file = File {
         schema: "https://www.speedscope.app/file-format-schema.json",
         exporter: format!("memtrace@{}", env!("CARGO_PKG_VERSION")),
@@ -86,9 +89,5 @@ pub fn write(
 }
 
 fn frame(call: &Call) -> Frame<'_> {
-    Frame {
-        name: &call.name,
-        file: call.file.as_deref().or(call.module.as_deref()),
-        line: call.line,
-    }
+    Frame { name: &call.name, file: call.file.as_deref().or(call.module.as_deref()) }
 }

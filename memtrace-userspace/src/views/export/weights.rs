@@ -241,3 +241,69 @@ impl<K: Hash + Ord + Clone> Labels<K> {
         order.iter().map(|&old| self.all[old as usize].clone()).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::rank;
+
+    const LIVE_HEAP: Weight = Weight { memory: Memory::Heap, key: SortKey::Live };
+
+    fn walked(weight: Weight, reversed: bool) -> Vec<(usize, String, u64)> {
+        let mut snapshot = fixture::snapshot();
+        if reversed {
+            snapshot.stacks.reverse();
+        }
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let paths = Paths::new(&ranking, weight, |node| node.name());
+        let text = |step: Step<'_>| {
+            let names: Vec<&str> =
+                step.nodes.iter().map(|&node| paths.labels[node as usize].as_str()).collect();
+            (step.shared, names.join(" "), step.weight)
+        };
+        paths.walk().map(text).collect()
+    }
+
+    #[test]
+    fn paths_come_in_the_order_of_the_tree_with_what_they_share() {
+        let expected = [
+            (0, "[cut: unreadable_stack] ?? in plugin.so".to_owned(), 300),
+            (0, "main cache_fill cache::Entry::build".to_owned(), 2 << 20),
+            (1, "main handle leak_per_request".to_owned(), 12 << 20),
+        ];
+
+        assert_eq!(walked(LIVE_HEAP, false), expected);
+        assert_eq!(walked(LIVE_HEAP, true), expected);
+    }
+
+    #[test]
+    fn mappings_are_a_tree_of_their_own() {
+        let mapped = Weight { memory: Memory::Mapped, key: SortKey::Live };
+
+        assert_eq!(walked(mapped, false), [(0, "main".to_owned(), 32 << 20)]);
+        assert_eq!(mapped.title(), "live bytes, mapped");
+    }
+
+    #[test]
+    fn paths_with_equal_labels_are_one() {
+        let ranking = rank(&fixture::snapshot(), &mut fixture::names(), SortKey::Live);
+        let allocated = Weight { memory: Memory::Heap, key: SortKey::Allocated };
+
+        let paths = Paths::new(&ranking, allocated, |_| "same");
+
+        // Of three nodes the leak, the cache and the parser; of two the stack that was cut.
+        let lengths: Vec<usize> = paths.walk().map(|step| step.nodes.len()).collect();
+        assert_eq!((lengths, paths.labels), (vec![2, 3], vec!["same"]));
+    }
+
+    #[test]
+    fn nothing_is_nothing() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.stacks.retain(|stack| Memory::of(stack.api) == Memory::Mapped);
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+
+        assert!(LIVE_HEAP.is_nothing(&ranking));
+        assert!(!Weight { memory: Memory::Mapped, ..LIVE_HEAP }.is_nothing(&ranking));
+    }
+}
