@@ -117,8 +117,8 @@ fn viewer_of_dhat_shows_totals_peak_and_end() {
         "At t-gmax: 1,114,112 bytes (100%) in 65 blocks".to_owned(),
         "At t-end:  65,736 bytes (100%) in 65 blocks".to_owned(),
         // Each lived from 1 s to 7 s.
-        "avg lifetime 6 s (85.71% of program duration)".to_owned(),
-        "t-gmax: 3 s (42.86% of program duration)".to_owned(),
+        "avg lifetime 6,000,000 µs (85.71% of program duration)".to_owned(),
+        "t-gmax: 3,000,000 µs (42.86% of program duration)".to_owned(),
     ];
     assert_eq!((ALLOCATED_BYTES, PEAK_BYTES, LIVE_BYTES), (1_124_412, 1_114_112, 65_736));
     assert_eq!((ALLOCATIONS, LIVE_BLOCKS), (167, 65));

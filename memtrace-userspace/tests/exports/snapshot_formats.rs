@@ -32,9 +32,9 @@ fn pprof_of_go_reads_all_four_numbers() {
     let bytes = |bytes: u64| format!("{bytes}B");
     assert_eq!(numbers("inuse_space", "::fill_cache").0, bytes(CACHE_BYTES));
     assert_eq!(numbers("inuse_space", "::serve"), ("0".to_owned(), bytes(LIVE_BYTES)));
-    assert_eq!(numbers("inuse_objects", "::serve").1, LIVE_BLOCKS.to_string());
+    assert_eq!(numbers("inuse_objects", "::serve").1, format!("{LIVE_BLOCKS}bytes"));
     assert_eq!(numbers("alloc_space", "::parse").0, bytes(PARSED_BYTES));
-    assert_eq!(numbers("alloc_objects", "::parse").0, "100");
+    assert_eq!(numbers("alloc_objects", "::parse").0, "100bytes");
     let raw = ask(&go, &["tool", "pprof", "-raw"], &file);
     assert!(
         raw.contains(

@@ -89,6 +89,7 @@ struct File<'p, P> {
     tu: &'static str,
     #[serde(rename = "Mtu")]
     mtu: &'static str,
+    /// Up to this average lifetime a point is short-lived.
     tuth: u32,
     cmd: String,
     pid: u32,
@@ -207,7 +208,8 @@ impl Profile {
             bkacc: false,
             tu: "µs",
             mtu: "s",
-            tuth: 1000,
+            // Times are kept to 10 µs: what lived for less than ten of these was short-lived.
+            tuth: 100,
             cmd: summary::command(snapshot).unwrap_or_else(|| summary::target(snapshot)),
             pid: snapshot.session.as_ref().map_or(0, |session| session.pid.0),
             te: snapshot.now.0 / 1000,

@@ -32,15 +32,15 @@ use crate::record::{Record, Tid, Time};
 use crate::views::frames::Names;
 use crate::views::{caveats, summary};
 
-/// What a reader sees.
+/// What a reader sees. Numbers that people subtract have a sign.
 const SCHEMA: &str = "message event {
-    REQUIRED INT64 time_ns (INTEGER(64,false));
+    REQUIRED INT64 time_ns;
     OPTIONAL INT32 pid (INTEGER(32,false));
     REQUIRED INT32 tid (INTEGER(32,false));
     REQUIRED BYTE_ARRAY kind (STRING);
     OPTIONAL BYTE_ARRAY api (STRING);
     OPTIONAL INT64 address (INTEGER(64,false));
-    OPTIONAL INT64 size (INTEGER(64,false));
+    OPTIONAL INT64 size;
     OPTIONAL INT32 stack_id (INTEGER(32,false));
     OPTIONAL BYTE_ARRAY function (STRING);
     OPTIONAL BYTE_ARRAY stack (STRING);
@@ -130,13 +130,13 @@ impl<W: Write + Send> Writer<W> {
         let api = api.map(|api| self.kind(api.name()));
         let kind = self.kind(kind);
         let rows = &mut self.rows;
-        rows.time.push(time.0 as i64);
+        rows.time.push(signed(time.0));
         rows.pid.push(pipeline.process_of(tid).map(|pid| pid.0 as i32));
         rows.tid.push(tid.0 as i32);
         rows.kind.push(kind);
         rows.api.push(api);
         rows.address.push(address.map(|address| address as i64));
-        rows.size.push(size.map(|size| size as i64));
+        rows.size.push(size.map(signed));
         rows.stack_id.push(site.map(|site| site.index() as i32));
         let (function, stack) = match texts {
             Some(SiteTexts { function, stack }) => (function, Some(stack)),
@@ -261,6 +261,11 @@ fn column<T: DataType>(
     let mut column = column.ok_or_else(|| io::Error::other("the schema has fewer columns"))?;
     column.typed::<T>().write_batch(values, levels, None).map_err(failed)?;
     column.close().map_err(failed)
+}
+
+/// Only a forged trace has numbers that do not fit.
+fn signed(number: u64) -> i64 {
+    i64::try_from(number).unwrap_or(i64::MAX)
 }
 
 fn failed(error: ParquetError) -> io::Error {
