@@ -28,7 +28,9 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod freed;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -53,11 +55,14 @@ use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 pub use self::stacks::SiteId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::freed::Freed;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
@@ -98,6 +103,8 @@ pub struct Pipeline {
     anomalies: Anomalies,
     /// What the record under way changed, if somebody wants to know.
     journal: Option<Vec<Posting>>,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 impl Pipeline {
@@ -125,6 +132,7 @@ impl Pipeline {
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
             journal: None,
+            freed: None,
             limits,
         }
     }
@@ -216,6 +224,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Time of the last record.
@@ -245,8 +254,8 @@ impl Pipeline {
     }
 
     /// The API and the call path of a site; without the latter while its frames are awaited.
-    pub fn call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
-        self.stacks.call_path(site)
+    pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        self.stacks.known_call_path(site)
     }
 
     /// The files seen so far; [`Place::InFile`] points here.

@@ -40,7 +40,7 @@ impl StackId {
 }
 
 /// A call path and an API. Default: the first one made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub struct SiteId(u32);
 
 impl SiteId {
@@ -293,7 +293,7 @@ impl Stacks {
     }
 
     /// The API and the call path of a site; without the latter while its frames are awaited.
-    pub(super) fn call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+    pub(super) fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
         let site = &self.sites[site.0 as usize];
         let shown = &self.sites[site.shown_as.0 as usize];
         match &self.entries[shown.stack.0 as usize] {
@@ -301,6 +301,13 @@ impl Stacks {
             Entry::Known(stack) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
             Entry::Known(_) | Entry::Awaited | Entry::Duplicate => (site.api, None),
         }
+    }
+
+    /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
+    pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
+        let (api, stack) = self.known_call_path(site);
+        let missing = || Arc::new(Stack { end: End::Missing, frames: Vec::new() });
+        (stack.map_or_else(missing, Arc::clone), api)
     }
 
     /// How many distinct stacks have arrived that ended like this.

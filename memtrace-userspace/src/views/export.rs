@@ -17,6 +17,7 @@ pub mod folded;
 pub mod heaptrack;
 pub mod json;
 mod list;
+pub mod lost;
 pub mod parquet;
 pub mod perfetto;
 pub mod pprof;

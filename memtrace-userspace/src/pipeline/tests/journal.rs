@@ -11,7 +11,7 @@ fn last_change(records: &[Record]) -> Vec<(Api, Option<u64>, Change, u64)> {
     for record in start.iter().chain(records) {
         pipeline.apply_with(record, &mut postings);
     }
-    let frame = |site: SiteId| match pipeline.call_path(site) {
+    let frame = |site: SiteId| match pipeline.known_call_path(site) {
         (api, Some(stack)) => match stack.frames[0] {
             super::super::snapshot::Place::Unknown { address, .. } => (api, Some(address.0)),
             _ => panic!("no module was mapped"),

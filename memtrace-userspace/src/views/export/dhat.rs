@@ -135,7 +135,7 @@ impl Profile {
     pub fn event(&mut self, postings: &[Posting], pipeline: &Pipeline, names: &mut Names) {
         let now_ns = pipeline.now().0;
         for posting in postings {
-            let (api, _) = pipeline.call_path(posting.site);
+            let (api, _) = pipeline.known_call_path(posting.site);
             if !api.acquires_block() {
                 continue;
             }
@@ -157,7 +157,7 @@ impl Profile {
         if let Some(&Some(known)) = self.sites.get(site.index()) {
             return known;
         }
-        let (api, stack) = pipeline.call_path(site);
+        let (api, stack) = pipeline.known_call_path(site);
         let mut frames = vec![self.frame(api_frame(api))];
         match stack {
             Some(stack) => {

@@ -106,7 +106,7 @@ impl<W: Write> Writer<W> {
                 Change::Release => '-',
                 Change::Inherit | Change::Disinherit | Change::Abandon => continue,
             };
-            let (api, _) = pipeline.call_path(site);
+            let (api, _) = pipeline.known_call_path(site);
             if !api.acquires_block() || blocks == 0 {
                 continue;
             }
@@ -149,7 +149,7 @@ impl<W: Write> Writer<W> {
             return Ok(known);
         }
         let mut node = 0;
-        match pipeline.call_path(site).1 {
+        match pipeline.known_call_path(site).1 {
             Some(stack) => {
                 let stack = names.symbolize(pipeline.images(), stack);
                 if stack.end != End::Root || stack.frames.is_empty() {

@@ -175,7 +175,7 @@ impl<W: Write + Send> Writer<W> {
         if let Some(Some(known)) = self.sites.get(site.index()) {
             return known.clone();
         }
-        let (_, stack) = pipeline.call_path(site);
+        let (_, stack) = pipeline.known_call_path(site);
         let Some(stack) = stack else {
             // Its frames may still come.
             let missing = Node::Cut(End::Missing).name();
