@@ -50,24 +50,27 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::account::{Change, Posting};
 pub use self::freed::FreedRanges;
 pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
+pub use self::stacks::SiteId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::freed::Freed;
 use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
-use self::stacks::{SiteId, Stacks};
+use self::stacks::Stacks;
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
-use crate::record::{EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+use crate::record::{EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// So many events' worth of memory accesses are under way at a time.
 const RECORDS_LOADED_TOGETHER: usize = 16;
@@ -100,6 +103,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// What the record under way changed, if somebody wants to know.
+    journal: Option<Vec<Posting>>,
     /// Only while somebody wants to know.
     freed: Option<Freed>,
 }
@@ -129,6 +134,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            journal: None,
             freed: None,
             limits,
         }
@@ -261,6 +267,29 @@ impl Pipeline {
                 self.apply(record);
             }
         }
+    }
+
+    /// Takes in the next record, and puts what it changed in place of what `postings` holds.
+    pub fn apply_with(&mut self, record: &Record, postings: &mut Vec<Posting>) {
+        postings.clear();
+        self.journal = Some(std::mem::take(postings));
+        self.apply(record);
+        *postings = self.journal.take().unwrap_or_default();
+    }
+
+    /// The API and the call path of a site; without the latter while its frames are awaited.
+    pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        self.stacks.known_call_path(site)
+    }
+
+    /// The files seen so far; [`Place::InFile`] points here.
+    pub fn images(&self) -> &[Arc<Image>] {
+        self.images.all()
+    }
+
+    /// The process of a thread that runs.
+    pub fn process_of(&self, tid: Tid) -> Option<Pid> {
+        self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)
     }
 
     /// Reads what the records will change.

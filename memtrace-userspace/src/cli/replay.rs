@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::pipeline::{Limits, Pipeline};
-use memtrace_userspace::record::{Pid, Time};
+use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
+use memtrace_userspace::record::{Pid, Record, Time};
 use memtrace_userspace::trace::{Reader, TraceError, Truncation};
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
@@ -48,6 +48,40 @@ pub(crate) fn replay(
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
+    let mut due = Due::new(pace);
+    run(path, only, pace, |pipeline, batch| {
+        for records in batch.chunks(due.records_per_look()) {
+            pipeline.apply_all(records);
+            if due.now(pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Replays a trace for somebody who sees every record, what it changed, and the state after it.
+pub(crate) fn replay_events(
+    path: &Path,
+    mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
+) -> Result<Arc<Snapshot>> {
+    let mut postings = Vec::new();
+    run(path, &[], Pace::AtEnd, |pipeline, batch| {
+        for record in batch {
+            pipeline.apply_with(record, &mut postings);
+            on_event(record, &postings, pipeline)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Decodes a trace in one thread and has `step` apply each batch in this one.
+fn run(
+    path: &Path,
+    only: &[Pid],
+    pace: Pace,
+    mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
+) -> Result<Arc<Snapshot>> {
     let what = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(what)?;
     let metadata = file.metadata().with_context(what)?;
@@ -71,18 +105,14 @@ pub(crate) fn replay(
     let truncation = std::thread::scope(|scope| {
         let progress = &progress;
         let reader = scope.spawn(move || decode(reader, sender, progress));
-        let mut due = Due::new(pace);
         for batch in batches {
-            for records in batch.chunks(due.records_per_look()) {
-                pipeline.apply_all(records);
-                if due.now(&pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
-                    return Ok(None);
-                }
+            if step(&mut pipeline, &batch)?.is_break() {
+                return Ok(None);
             }
         }
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-    .with_context(what)?;
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.with_context(what)
+    })?;
     progress.finish_and_clear();
     let mut snapshot = pipeline.snapshot();
     if let Some(missing) =

@@ -4,7 +4,8 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::mappings::{Mappings, Outcome, Pages, Posting, Released};
+use super::account::Posting;
+use super::mappings::{Mappings, Outcome, Pages, Released};
 use super::processes::{EntryId, RunningId};
 use super::threads::{Actor, ThreadId};
 use crate::record::{MapKind, Tid, WireStackId};
@@ -155,5 +156,8 @@ impl Pipeline {
             self.mapped_peak.apply(change, bytes);
         }
         self.mapped_peak.settle(self.now);
+        if let Some(journal) = &mut self.journal {
+            journal.extend_from_slice(postings);
+        }
     }
 }

@@ -12,7 +12,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::{Change, Claim};
+use super::account::{Change, Claim, Posting};
 use super::live_set::Block;
 use super::processes::{EntryId, RunningId};
 use super::threads::{Actor, Retired};
@@ -184,6 +184,9 @@ impl Pipeline {
         self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
         self.heap_peak.apply(change, size_bytes);
+        if let Some(journal) = &mut self.journal {
+            journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
+        }
     }
 
     /// Ends an event of the heap that may have made a peak.

@@ -3,6 +3,7 @@
 mod address_space;
 mod freed;
 mod heap;
+mod journal;
 mod lifecycle;
 mod limits;
 mod oracle;
