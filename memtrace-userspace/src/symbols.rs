@@ -17,9 +17,10 @@
 //! and names are foreign, perhaps hostile: they cost bounded memory and never a panic, but text is
 //! handed out as it stands in the file, and the views make it printable.
 //!
-//! It does not read perf maps, and it does not look inside the vDSO: the code that was traced may
-//! be that of another kernel, so the frame is called `[vdso]`. Stubs of the PLT get no name: they
-//! jump to the function and are gone from the stack when it runs.
+//! Names of code made at run time come with the records; [`jit_frame`] reads them. It does not look
+//! inside the vDSO: the code that was traced may be that of another kernel, so the frame is called
+//! `[vdso]`. Stubs of the PLT get no name: they jump to the function and are gone from the stack
+//! when it runs.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -36,12 +37,15 @@ use crate::record::Image;
 mod debug_files;
 mod demangle;
 mod dwarf;
+mod jit;
 mod loaded;
 mod mapped;
 mod meter;
 mod object;
 mod table;
 mod xz;
+
+pub use jit::jit_frame;
 
 use loaded::Loaded;
 

@@ -5,6 +5,7 @@
 
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
@@ -38,6 +39,8 @@ pub struct Snapshot {
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
     pub images: Vec<Arc<Image>>,
+    /// What processes call their code that lies in no file, by [`Place::Anonymous`]; foreign text.
+    pub jit_names: Arc<BTreeMap<(Pid, Avma), Arc<[u8]>>>,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
 }
