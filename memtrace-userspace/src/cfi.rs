@@ -18,6 +18,7 @@ mod program;
 mod spans;
 #[cfg(test)]
 mod tests;
+mod trampolines;
 
 use std::borrow::Cow;
 
@@ -33,6 +34,7 @@ use encode::{Frame, encode};
 use entries::{Bytes, Cies, Format};
 use program::Broken;
 use spans::{Functions, GAP, Span};
+pub use trampolines::{ARENA_BYTES, TRAMPOLINE_BYTES, is_trampoline, trampoline_table};
 
 /// Changes whenever [`compile`] gives another table of the same file: tables are kept on disk.
 pub const VERSION: u32 = 1;
