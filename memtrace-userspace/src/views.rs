@@ -19,12 +19,14 @@ pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod hints;
 pub mod label;
 pub mod layout;
 pub mod plain;
 pub mod printable;
 pub mod quantity;
 pub mod ranking;
+pub mod short_name;
 pub mod style;
 pub mod summary;
 pub mod tui;

@@ -7,6 +7,7 @@ use crate::views::frames::{Frame, Function, base_name};
 use crate::views::layout::{cut, width};
 use crate::views::quantity::{bytes, count};
 use crate::views::ranking::SortKey;
+use crate::views::short_name::short_name;
 
 /// A value of a sort key, in its unit.
 pub fn amount(key: SortKey, value: u64) -> String {
@@ -19,7 +20,7 @@ pub fn amount(key: SortKey, value: u64) -> String {
 /// `leak_per_request  server.c:41`, `?? in plugin.so`, cut to fit; the place only if it fits too.
 pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> String {
     let name = match &function.name {
-        Some(name) => name.to_string(),
+        Some(name) => short_name(name).into_owned(),
         None => format!("?? in {}", base_name(&function.module)),
     };
     match (&function.file, line) {
@@ -49,7 +50,7 @@ pub fn frame_labels(frames: &[Arc<Frame>]) -> Vec<String> {
 fn frame_label(frame: &Frame) -> String {
     let function = &frame.function;
     let mut label = match &function.name {
-        Some(name) => name.to_string(),
+        Some(name) => short_name(name).into_owned(),
         None => "??".to_owned(),
     };
     if frame.inlined {
