@@ -35,6 +35,7 @@ use crate::hash::Seed;
 use crate::record::Image;
 
 mod debug_files;
+mod debuginfod;
 mod demangle;
 mod dwarf;
 mod jit;
@@ -45,6 +46,7 @@ mod object;
 mod table;
 mod xz;
 
+pub use debuginfod::Debuginfod;
 pub use jit::jit_frame;
 
 use loaded::Loaded;
@@ -118,11 +120,35 @@ pub struct Options {
     pub search_dirs: Vec<PathBuf>,
     /// Directories where the system keeps debug files, like `/usr/lib/debug`.
     pub debug_dirs: Vec<PathBuf>,
+    /// Where else an image may be, and the root directories of the processes that have it.
+    pub elsewhere: Elsewhere,
+    /// Servers that are asked for what is not on this machine.
+    pub debuginfod: Option<Arc<Debuginfod>>,
+}
+
+/// Places that only somebody knows who can see the processes.
+#[derive(Clone, Default)]
+pub struct Elsewhere {
+    /// Root directories: of containers.
+    pub roots: Vec<PathBuf>,
+    /// Where the image that was mapped from a path may be now.
+    pub images: Option<Arc<dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync>>,
+}
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Elsewhere").field("roots", &self.roots).finish_non_exhaustive()
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { search_dirs: Vec::new(), debug_dirs: vec!["/usr/lib/debug".into()] }
+        Options {
+            search_dirs: Vec::new(),
+            debug_dirs: vec!["/usr/lib/debug".into()],
+            elsewhere: Elsewhere::default(),
+            debuginfod: None,
+        }
     }
 }
 

@@ -57,6 +57,7 @@ pub(crate) struct Arguments {
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { pids, output, report, trace, command } = arguments;
+    let running = pids.clone();
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
     let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
@@ -94,7 +95,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
-        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+        write_json(report, &snapshot, &mut SymbolArguments::default().names_of(running))?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));

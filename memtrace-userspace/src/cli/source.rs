@@ -1,7 +1,7 @@
 //! Where the snapshots of a command come from, and the arguments that say so.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -10,11 +10,12 @@ use anyhow::Result;
 use clap::Args;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
+use memtrace_userspace::live::process::files;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
-use memtrace_userspace::symbols::{Options, Symbolizer};
+use memtrace_userspace::symbols::{Debuginfod, Elsewhere, Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
@@ -54,11 +55,26 @@ pub(crate) struct SymbolArguments {
 }
 
 impl SymbolArguments {
-    /// Names from the files of this machine and the directories given.
+    /// Names from the files of this machine, the directories given and debuginfod's servers.
     pub(crate) fn names(self) -> Names {
+        let debuginfod = Debuginfod::from_environment().map(Arc::new);
+        Names::new(Symbolizer::new(Options { debuginfod, ..self.options() }))
+    }
+
+    /// Names for processes that run: from their own files too, and without the network.
+    pub(crate) fn names_of(self, processes: Vec<Pid>) -> Names {
+        let roots = processes.iter().map(|pid| files::root(*pid)).collect();
+        let images = move |path: &Path| {
+            processes.iter().flat_map(|pid| files::files_at(*pid, path)).collect()
+        };
+        let elsewhere = Elsewhere { roots, images: Some(Arc::new(images)) };
+        Names::new(Symbolizer::new(Options { elsewhere, ..self.options() }))
+    }
+
+    fn options(self) -> Options {
         let defaults = Options::default();
         let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+        Options { search_dirs: self.debug_dirs, debug_dirs, ..Options::default() }
     }
 }
 

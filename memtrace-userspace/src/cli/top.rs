@@ -78,6 +78,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { file, pids, output, trace, interval, sort, top, plain, symbols } = arguments;
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let names = match &file {
+        Some(_) => symbols.names(),
+        None => symbols.names_of(pids.clone()),
+    };
     let source = match file {
         Some(file) => Source::File(
             file,
@@ -92,7 +96,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             ..trace.session(Target::Attach(pids), output.clone())
         }),
     };
-    let names = symbols.names();
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);

@@ -19,6 +19,7 @@ use thiserror::Error;
 use crate::record::{BeforeAttach, Pid, Tid};
 
 pub mod binary;
+pub mod files;
 pub mod maps;
 mod smaps;
 mod status;

@@ -32,8 +32,14 @@ pub(super) fn images(options: &Options, path: &Path, build_id: &[u8]) -> Vec<Pat
 
 /// Candidates for the debug information of the file with this build id.
 pub(super) fn by_build_id(options: &Options, build_id: &[u8]) -> Vec<PathBuf> {
-    let dirs = options.debug_dirs.iter().chain(&options.search_dirs);
-    dirs.filter_map(|dir| build_id_path(dir, build_id, ".debug")).collect()
+    let dirs = options.debug_dirs.iter().chain(&options.search_dirs).cloned();
+    let elsewhere = options
+        .elsewhere
+        .roots
+        .iter()
+        .flat_map(|root| options.debug_dirs.iter().filter_map(|dir| under(root, dir)));
+    let dirs = dirs.chain(elsewhere);
+    dirs.filter_map(|dir| build_id_path(&dir, build_id, ".debug")).collect()
 }
 
 /// Candidates for the debug information that the image at `image` links to by name.
@@ -126,7 +132,11 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options { search_dirs: vec!["/s".into()], debug_dirs: vec!["/g".into()] }
+        Options {
+            search_dirs: vec!["/s".into()],
+            debug_dirs: vec!["/g".into()],
+            ..Options::default()
+        }
     }
 
     fn paths(found: Vec<PathBuf>) -> Vec<String> {

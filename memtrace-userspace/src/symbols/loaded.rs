@@ -23,12 +23,14 @@ use memtrace_common::addr::FileOffset;
 use object::Object;
 use self_cell::self_cell;
 
+use super::debuginfod::Kind;
 use super::dwarf::{DwarfError, RawFrame, Surroundings, Units};
 use super::mapped::{self, FileBytes};
 use super::meter::Meter;
 use super::object::{self as elf, Elf, Segments, Store};
 use super::table::{Symbol, Table};
-use super::{Counters, Frame, Miss, Options, SymbolError, debug_files, demangle, hex, xz};
+use super::{Counters, Frame, Miss, Options, SymbolError};
+use super::{debug_files, demangle, hex, xz};
 use crate::hash::Seed;
 
 /// A decompressed `.gnu_debugdata`; they are rarely above 2 MiB.
@@ -125,7 +127,7 @@ fn find_image(
 ) -> Result<Result<(PathBuf, FileBytes), Miss>, SymbolError> {
     let mut miss = Miss::NoSuchFile { path: path.into() };
     let mut error = None;
-    for candidate in debug_files::images(options, path, build_id) {
+    for candidate in candidates(options, path, build_id) {
         let found = match mapped::open(&candidate) {
             Ok(Ok(bytes)) => match check_build_id(&candidate, &bytes, build_id) {
                 Ok(()) => return Ok(Ok((candidate, bytes))),
@@ -141,7 +143,27 @@ fn find_image(
             miss = found;
         }
     }
+    if let Some(server) = &options.debuginfod
+        && let Some(fetched) = server.find(build_id, Kind::Executable)
+        && let Ok(Ok(bytes)) = mapped::open(&fetched)
+        && check_build_id(&fetched, &bytes, build_id).is_ok()
+    {
+        // Debug links are relative to the place where it was.
+        return Ok(Ok((path.to_owned(), bytes)));
+    }
     error.map_or(Ok(Err(miss)), Err)
+}
+
+/// Where the image may be, the likeliest place first.
+fn candidates(options: &Options, path: &Path, build_id: &[u8]) -> Vec<PathBuf> {
+    let elsewhere = options.elsewhere.images.iter().flat_map(|images| images(path));
+    let others = debug_files::images(options, path, build_id);
+    // Without a build id the file at the same path may be another, and nobody would notice.
+    if build_id.is_empty() {
+        elsewhere.chain(others).collect()
+    } else {
+        others.into_iter().chain(elsewhere).collect()
+    }
 }
 
 fn check_build_id(path: &Path, bytes: &[u8], expected: &[u8]) -> Result<(), Miss> {
@@ -224,6 +246,23 @@ fn find_debug(
             return found;
         }
     }
+    let found = find_linked(options, counters, path, image);
+    if found.is_some() {
+        return found;
+    }
+    let server = options.debuginfod.as_ref()?;
+    let build_id = image.build_id().ok()??;
+    let fetched = server.find(build_id, Kind::DebugInfo)?;
+    first_that_fits(counters, vec![fetched], |bytes| has_build_id(bytes, build_id))
+}
+
+/// The debug information that `image` links to by name.
+fn find_linked(
+    options: &Options,
+    counters: &mut Counters,
+    path: &Path,
+    image: &Elf<'_>,
+) -> Option<(PathBuf, FileBytes)> {
     let (link, crc) = image.gnu_debuglink().ok()??;
     let mut candidates = debug_files::by_link(options, path, link);
     // The link is relative to where the image really is: /usr/bin/app may be a symbolic link.
