@@ -364,7 +364,10 @@ impl Tracer {
                 let record = module_record(&self.images, time, pid, *start, module);
                 self.out.push(Record::Module(record));
             }
-            traced.has_anonymous_code |= now.values().any(Module::is_anonymous);
+            if now.values().any(Module::is_anonymous) {
+                traced.has_anonymous_code = true;
+                traced.jit_names.expect();
+            }
             traced.modules = now;
             self.write_modules(pid)?;
         } else if is_behind {

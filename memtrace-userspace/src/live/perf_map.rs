@@ -81,7 +81,7 @@ pub struct JitNames {
 /// The root directory of a process.
 #[derive(Debug)]
 enum Root {
-    /// No stack has gone through code without a name.
+    /// The process has made no code.
     NotNeeded,
     /// It outlives the process. The map must belong to this user, or to root.
     Open { root: OwnedFd, uid: u32 },
@@ -111,15 +111,20 @@ impl JitNames {
         }
     }
 
+    /// The process makes code, and may name it.
+    ///
+    /// To be called while it lives: its first stack through that code may come when it has ended.
+    pub fn expect(&mut self) {
+        if matches!(self.root, Root::NotNeeded) {
+            self.root = self.process.open_root();
+        }
+    }
+
     /// A stack goes through `address`.
     pub fn saw(&mut self, address: Avma) {
         if self.awaited.len() >= MAX_ADDRESSES {
             self.unread.addresses += 1;
             return;
-        }
-        // As long as the process lives; its map is often written when it ends.
-        if matches!(self.root, Root::NotNeeded) {
-            self.root = self.process.open_root();
         }
         self.awaited.insert(address);
     }
