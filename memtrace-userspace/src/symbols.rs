@@ -126,13 +126,16 @@ pub struct Options {
     pub debuginfod: Option<Arc<Debuginfod>>,
 }
 
+/// Says where an image may be that was mapped from a path.
+pub type FindImages = dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync;
+
 /// Places that only somebody knows who can see the processes.
 #[derive(Clone, Default)]
 pub struct Elsewhere {
     /// Root directories: of containers.
     pub roots: Vec<PathBuf>,
     /// Where the image that was mapped from a path may be now.
-    pub images: Option<Arc<dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync>>,
+    pub images: Option<Arc<FindImages>>,
 }
 
 impl std::fmt::Debug for Elsewhere {

@@ -69,12 +69,17 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "go", package: "golang-go" },
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
+    Program { name: "git", package: "git" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
+    Program { name: "/usr/bin/node", package: "nodejs" },
     Program { name: "/usr/bin/perl", package: "perl" },
+    Program { name: "/usr/bin/pg_ctlcluster", package: "postgresql" },
     Program { name: "/usr/bin/python3", package: "python3" },
     Program { name: "/usr/bin/redis-benchmark", package: "redis-tools" },
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
+    Program { name: "/usr/bin/ruby", package: "ruby" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
+    Program { name: "/usr/sbin/nginx", package: "nginx-light" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
 ];
 

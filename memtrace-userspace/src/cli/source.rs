@@ -49,15 +49,18 @@ impl From<Sort> for SortKey {
 /// Where to find names.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SymbolArguments {
-    /// Where copies of the target's files or their debug files are; may be given again
+    /// Where copies of the target's files or their debug files are; may be given again. Of a trace,
+    /// the debuginfod servers in DEBUGINFOD_URLS are asked as well, if it is set
     #[arg(long = "debug-dir", value_name = "DIR")]
     debug_dirs: Vec<PathBuf>,
 }
 
 impl SymbolArguments {
     /// Names from the files of this machine, the directories given and debuginfod's servers.
-    pub(crate) fn names(self) -> Names {
-        let debuginfod = Debuginfod::from_environment().map(Arc::new);
+    ///
+    /// `announce` hears of what is fetched.
+    pub(crate) fn names(self, announce: fn(&str)) -> Names {
+        let debuginfod = Debuginfod::from_environment(announce).map(Arc::new);
         Names::new(Symbolizer::new(Options { debuginfod, ..self.options() }))
     }
 

@@ -79,7 +79,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
     let names = match &file {
-        Some(_) => symbols.names(),
+        // A line would spoil the screen.
+        Some(_) => symbols.names(|_| {}),
         None => symbols.names_of(pids.clone()),
     };
     let source = match file {

@@ -20,15 +20,13 @@ use std::sync::Arc;
 use memtrace_common::addr::Avma;
 
 use super::limits::Limits;
+use super::snapshot;
 use crate::record::Pid;
-
-/// Names by process and address.
-pub(super) type Named = BTreeMap<(Pid, Avma), Arc<[u8]>>;
 
 /// What is known of code without a file.
 #[derive(Debug)]
 pub(super) struct JitNames {
-    named: Arc<Named>,
+    named: Arc<snapshot::JitNames>,
     awaited: BTreeSet<(Pid, Avma)>,
     symbols: BTreeMap<(Pid, Avma), Symbol>,
     /// Every symbol that was ever taken in counts, since addresses keep its name.
@@ -133,7 +131,7 @@ impl JitNames {
     }
 
     /// The names so far; cheap.
-    pub(super) fn named(&self) -> Arc<Named> {
+    pub(super) fn named(&self) -> Arc<snapshot::JitNames> {
         Arc::clone(&self.named)
     }
 

@@ -61,6 +61,8 @@ pub struct Debuginfod {
     cache: PathBuf,
     timeout: Duration,
     max_bytes: u64,
+    /// Hears what is asked for, since it may take long.
+    announce: fn(&str),
 }
 
 #[derive(Debug)]
@@ -81,8 +83,11 @@ enum Refusal {
 
 impl Debuginfod {
     /// The servers that the environment names; `None` if it names none.
-    pub fn from_environment() -> Option<Debuginfod> {
-        Debuginfod::from_variables(|name| std::env::var_os(name).filter(|value| !value.is_empty()))
+    ///
+    /// `announce` hears of each request before it is made.
+    pub fn from_environment(announce: fn(&str)) -> Option<Debuginfod> {
+        let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty());
+        Some(Debuginfod { announce, ..Debuginfod::from_variables(variable)? })
     }
 
     pub(super) fn from_variables(
@@ -110,6 +115,7 @@ impl Debuginfod {
             cache,
             timeout: number("DEBUGINFOD_TIMEOUT").map_or(TIMEOUT, Duration::from_secs),
             max_bytes: number("DEBUGINFOD_MAXSIZE").unwrap_or(MAX_FILE_BYTES),
+            announce: |_| {},
         })
     }
 
@@ -172,13 +178,13 @@ impl Debuginfod {
             // Anew, since its age counts.
             let _ = fs::remove_file(path);
             let nothing = fs::File::create(path)?;
-            nothing.set_permissions(fs::Permissions::from_mode(0))?;
+            nothing.set_permissions(fs::Permissions::from_mode(0o000))?;
         }
         Ok(false)
     }
 
     fn download(&self, url: &str, file: &mut fs::File) -> Result<(), Refusal> {
-        tracing::info!("asking {url}");
+        (self.announce)(&format!("asking {url}"));
         let agent: ureq::Agent = ureq::Agent::config_builder()
             .timeout_connect(Some(CONNECT_TIMEOUT))
             .timeout_global(Some(self.timeout))

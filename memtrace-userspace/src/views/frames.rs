@@ -17,12 +17,12 @@ use std::collections::BTreeMap;
 use std::error::Error;
 use std::sync::Arc;
 
-use memtrace_common::addr::{Avma, FileOffset};
+use memtrace_common::addr::FileOffset;
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashMap;
 
-use crate::pipeline::snapshot::{Place, Stack};
-use crate::record::{Image, Pid};
+use crate::pipeline::snapshot::{JitNames, Place, Stack};
+use crate::record::Image;
 use crate::symbols::{self, SymbolError, Symbolizer};
 use crate::views::attribution::{self, Candidate};
 use crate::views::printable::{printable, printable_str};
@@ -132,9 +132,6 @@ impl SymbolizedStack {
 /// What makes two functions one: name, module, source file.
 type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 
-/// What a snapshot says of code that lies in no file.
-type JitNames = Arc<BTreeMap<(Pid, Avma), Arc<[u8]>>>;
-
 /// Names for the stacks of one session.
 pub struct Names {
     lookup: Box<dyn Lookup>,
@@ -142,7 +139,7 @@ pub struct Names {
     places: FxHashMap<Place, Arc<[Arc<Frame>]>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
     misses: BTreeMap<Arc<str>, Miss>,
-    jit_names: JitNames,
+    jit_names: Arc<JitNames>,
     /// How many stacks were named.
     named_stacks: usize,
     /// In which stack, counted from 1, each function was seen last; by its id.
@@ -158,7 +155,7 @@ impl Names {
             places: FxHashMap::default(),
             stacks: FxHashMap::default(),
             misses: BTreeMap::new(),
-            jit_names: JitNames::default(),
+            jit_names: Arc::default(),
             named_stacks: 0,
             seen_in: Vec::new(),
         }
@@ -172,7 +169,7 @@ impl Names {
     /// Takes in the names that a snapshot has for code without a file.
     ///
     /// They come some time after the stacks that go through it, which are then named anew.
-    pub fn learn_jit_names(&mut self, jit_names: &JitNames) {
+    pub fn learn_jit_names(&mut self, jit_names: &Arc<JitNames>) {
         if Arc::ptr_eq(&self.jit_names, jit_names) {
             return;
         }
@@ -310,7 +307,10 @@ fn shown(text: &Arc<str>) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use memtrace_common::addr::Avma;
+
     use super::*;
+    use crate::record::Pid;
     use crate::views::fixture::{self, FakeSymbols};
 
     fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
