@@ -4,9 +4,9 @@
 //! the inlined ones innermost first, then the function that they were inlined into.
 //!
 //! ```text
-//!   Image, FileOffset ─ loaded: files found, checked ─ PT_LOAD ─> Svma ─┬─ dwarf ──┐
-//!                                  │                                   └─ table ──┴─> [Frame]
-//!                                  └ debug_files (where), mapped (open), object (ELF), xz
+//!   Image, FileOffset ─ loaded, find: files, checked ─ PT_LOAD ─> Svma ─┬─ dwarf ──┐
+//!                                  │                                  └─ table ──┴─> [Frame]
+//!                                  └ debug_files, debuginfod (where), mapped (open), object (ELF), xz
 //! ```
 //!
 //! Offsets are lookup offsets: a caller that starts from a return address has subtracted 1.
@@ -38,6 +38,7 @@ mod debug_files;
 mod debuginfod;
 mod demangle;
 mod dwarf;
+mod find;
 mod jit;
 mod loaded;
 mod mapped;
