@@ -28,7 +28,9 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod freed;
 mod heap;
+mod held;
 mod jit_names;
 mod lifecycle;
 mod limits;
@@ -52,10 +54,13 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::freed::Freed;
 use self::jit_names::JitNames;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
@@ -80,6 +85,8 @@ pub struct Pipeline {
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
+    /// The most that ever was.
+    peak_resident_bytes: u64,
     /// Live blocks of all running processes.
     live_blocks: usize,
     /// Pieces of mappings of all running processes.
@@ -96,6 +103,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 impl Pipeline {
@@ -111,6 +120,7 @@ impl Pipeline {
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
+            peak_resident_bytes: 0,
             live_blocks: 0,
             mapping_pieces: 0,
             modules: 0,
@@ -123,6 +133,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            freed: None,
             limits,
         }
     }
@@ -219,6 +230,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Time of the last record.

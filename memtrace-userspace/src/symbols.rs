@@ -36,7 +36,7 @@ use crate::record::Image;
 
 mod debug_files;
 mod debuginfod;
-mod demangle;
+pub(crate) mod demangle;
 mod dwarf;
 mod find;
 mod jit;

@@ -15,7 +15,7 @@ use memtrace_userspace::views::style::Style;
 use super::output::Output;
 use super::replay::{Pace, replay};
 use super::source::{Sort, SymbolArguments};
-use super::{Outcome, tell, terminal};
+use super::{Outcome, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -61,7 +61,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let mut out = Output::open(output.as_deref(), &file)?;
     let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let sort = sort.map(SortKey::from);
-    let mut ranking = rank(&snapshot, &mut symbols.names(tell), sort.unwrap_or(SortKey::Live));
+    let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
     let written = match format {
         Format::Json => json::write(&mut out, &snapshot, &ranking, top),
         Format::Text => {

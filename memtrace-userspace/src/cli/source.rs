@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::process::files;
@@ -19,8 +20,8 @@ use memtrace_userspace::symbols::{Debuginfod, Elsewhere, Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
-use super::quantity;
 use super::replay::{Pace, replay};
+use super::{quantity, tell};
 
 /// What to put first in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -57,15 +58,18 @@ pub(crate) struct SymbolArguments {
 
 impl SymbolArguments {
     /// Names from the files of this machine, the directories given and debuginfod's servers.
-    ///
-    /// `announce` hears of what is fetched.
-    pub(crate) fn names(self, announce: fn(&str)) -> Names {
+    pub(crate) fn names(&self) -> Names {
+        self.names_announced(tell)
+    }
+
+    /// The same; `announce` hears of what is fetched.
+    pub(crate) fn names_announced(&self, announce: fn(&str)) -> Names {
         let debuginfod = Debuginfod::from_environment(announce).map(Arc::new);
         Names::new(Symbolizer::new(Options { debuginfod, ..self.options() }))
     }
 
     /// Names for processes that run: from their own files too, and without the network.
-    pub(crate) fn names_of(self, processes: Vec<Pid>) -> Names {
+    pub(crate) fn names_of(&self, processes: Vec<Pid>) -> Names {
         let roots = processes.iter().map(|pid| files::root(*pid)).collect();
         let images = move |path: &Path| {
             processes.iter().flat_map(|pid| files::files_at(*pid, path)).collect()
@@ -74,10 +78,10 @@ impl SymbolArguments {
         Names::new(Symbolizer::new(Options { elsewhere, ..self.options() }))
     }
 
-    fn options(self) -> Options {
+    fn options(&self) -> Options {
         let defaults = Options::default();
         let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Options { search_dirs: self.debug_dirs, debug_dirs, ..Options::default() }
+        Options { search_dirs: self.debug_dirs.clone(), debug_dirs, ..Options::default() }
     }
 }
 
@@ -101,6 +105,11 @@ pub(crate) struct TraceArguments {
     /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     back_pressure: Option<Duration>,
+    /// Probe this function as well, an allocator of the program's own: such as
+    /// 'alloc:pool_alloc(size=arg1)->ret' with 'free:pool_free(ptr=arg1)', 'realloc:…' or 'ignore:…';
+    /// may be given again. docs/probes.md has the grammar
+    #[arg(long = "probe", value_name = "SPEC")]
+    probes: Vec<ProbeSpec>,
     /// Trace the children of the process as well; those of a command always are
     #[arg(long)]
     children: bool,
@@ -143,6 +152,7 @@ impl TraceArguments {
             unwind_memory,
             table_cache,
             back_pressure,
+            probes,
             children,
             stop_for_code,
             probe_cost,
@@ -173,6 +183,7 @@ impl TraceArguments {
                 ProbeLinks::Multi => LinkKind::Multi,
                 ProbeLinks::Perf => LinkKind::Perf,
             }),
+            probes,
             ..usual
         }
     }

@@ -80,7 +80,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
     let names = match &file {
         // A line would spoil the screen.
-        Some(_) => symbols.names(|_| {}),
+        Some(_) => symbols.names_announced(|_| {}),
         None => symbols.names_of(pids.clone()),
     };
     let source = match file {

@@ -18,7 +18,9 @@ use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, ReadRef, SegmentFlags};
 use rayon::prelude::*;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::Runtime;
+use super::allocators::wanted::Wanted;
 use super::allocators::{self, Plan};
 use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
@@ -152,7 +154,7 @@ impl Analysis {
     }
 
     /// What the bytes of a file tell. Its table is kept under `identity`, if there is one.
-    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>) -> Self
+    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>, named: &[&ProbeSpec]) -> Self
     where
         R: ReadRef<'data> + Send + Sync,
     {
@@ -173,7 +175,7 @@ impl Analysis {
         // A file without text that can be unwound is walked by frame pointer; one that is not
         // for this machine has no allocator that this process could call.
         let ((table, unsaved), plan) =
-            rayon::join(|| kept.table(&elf), || allocators::plan(bytes).unwrap_or_default());
+            rayon::join(|| kept.table(&elf), || allocators::plan(bytes, named).unwrap_or_default());
         let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
@@ -224,12 +226,14 @@ pub struct Images {
     /// Whether any file that was ever read is Go's.
     runtime: Runtime,
     cache: Option<Arc<TableCache>>,
+    /// The functions that the user has named.
+    named: Vec<ProbeSpec>,
     savers: Vec<JoinHandle<()>>,
 }
 
 impl Images {
     /// Nothing is known yet.
-    pub fn new(cache: Option<TableCache>) -> Self {
+    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>) -> Self {
         Images {
             known: HashMap::new(),
             current: HashMap::new(),
@@ -237,6 +241,7 @@ impl Images {
             forget_at: MAX_IMAGES,
             runtime: Runtime::Other,
             cache: cache.map(Arc::new),
+            named,
             savers: Vec::new(),
         }
     }
@@ -275,8 +280,11 @@ impl Images {
             });
         }
         let cache = self.cache.as_deref();
-        let analyses: Vec<Analysis> =
-            new.par_iter().map(|(mapping, key)| analyse(pid, mapping, key, cache)).collect();
+        let wanted = Wanted::of(pid, &self.named);
+        let analyses: Vec<Analysis> = new
+            .par_iter()
+            .map(|(mapping, key)| analyse(pid, mapping, key, cache, &wanted))
+            .collect();
         for ((_, key), analysis) in new.into_iter().zip(analyses) {
             let before = self.current.get(&key).copied();
             // A file that was only touched keeps its id, and so its probes.
@@ -363,7 +371,13 @@ pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Run
 }
 
 /// Reads the image behind one mapping. What cannot be read has no table and no probes.
-fn analyse(pid: Pid, mapping: &Mapping, key: &Key, cache: Option<&TableCache>) -> Analysis {
+fn analyse(
+    pid: Pid,
+    mapping: &Mapping,
+    key: &Key,
+    cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
+) -> Analysis {
     if *key == Key::Trampolines {
         return Analysis {
             segments: vec![(FileOffset(0), cfi::ARENA_BYTES, Svma(0))],
@@ -372,13 +386,13 @@ fn analyse(pid: Pid, mapping: &Mapping, key: &Key, cache: Option<&TableCache>) -
         };
     }
     match &mapping.mapped {
-        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache)
+        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted)
             .unwrap_or_else(|| {
                 let image = Image::File { path: path.clone(), build_id: Vec::new() };
                 Analysis::nothing(image, Reading::Failed)
             }),
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere, &[]),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
@@ -393,6 +407,7 @@ fn analyse_file(
     mapping: &Mapping,
     path: &[u8],
     cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
 ) -> Option<Analysis> {
     let file = process::open_mapped(pid, mapping).ok()?;
     // The stamp comes first: what is changed afterwards has another.
@@ -404,9 +419,10 @@ fn analyse_file(
         None => Kept::Nowhere,
     };
     let image = Image::File { path: path.to_vec(), build_id };
-    let analysis = Analysis::of_bytes(image, &bytes, kept);
+    let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path));
     drop(bytes);
-    let file = (!analysis.plan.probes.is_empty()).then_some(file);
+    let Plan { probes, unwinders, .. } = &analysis.plan;
+    let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);
     Some(Analysis { file, stamp: Some(stamp), ..analysis })
 }
 

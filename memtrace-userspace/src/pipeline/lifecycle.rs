@@ -132,6 +132,7 @@ impl Pipeline {
         let entry = running.entry;
         let before = std::mem::replace(&mut running.resident_bytes, rss_bytes);
         self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+        self.peak_resident_bytes = self.peak_resident_bytes.max(self.resident_bytes);
         if !self.processes.stands_for_many(entry) {
             self.processes.entry_mut(entry).resident_bytes = Some(rss_bytes);
         }
