@@ -31,6 +31,7 @@ mod anomalies;
 mod freed;
 mod heap;
 mod held;
+mod jit_names;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -63,6 +64,7 @@ pub use self::stacks::SiteId;
 use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::freed::Freed;
+use self::jit_names::JitNames;
 use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
@@ -98,6 +100,7 @@ pub struct Pipeline {
     threads: Threads,
     stacks: Stacks,
     images: Images<Seed>,
+    jit_names: JitNames,
     timeline: Timeline,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
@@ -130,6 +133,7 @@ impl Pipeline {
             threads: Threads::new(limits.running_threads, seed),
             stacks: Stacks::new(&limits, seed),
             images: Images::new(limits.images, seed),
+            jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
             probes: Vec::new(),
             counters: BTreeMap::new(),
@@ -235,6 +239,11 @@ impl Pipeline {
             &Record::Resident { time, pid, rss_bytes } => {
                 self.advance(time);
                 self.resident(pid, rss_bytes);
+            }
+            Record::JitSymbol { time, pid, start, size, name } => {
+                self.advance(*time);
+                let name = self.cut_text(name);
+                self.jit_names.symbol(*pid, *start, *size, name);
             }
             Record::Counters(counters) => self.counters(counters),
             &Record::Tick { time } => self.advance(time),
@@ -382,7 +391,12 @@ impl Pipeline {
             Some(Backing::Anonymous) => Place::Anonymous { pid, address },
             None => Place::Unknown { pid, address },
         };
-        let frames = frames.iter().map(place).collect();
+        let frames: Vec<Place> = frames.iter().map(place).collect();
+        for frame in &frames {
+            if let &Place::Anonymous { pid, address } = frame {
+                self.jit_names.saw(pid, address);
+            }
+        }
         self.stacks.define(id, Stack { end, frames });
     }
 }

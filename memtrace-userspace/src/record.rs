@@ -84,6 +84,8 @@ pub enum Record {
     Resident { time: Time, pid: Pid, rss_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
     Counters(Vec<(String, u64)>),
+    /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
+    JitSymbol { time: Time, pid: Pid, start: Avma, size: u64, name: Vec<u8> },
     /// Time passes.
     Tick { time: Time },
     /// The last record of a session that was ended in order.

@@ -21,6 +21,7 @@ pub mod export;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod hints;
 pub mod label;
 pub mod layout;
 pub mod lost;
@@ -29,6 +30,7 @@ pub mod printable;
 pub mod profile;
 pub mod quantity;
 pub mod ranking;
+pub mod short_name;
 pub mod style;
 pub mod summary;
 pub mod tui;

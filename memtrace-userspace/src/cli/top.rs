@@ -97,7 +97,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             })
         }
     };
-    let names = symbols.names_of_running(&pids);
+    let names = match pids.is_empty() {
+        // A line would spoil the screen.
+        true => symbols.names_announced(|_| {}),
+        false => symbols.names_of(pids),
+    };
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);

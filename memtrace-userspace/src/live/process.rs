@@ -22,6 +22,7 @@ use crate::record::{BeforeAttach, Namespaces, Pid, Tid};
 
 pub mod binary;
 pub mod cgroup;
+pub mod files;
 pub mod maps;
 mod smaps;
 mod status;

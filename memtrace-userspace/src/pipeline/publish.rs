@@ -28,6 +28,7 @@ impl Pipeline {
             timeline: self.timeline.points(self.now, self.level()),
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
+            jit_names: self.jit_names.named(),
         }
     }
 
@@ -66,6 +67,8 @@ impl Pipeline {
         }
         add("unknown_stacks".to_owned(), self.stacks.awaited());
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
+        add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
+        add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
         let mut allocations = [0u64; End::ALL.len()];
         for StackUsage { stack, api: _, usage } in stacks {

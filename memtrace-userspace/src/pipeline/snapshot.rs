@@ -5,6 +5,7 @@
 
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
@@ -40,9 +41,14 @@ pub struct Snapshot {
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
     pub images: Vec<Arc<Image>>,
+    /// What processes call their code that lies in no file, by [`Place::Anonymous`].
+    pub jit_names: Arc<JitNames>,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
 }
+
+/// Names of code that lies in no file, by process and address; foreign text.
+pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
 
 /// Sums over all processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -39,6 +39,7 @@ mod tag {
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
     pub(super) const NAMESPACES: u8 = 18;
+    pub(super) const JIT_SYMBOL: u8 = 17;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -73,11 +74,11 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
             text(path).saturating_add(text(build_id))
         }
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
-        Record::Thread { name, .. } => text(name),
         Record::Namespaces(Namespaces { pid: _, inner_pids, cgroup, container }) => {
             let texts = [cgroup, container].into_iter().flatten();
             texts.fold(inner_pids.len().saturating_mul(5), |sum, t| sum.saturating_add(text(t)))
         }
+        Record::Thread { name, .. } | Record::JitSymbol { name, .. } => text(name),
         Record::Stack { frames, .. } => frames.len().saturating_mul(10),
         Record::Counters(counters) => counters.iter().fold(4, |sum: usize, (name, _)| {
             sum.saturating_add(text(name.as_bytes())).saturating_add(10)
@@ -253,6 +254,14 @@ pub(super) fn put_resident(out: &mut Vec<u8>, pid: Pid, rss_bytes: u64) {
     out.push(tag::RESIDENT);
     put_pid(out, pid);
     put_varint(out, rss_bytes);
+}
+
+pub(super) fn put_jit_symbol(out: &mut Vec<u8>, pid: Pid, start: Avma, size: u64, name: &[u8]) {
+    out.push(tag::JIT_SYMBOL);
+    put_pid(out, pid);
+    put_varint(out, start.0);
+    put_varint(out, size);
+    put_bytes(out, name);
 }
 
 pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
@@ -471,6 +480,13 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
         }
         tag::EXIT => Record::Exit { time, pid: pid(rows)? },
         tag::RESIDENT => Record::Resident { time, pid: pid(rows)?, rss_bytes: rows.varint()? },
+        tag::JIT_SYMBOL => Record::JitSymbol {
+            time,
+            pid: pid(rows)?,
+            start: Avma(rows.varint()?),
+            size: rows.varint()?,
+            name: rows.bytes()?,
+        },
         tag::TICK => Record::Tick { time },
         tag::END => Record::End {
             time,

@@ -138,6 +138,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/lib/x86_64-linux-gnu/libstdc++.so.6", 3),
             file("/srv/app/plugin.so", 4),
         ],
+        jit_names: Arc::default(),
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),

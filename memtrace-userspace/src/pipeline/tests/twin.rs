@@ -147,6 +147,7 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
+        | Record::JitSymbol { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)
@@ -318,6 +319,8 @@ proptest! {
             running_threads: room,
             modules: 2 + room,
             images: room.min(1) as u32,
+            jit_symbols: 2,
+            jit_addresses: 2,
             probes: room,
             counters: 0,
             timeline_points: TIMELINE_POINTS,

@@ -85,6 +85,13 @@ fn records() -> Vec<Record> {
         Record::Exit { time: now(), pid: child },
         Record::Resident { time: now(), pid, rss_bytes: 2_097_152 },
         Record::Counters(vec![("lost_frees".into(), 3)]),
+        Record::JitSymbol {
+            time: now(),
+            pid,
+            start: Avma(0x7f00_0000_1000),
+            size: 0x40,
+            name: b"JS:*handle /srv/app.js:4:1".to_vec(),
+        },
         Record::Tick { time: now() },
         Record::ThreadExit { time: now(), tid },
         Record::ModuleGone { time: now(), pid, start: Avma(0x5555_0000_0000) },

@@ -18,7 +18,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 27;
+pub(super) const VARIANTS: usize = 28;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -50,6 +50,7 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Tick { .. } => 24,
         Record::End { .. } => 25,
         Record::Namespaces(_) => 26,
+        Record::JitSymbol { .. } => 27,
     }
 }
 
@@ -179,6 +180,9 @@ fn life() -> impl Strategy<Value = Record> {
             time,
             pid,
             rss_bytes
+        }),
+        (time(), pid(), address(), number(), text()).prop_map(|(time, pid, start, size, name)| {
+            Record::JitSymbol { time, pid, start, size, name }
         }),
         vec((name(), number()), 0..4).prop_map(Record::Counters),
         time().prop_map(|time| Record::Tick { time }),

@@ -321,6 +321,7 @@ fn event(record: &Record) -> Option<Event> {
         | Record::Thread { .. }
         | Record::ThreadExit { .. }
         | Record::Stack { .. }
+        | Record::JitSymbol { .. }
         | Record::Fork { .. }
         | Record::Exec { .. }
         | Record::Exit { .. }
