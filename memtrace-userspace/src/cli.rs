@@ -5,6 +5,7 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod detectors;
 mod doctor;
 mod log;
 mod output;

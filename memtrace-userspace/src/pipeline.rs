@@ -4,7 +4,7 @@
 //!   Record ─→ actor: which thread of which process?
 //!          ─→ memory: live_set (heap blocks), mappings (address space)
 //!          ─→ accounts of the site (call path and API), the thread, the process; the peak
-//!          ─→ timeline                                        publish ─→ Arc<Snapshot>
+//!          ─→ timeline, detectors                             publish ─→ Arc<Snapshot>
 //! ```
 //!
 //! An event costs the same however much is known: one look-up each for the thread, the stack id
@@ -28,6 +28,8 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod detect;
+pub mod findings;
 mod heap;
 mod lifecycle;
 mod limits;
@@ -51,10 +53,12 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::detect::Detectors;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -89,6 +93,7 @@ pub struct Pipeline {
     stacks: Stacks,
     images: Images<Seed>,
     timeline: Timeline,
+    detectors: Detectors,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
@@ -116,6 +121,7 @@ impl Pipeline {
             stacks: Stacks::new(&limits, seed),
             images: Images::new(limits.images, seed),
             timeline: Timeline::new(limits.timeline_points),
+            detectors: Detectors::new(&limits),
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
@@ -279,6 +285,9 @@ impl Pipeline {
                 mapped_bytes: mapped,
                 resident_bytes,
             });
+            if self.detectors.is_due(time) {
+                self.tick(time);
+            }
         }
     }
 

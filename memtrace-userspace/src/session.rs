@@ -81,6 +81,8 @@ pub struct RecordOptions {
     pub children: Children,
     /// What happens when a process that is attached to maps code.
     pub new_code: NewCode,
+    /// How much the pipeline keeps, and what its detectors look for.
+    pub limits: Limits,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
@@ -105,6 +107,7 @@ impl RecordOptions {
             back_pressure: Duration::from_millis(500),
             children,
             new_code: NewCode::CatchUp,
+            limits: Limits::default(),
             program: Program::Trace,
             links: None,
         }
@@ -241,9 +244,9 @@ pub fn run(
     });
     let writer = writer.transpose()?;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
-    let interval = options.snapshot_interval;
+    let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
-    let pipeline = spawn("pipeline", move || count(&batches, interval, &snapshot_sender))?;
+    let pipeline = spawn("pipeline", move || count(&batches, limits, interval, &snapshot_sender))?;
     let tracer = {
         let stop = Arc::clone(&stop);
         spawn("tracer", move || trace(tracer, &stop, sender))?
@@ -296,10 +299,11 @@ fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict
 /// The pipeline thread: gives the last snapshot.
 fn count(
     batches: &Receiver,
+    limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
 ) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::new(limits);
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);

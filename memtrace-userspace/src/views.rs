@@ -16,6 +16,7 @@ pub mod attribution;
 pub mod caveats;
 pub mod counters;
 pub mod export;
+pub mod findings;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
@@ -26,5 +27,6 @@ pub mod printable;
 pub mod quantity;
 pub mod ranking;
 pub mod style;
+pub mod suppressions;
 pub mod summary;
 pub mod tui;

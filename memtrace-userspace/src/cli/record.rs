@@ -11,11 +11,12 @@ use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, Progress, SessionSummary, Started, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments, pid};
@@ -49,6 +50,8 @@ pub(crate) struct Arguments {
     report: Option<PathBuf>,
     #[command(flatten)]
     trace: TraceArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
     /// The command to trace, from its first instruction
     #[arg(last = true, value_name = "CMD")]
     command: Vec<OsString>,
@@ -56,7 +59,8 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pids, output, report, trace, command } = arguments;
+    let Arguments { pids, output, report, trace, detectors, command } = arguments;
+    let suppressions = detectors.suppressions()?;
     let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
     let is_launch = matches!(target, Target::Launch(_));
     let output = match output {
@@ -73,7 +77,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let ended = session::run(trace.session(target, Some(output.clone())), |step| {
+    let options = RecordOptions {
+        limits: detectors.limits(),
+        ..trace.session(target, Some(output.clone()))
+    };
+    let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
                 for process in processes {
@@ -94,7 +102,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
-        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+        write_json(report, &snapshot, &mut SymbolArguments::default().names(), &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));

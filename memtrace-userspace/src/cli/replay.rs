@@ -39,6 +39,7 @@ pub(crate) enum Pace {
 /// A trace that stops early gives what it has, a warning on stderr and a counter.
 pub(crate) fn replay(
     path: &Path,
+    limits: Limits,
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
@@ -56,7 +57,7 @@ pub(crate) fn replay(
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::new(limits);
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {

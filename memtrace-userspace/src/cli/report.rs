@@ -11,7 +11,9 @@ use memtrace_userspace::views::export::{json, text};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::replay::{Pace, replay};
 use super::source::{Sort, SymbolArguments};
@@ -22,6 +24,7 @@ Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
   memtrace report api.mtrace --format json -o api.json    for other programs
+  memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
 /// Analyse a trace, on any machine, without root.
@@ -44,6 +47,8 @@ pub(crate) struct Arguments {
     sort: Option<Sort>,
     #[command(flatten)]
     symbols: SymbolArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
 }
 
 /// What a report is for.
@@ -57,11 +62,13 @@ enum Format {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, format, output, top, sort, symbols } = arguments;
+    let Arguments { file, format, output, top, sort, symbols, detectors } = arguments;
+    let suppressions = detectors.suppressions()?;
     let mut out = Output::open(output.as_deref(), &file)?;
-    let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot = replay(&file, detectors.limits(), Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
+    ranking.findings.suppress(&suppressions);
     let written = match format {
         Format::Json => json::write(&mut out, &snapshot, &ranking, top),
         Format::Text => {
@@ -85,8 +92,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
 }
 
 /// Writes the JSON report of a session, with everything in it.
-pub(crate) fn write_json(mut out: Output, snapshot: &Snapshot, names: &mut Names) -> Result<()> {
-    let ranking = rank(snapshot, names, SortKey::Live);
+pub(crate) fn write_json(
+    mut out: Output,
+    snapshot: &Snapshot,
+    names: &mut Names,
+    suppressions: &Suppressions,
+) -> Result<()> {
+    let mut ranking = rank(snapshot, names, SortKey::Live);
+    ranking.findings.suppress(suppressions);
     json::write(&mut out, snapshot, &ranking, None)
         .context("cannot write the report; free some space or choose another --report")?;
     out.commit()

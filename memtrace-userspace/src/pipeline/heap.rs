@@ -13,8 +13,10 @@ use memtrace_common::event::Api;
 
 use super::Pipeline;
 use super::account::{Change, Claim};
-use super::live_set::Block;
+use super::detect::Holder;
+use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
+use super::snapshot::Memory;
 use super::threads::{Actor, Retired};
 use crate::record::{Tid, WireStackId};
 
@@ -39,15 +41,24 @@ impl Pipeline {
             self.anomalies.allocations_at_null += 1;
             return;
         }
+        if ptr.0 >= ADDRESS_LIMIT || size_bytes >= SIZE_LIMIT {
+            self.anomalies.impossible_allocations += 1;
+            return;
+        }
+        let incarnation = self.processes.running(process).incarnation;
         let state = self.threads.get_mut(thread);
-        state.retired = None;
+        let retired = state.retired.take().filter(|retired| retired.incarnation == incarnation);
         state.newest = None;
         if self.is_beyond_limit(process, ptr, size_bytes) {
             return;
         }
         self.threads.get_mut(thread).newest = Some(ptr);
         let site = self.stacks.site(stack, api);
-        let block = Block { size_bytes, site, thread, claim: Claim::Own };
+        let born = match retired.and_then(|retired| retired.block) {
+            Some(old) if matches!(api, Api::Realloc | Api::Reallocarray) => old.born,
+            Some(_) | None => Birth::at(self.now),
+        };
+        let block = Block { size_bytes, born, site, thread, claim: Claim::Own };
         let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
         self.timeline.allocated(size_bytes);
@@ -158,10 +169,16 @@ impl Pipeline {
     /// Changes the accounts that a block concerns.
     #[inline(always)]
     pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
-        let &Block { size_bytes, site, thread, claim: _ } = block;
+        let &Block { size_bytes, born: _, site, thread, claim: _ } = block;
         let epoch = self.heap_peak.epoch();
-        self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
-        self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
+        let held = self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
+        if let Some(held) = held {
+            self.detectors.first_change(Holder::Site(site), held);
+        }
+        let held = self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
+        if let Some(held) = held {
+            self.detectors.first_change(Holder::Thread(thread), held);
+        }
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
         self.heap_peak.apply(change, size_bytes);
     }
@@ -170,6 +187,10 @@ impl Pipeline {
     #[inline(always)]
     pub(super) fn settle_heap(&mut self) {
         self.heap_peak.settle(self.now);
-        self.timeline.observe(self.heap_peak.held_bytes());
+        let held = self.heap_peak.held_bytes();
+        self.timeline.observe(held);
+        if self.detectors.is_rising(Memory::Heap, held) {
+            self.measure_spike(Memory::Heap);
+        }
     }
 }

@@ -298,7 +298,7 @@ impl Pipeline {
         }
         if let Some(heap) = heap {
             self.live_blocks += heap.len();
-            for block in heap.blocks() {
+            for (_, block) in heap.blocks() {
                 self.post_block(entry, &block, Change::Inherit);
             }
             self.processes.running_mut(child).heap = heap;
@@ -345,7 +345,7 @@ impl Pipeline {
         self.live_blocks -= old.heap.len();
         self.mapping_pieces -= old.mappings.len();
         self.modules -= old.modules.len();
-        for block in old.heap.blocks() {
+        for (_, block) in old.heap.blocks() {
             self.post_block(old.entry, &block, block.claim.end());
         }
         self.post_mappings(old.entry, &old.mappings.end());

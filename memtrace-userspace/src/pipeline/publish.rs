@@ -24,6 +24,8 @@ impl Pipeline {
             processes,
             threads: self.threads.usage(heap),
             timeline: self.timeline.points(self.now, self.level()),
+            spikes: self.spikes(),
+            leaks: self.leaks(),
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
         }
@@ -54,6 +56,9 @@ impl Pipeline {
         add("unknown_stacks".to_owned(), self.stacks.awaited());
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
+        for (name, value) in self.detectors.counters() {
+            add(name.to_owned(), value);
+        }
         let mut allocations = [0u64; End::ALL.len()];
         for StackUsage { stack, api: _, usage } in stacks {
             let sum = &mut allocations[stack.end as usize];

@@ -11,6 +11,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
+use super::findings::{Leaks, Spike};
 use crate::record::{BeforeAttach, EndReason, Image, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
@@ -34,12 +35,32 @@ pub struct Snapshot {
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
     pub timeline: Vec<TimelinePoint>,
+    /// Sudden growth, in order of time.
+    pub spikes: Vec<Spike>,
+    /// Steady growth, site by site.
+    pub leaks: Leaks,
     /// The probes that were placed.
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
     pub images: Vec<Arc<Image>>,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
+}
+
+/// Which of the two kinds of memory an API hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Blocks of an allocator.
+    Heap,
+    /// Mappings of the kernel.
+    Mapped,
+}
+
+impl Memory {
+    /// The kind that `api` hands out or takes back.
+    pub fn of(api: Api) -> Memory {
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
+    }
 }
 
 /// Sums over all processes.

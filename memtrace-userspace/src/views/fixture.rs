@@ -15,6 +15,7 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use crate::pipeline::add_usage;
+use crate::pipeline::findings::Leaks;
 use crate::pipeline::snapshot::{
     Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
 };
@@ -122,6 +123,8 @@ pub(crate) fn snapshot() -> Snapshot {
                 resident_bytes: 90 * MIB,
             })
             .collect(),
+        spikes: Vec::new(),
+        leaks: Leaks::default(),
         probes: vec![
             probe("malloc", 0xa0a0, ProbeCost::Emulated),
             probe("free", 0xa0f3, ProbeCost::Stepped),
