@@ -25,7 +25,7 @@ use rustc_hash::FxHashMap;
 use self::history::{Course, Histories};
 pub(super) use self::journal::Holder;
 use self::journal::{Base, Journal};
-use self::judge::{Evidence, judge};
+use self::judge::{Evidence, judge, judge_allocator};
 pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions};
 use self::spikes::{Look, Measure, Spikes};
 use self::survey::{SPANS, Survivors, survey};
@@ -235,8 +235,20 @@ impl Pipeline {
 
     /// The spikes so far, in order of time.
     pub(super) fn spikes(&self) -> Vec<Spike> {
-        let mut spikes = self.detectors.heap.all(self.total(Memory::Heap));
-        spikes.extend(self.detectors.mapped.all(self.total(Memory::Mapped)));
+        let heap = self.detectors.heap.all(self.total(Memory::Heap));
+        let window_ns = self.detectors.window_ticks as u64 * self.detectors.tick_ns;
+        // The allocator maps what it hands out: that is no second spike.
+        let is_allocators = |mapped: &Spike| {
+            heap.iter().any(|heap| {
+                heap.start.0 <= mapped.end.0.saturating_add(window_ns)
+                    && mapped.start.0 <= heap.end.0.saturating_add(window_ns)
+                    && mapped.height_bytes / 5 <= heap.height_bytes / 4
+            })
+        };
+        let mapped = self.detectors.mapped.all(self.total(Memory::Mapped));
+        let mut spikes: Vec<_> =
+            mapped.into_iter().filter(|mapped| !is_allocators(mapped)).collect();
+        spikes.extend(heap);
         spikes.sort_by_key(|spike| spike.start);
         spikes
     }
@@ -264,9 +276,14 @@ impl Pipeline {
         survey(&self.processes, &mut survivors);
         let mut verdicts = Vec::new();
         for (course, held_bytes) in candidates {
-            let evidence = self.evidence(course, &survivors[&course.site]);
-            let Some(judgement) = judge(&evidence, options) else { continue };
             let site = course.site;
+            let evidence = self.evidence(course, &survivors[&site]);
+            let judgement = if evidence.is_allocators(self.stacks.api(site)) {
+                judge_allocator(&evidence, &self.heap_at_bounds(evidence.survivors), options)
+            } else {
+                judge(&evidence, options)
+            };
+            let Some(judgement) = judgement else { continue };
             verdicts.push(Verdict {
                 stack: self.stacks.shown_stack(site),
                 api: self.stacks.api(site),
@@ -294,6 +311,18 @@ impl Pipeline {
         let leaks = verdicts.iter().filter(|verdict| verdict.class.is_leak()).count();
         verdicts.truncate(leaks + MILD_VERDICTS);
         Leaks { verdicts, needed_ns, limit: *limit }
+    }
+
+    /// Live bytes of the heap at the bounds of a site's spans.
+    fn heap_at_bounds(&self, survivors: &Survivors) -> [f64; SPANS + 1] {
+        let points = self.timeline.points(self.now, self.level());
+        let length = u128::from(survivors.until.0.saturating_sub(survivors.since.0));
+        std::array::from_fn(|bound| {
+            let time = survivors.since.0 + (length * bound as u128 / SPANS as u128) as u64;
+            let after = points.partition_point(|point| point.time.0 <= time);
+            let before = after.checked_sub(1).and_then(|index| points.get(index));
+            before.map_or(0.0, |point| point.live_bytes as f64)
+        })
     }
 
     fn evidence<'e>(&self, course: &Course, survivors: &'e Survivors) -> Evidence<'e> {

@@ -27,8 +27,8 @@ pub struct Spike {
     pub severity: Severity,
     /// When it began: the memory was at its lowest in the window then.
     pub start: Time,
-    /// When it was highest.
-    pub top: Time,
+    /// When 15/16 of the height were there.
+    pub end: Time,
     /// Bytes held at the start.
     pub base_bytes: u64,
     /// Bytes held at the top, above the base.
@@ -37,7 +37,7 @@ pub struct Spike {
     pub window_bytes: u64,
     /// When three quarters of the height were given back; `None` if they were not, so far.
     pub returned: Option<Time>,
-    /// Of the height, bytes held when the report was made.
+    /// Of the height, bytes held when the report was made; 0 if it has returned.
     pub left_bytes: u64,
     /// Who grew, the largest first, at the moment when `measured_bytes` of the height were there.
     pub contributors: Vec<Contributor>,

@@ -2,6 +2,7 @@
 
 mod address_space;
 mod heap;
+mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;

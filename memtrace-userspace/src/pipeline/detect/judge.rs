@@ -23,6 +23,8 @@
 //! Where blocks do not tell (one block that `realloc` makes larger), what is held decides alone:
 //! it must rise in most spans and hardly ever fall.
 
+use memtrace_common::event::Api;
+
 use super::options::LeakOptions;
 use super::statistics::{slope_plus_minus, theil_sen};
 use super::survey::{SPANS, Survivors};
@@ -74,6 +76,13 @@ impl Evidence<'_> {
         let tenth = self.now.0 as f64 / 10.0;
         let span = self.length_ns() as f64 / SPANS as f64;
         SPANS.saturating_sub((tenth / span).ceil() as usize)
+    }
+
+    /// Whether these are mappings out of which the allocator serves the heap: what the heap holds
+    /// is judged, and not once more what holds it.
+    pub(super) fn is_allocators(&self, api: Api) -> bool {
+        let bytes = self.survivors.bytes.iter().fold(0u64, |sum, more| sum.saturating_add(*more));
+        api == Api::Brk || self.survivors.allocator_bytes > bytes / 2
     }
 
     pub(super) fn aged_bytes(&self) -> u64 {
@@ -191,6 +200,27 @@ pub(super) fn judge(evidence: &Evidence, options: &LeakOptions) -> Option<Judgem
         return None;
     };
     conclude(class, rate, kept, length_ns, options)
+}
+
+/// The verdict on the allocator's own mappings, `heap` being what is live in them.
+///
+/// They grow with the heap. If they grow and it does not, its holes are not used again.
+pub(super) fn judge_allocator(
+    evidence: &Evidence,
+    heap: &[f64; SPANS + 1],
+    options: &LeakOptions,
+) -> Option<Judgement> {
+    let length_ns = evidence.length_ns();
+    if u128::from(length_ns) < options.after.as_nanos() || length_ns == 0 {
+        return None;
+    }
+    let rate = rate(evidence, &evidence.held[WARM..])?;
+    let heap_rate = evidence.per_hour(theil_sen(&heap[WARM..])?);
+    let grows = Growth::of(&evidence.held[WARM..]).is_steady()
+        && rate.plus_minus < rate.bytes_per_hour
+        && heap_rate < rate.bytes_per_hour / 2.0;
+    let kept = evidence.live_blocks(WARM, SPANS);
+    grows.then(|| conclude(Class::Fragmentation, rate, kept, length_ns, options)).flatten()
 }
 
 /// How what is held rises and falls.

@@ -12,6 +12,9 @@
 //!                  |window|
 //! ```
 //!
+//! Where the total creeps up already, the start is the last tick at which an eighth of the growth
+//! was there: what came before belongs to the creep.
+//!
 //! Without a run, the alarm is the lowest total of the window plus the threshold; in one, the
 //! highest total so far. So an event costs one comparison unless it makes a spike higher.
 
@@ -30,6 +33,8 @@ const SPIKES: usize = 256;
 const REMEASURED_PART: u64 = 16;
 /// A spike has returned when this part of its height is left.
 const RETURNED_PART: u64 = 4;
+/// A spike has not begun while this part of the growth is there.
+const CREEP_PART: u64 = 8;
 
 /// A run under way.
 #[derive(Debug)]
@@ -37,7 +42,8 @@ struct Run {
     start: Time,
     base_bytes: u64,
     top_bytes: u64,
-    top: Time,
+    /// When it was last higher than before by a [`REMEASURED_PART`].
+    end: Time,
     window_bytes: u64,
     /// What accounts held at the start.
     base: Base,
@@ -115,35 +121,36 @@ impl Spikes {
         total_bytes > self.alarm_bytes
     }
 
-    /// The lowest total of the window, when it was and how many ticks ago.
-    fn floor(&self) -> (Time, u64, usize) {
-        let mut lowest = (Time(0), u64::MAX, 0);
-        // The last of equal ones: the growth began after it.
-        for (ago, &(time, total)) in self.window.iter().rev().enumerate() {
-            if total < lowest.1 {
-                lowest = (time, total, ago);
-            }
-        }
-        lowest
+    /// The lowest total of the window.
+    fn floor_bytes(&self) -> u64 {
+        self.window.iter().map(|&(_, total)| total).min().unwrap_or(0)
+    }
+
+    /// Where growth to `total_bytes` began: when, at what total, and how many ticks ago.
+    fn start(&self, total_bytes: u64) -> (Time, u64, usize) {
+        let floor = self.floor_bytes();
+        let creep = floor + total_bytes.saturating_sub(floor) / CREEP_PART;
+        let newest_first = self.window.iter().rev().enumerate();
+        let start = newest_first.into_iter().find(|&(_, &(_, total))| total <= creep);
+        start.map_or((Time(0), 0, 0), |(ago, &(time, total))| (time, total, ago))
     }
 
     fn set_alarm(&mut self) {
         self.alarm_bytes = match &self.run {
             Some(run) => run.top_bytes,
-            None => {
-                self.floor().1.saturating_add(self.options.medium_bytes).saturating_sub(1)
-            }
+            None => self.floor_bytes().saturating_add(self.options.medium_bytes).saturating_sub(1),
         };
     }
 
     /// Looks at a total above the alarm.
     pub(super) fn look(&mut self, now: Time, total_bytes: u64, journal: &Journal) -> Look {
-        let (start, floor_bytes, ticks_ago) = self.floor();
+        let floor_bytes = self.floor_bytes();
+        let (start, base_bytes, ticks_ago) = self.start(total_bytes);
         let run = self.run.get_or_insert_with(|| Run {
             start,
-            base_bytes: floor_bytes,
+            base_bytes,
             top_bytes: total_bytes,
-            top: now,
+            end: now,
             window_bytes: 0,
             base: Base::default(),
             noted: journal.start_of_tick(ticks_ago),
@@ -151,11 +158,12 @@ impl Spikes {
             measure: Measure::default(),
         });
         run.top_bytes = total_bytes;
-        run.top = now;
         run.window_bytes = run.window_bytes.max(total_bytes.saturating_sub(floor_bytes));
         self.alarm_bytes = total_bytes;
         let grown = total_bytes.saturating_sub(run.measured_bytes);
-        if run.measured_bytes == 0 || grown >= total_bytes.saturating_sub(run.base_bytes) / REMEASURED_PART {
+        let height = total_bytes.saturating_sub(run.base_bytes);
+        if run.measured_bytes == 0 || grown >= height / REMEASURED_PART {
+            run.end = now;
             Look::Measure
         } else {
             Look::Done
@@ -174,7 +182,7 @@ impl Spikes {
                 spike.returned = Some(now);
             }
         }
-        let floor_bytes = self.floor().1;
+        let floor_bytes = self.floor_bytes();
         let ended = self.run.as_ref().is_some_and(|run| {
             total_bytes.saturating_sub(floor_bytes) < self.options.medium_bytes
                 || is_back(run.base_bytes, run.top_bytes - run.base_bytes, total_bytes)
@@ -217,7 +225,7 @@ impl Spikes {
     }
 
     fn past(&self, run: Run) -> Past {
-        let Run { start, base_bytes, top_bytes, top, window_bytes, measured_bytes, measure, .. } = run;
+        let Run { start, base_bytes, top_bytes, end, window_bytes, measured_bytes, measure, .. } = run;
         let Measure { contributors, threads, first } = measure;
         let SpikeOptions { high_bytes, critical_bytes, .. } = self.options;
         let severity = match window_bytes {
@@ -233,7 +241,7 @@ impl Spikes {
             memory: self.memory,
             severity,
             start,
-            top,
+            end,
             base_bytes,
             height_bytes: top_bytes - base_bytes,
             window_bytes,
@@ -282,12 +290,12 @@ impl Spikes {
 
 impl Run {
     fn clone_without_base(&self) -> Run {
-        let Run { start, base_bytes, top_bytes, top, window_bytes, noted, measured_bytes, .. } = *self;
+        let Run { start, base_bytes, top_bytes, end, window_bytes, noted, measured_bytes, .. } = *self;
         let Measure { contributors, threads, first } = &self.measure;
         let measure =
             Measure { contributors: contributors.clone(), threads: threads.clone(), first: *first };
         let base = Base::default();
-        Run { start, base_bytes, top_bytes, top, window_bytes, base, noted, measured_bytes, measure }
+        Run { start, base_bytes, top_bytes, end, window_bytes, base, noted, measured_bytes, measure }
     }
 }
 

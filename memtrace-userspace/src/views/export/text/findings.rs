@@ -52,7 +52,7 @@ impl Report<'_> {
     }
 
     fn spike(&mut self, named: &NamedSpike) -> fmt::Result {
-        let Spike { memory, severity, start, top, height_bytes, measured_bytes, .. } = &named.spike;
+        let Spike { memory, severity, start, end, height_bytes, measured_bytes, .. } = &named.spike;
         let kind = match memory {
             Memory::Heap => "heap",
             Memory::Mapped => "mapped",
@@ -66,7 +66,7 @@ impl Report<'_> {
             },
             bytes(*height_bytes),
             moment(*start),
-            moment(*top),
+            moment(*end),
             fate(&named.spike),
         );
         let lines = wrap(&head, self.options.width.saturating_sub(4));
