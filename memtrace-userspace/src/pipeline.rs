@@ -59,6 +59,7 @@ pub use self::limits::Limits;
 use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::detect::Detectors;
+use self::findings::{Leaks, MemoryLimit};
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -94,6 +95,8 @@ pub struct Pipeline {
     images: Images<Seed>,
     timeline: Timeline,
     detectors: Detectors,
+    /// The verdicts when the last process that ran ended.
+    last_leaks: Leaks,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
@@ -122,6 +125,7 @@ impl Pipeline {
             images: Images::new(limits.images, seed),
             timeline: Timeline::new(limits.timeline_points),
             detectors: Detectors::new(&limits),
+            last_leaks: Leaks::default(),
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
@@ -208,6 +212,10 @@ impl Pipeline {
             &Record::Resident { time, pid, rss_bytes } => {
                 self.advance(time);
                 self.resident(pid, rss_bytes);
+            }
+            &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                self.advance(time);
+                self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
             }
             Record::Counters(counters) => self.counters(counters),
             &Record::Tick { time } => self.advance(time),

@@ -30,7 +30,7 @@ use crate::{
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// How long to watch the server live.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Where the trace and the report go.
     #[arg(long, value_name = "DIR", default_value = "target/demo")]

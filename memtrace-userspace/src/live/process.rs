@@ -20,6 +20,7 @@ use crate::record::{BeforeAttach, Pid, Tid};
 
 pub mod binary;
 pub mod maps;
+pub(crate) mod memory_limit;
 mod smaps;
 mod status;
 #[cfg(test)]

@@ -34,7 +34,7 @@ use super::snapshot::Memory;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
 use super::{Limits, Pipeline};
-use crate::record::Time;
+use crate::record::{Pid, Time};
 
 /// Ticks in the window of spikes, unless the window is long.
 const WINDOW_TICKS: u64 = 16;
@@ -60,8 +60,8 @@ pub(super) struct Detectors {
     heap: Spikes,
     mapped: Spikes,
     histories: Histories,
-    /// What there is for the first process.
-    pub(super) limit: Option<MemoryLimit>,
+    /// What there is for the process that the session is about.
+    limit: Option<MemoryLimit>,
 }
 
 impl Detectors {
@@ -126,6 +126,13 @@ impl Detectors {
 }
 
 impl Pipeline {
+    /// Takes in how much memory there is, for the process that the session is about.
+    pub(super) fn memory_limit(&mut self, pid: Pid, limit: MemoryLimit) {
+        if self.session.as_ref().is_none_or(|session| session.pid == pid) {
+            self.detectors.limit = Some(limit);
+        }
+    }
+
     fn total(&self, memory: Memory) -> u64 {
         match memory {
             Memory::Heap => self.heap_peak.held_bytes(),
@@ -253,8 +260,16 @@ impl Pipeline {
         spikes
     }
 
-    /// The verdicts on all sites that hold enough to be worth one.
+    /// The verdicts: of now, or of when the last process ended.
     pub(super) fn leaks(&self) -> Leaks {
+        match self.processes.all_running().next() {
+            Some(_) => self.find_leaks(),
+            None => self.last_leaks.clone(),
+        }
+    }
+
+    /// The verdicts on all sites that hold enough to be worth one.
+    pub(super) fn find_leaks(&self) -> Leaks {
         let Detectors { options, histories, limit, .. } = &self.detectors;
         let options = &options.leaks;
         let needed_ns = u64::try_from(options.after.as_nanos()).unwrap_or(u64::MAX);

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use memtrace_common::event::Api;
 
 use super::snapshot::{Memory, Stack};
-use crate::record::{Pid, Tid, Time};
+use crate::record::{LimitKind, Pid, Tid, Time};
 
 /// How grave a spike is. The order is that of gravity.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -201,13 +201,4 @@ pub struct MemoryLimit {
     pub limit_bytes: u64,
     /// What is used of it, by all who share it.
     pub used_bytes: u64,
-}
-
-/// Who sets a memory limit.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum LimitKind {
-    /// The machine has no more.
-    Machine,
-    /// A control group that the process is in.
-    Cgroup,
 }

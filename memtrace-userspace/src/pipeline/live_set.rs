@@ -327,7 +327,7 @@ mod tests {
     use super::*;
 
     fn block(size_bytes: u64, claim: Claim) -> Block {
-        let born = Birth::at(Time(size_bytes * 12_345_678));
+        let born = Birth::at(Time(size_bytes.wrapping_mul(12_345_678)));
         Block { size_bytes, born, site: SiteId::default(), thread: ThreadId::from_bits(3), claim }
     }
 
@@ -415,7 +415,7 @@ mod tests {
         /// The twin is a `HashMap`. Few addresses, so that searches collide and followers move.
         #[test]
         fn live_set_equals_a_hash_map(steps in prop::collection::vec(
-            (any::<bool>(), 1u64..300, any::<u64>()), 0..2000)
+            (any::<bool>(), 1u64..300, 0..SIZE_LIMIT), 0..2000)
         ) {
             let mut live = LiveSet::new(Seed::random());
             let mut twin = HashMap::new();

@@ -11,7 +11,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
     Record, Session, Tid, Time, WireStackId,
 };
 
@@ -38,6 +38,7 @@ mod tag {
     pub(super) const COUNTERS: u8 = 13;
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
+    pub(super) const MEMORY_LIMIT: u8 = 20;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -83,6 +84,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::Fork { .. }
         | Record::Exit { .. }
         | Record::Resident { .. }
+        | Record::MemoryLimit { .. }
         | Record::Tick { .. }
         | Record::End { .. } => 0,
     };
@@ -226,6 +228,23 @@ pub(super) fn put_resident(out: &mut Vec<u8>, pid: Pid, rss_bytes: u64) {
     out.push(tag::RESIDENT);
     put_pid(out, pid);
     put_varint(out, rss_bytes);
+}
+
+pub(super) fn put_memory_limit(
+    out: &mut Vec<u8>,
+    pid: Pid,
+    kind: LimitKind,
+    limit_bytes: u64,
+    used_bytes: u64,
+) {
+    out.push(tag::MEMORY_LIMIT);
+    put_pid(out, pid);
+    out.push(match kind {
+        LimitKind::Machine => 0,
+        LimitKind::Cgroup => 1,
+    });
+    put_varint(out, limit_bytes);
+    put_varint(out, used_bytes);
 }
 
 pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
@@ -425,6 +444,17 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
         }
         tag::EXIT => Record::Exit { time, pid: pid(rows)? },
         tag::RESIDENT => Record::Resident { time, pid: pid(rows)?, rss_bytes: rows.varint()? },
+        tag::MEMORY_LIMIT => Record::MemoryLimit {
+            time,
+            pid: pid(rows)?,
+            kind: match rows.byte()? {
+                0 => LimitKind::Machine,
+                1 => LimitKind::Cgroup,
+                other => return Err(unknown("the kind of a memory limit", other)),
+            },
+            limit_bytes: rows.varint()?,
+            used_bytes: rows.varint()?,
+        },
         tag::TICK => Record::Tick { time },
         tag::END => Record::End {
             time,

@@ -5,6 +5,9 @@ use std::sync::Arc;
 use crate::pipeline::findings::{Contributor, Leaks, Spike, Verdict};
 use crate::pipeline::snapshot::Snapshot;
 use crate::views::frames::{Names, SymbolizedStack};
+use crate::views::label::function_label;
+use crate::views::quantity::{bytes, duration};
+use crate::views::summary::since_start;
 use crate::views::suppressions::Suppressions;
 
 /// A spike whose makers have names.
@@ -90,8 +93,75 @@ impl Findings {
         self.suppressed = counted.into_iter().filter(|s| s.leaks > 0).collect();
     }
 
+    /// A line each about the leaks and the spikes, for views with little room; none if there are none.
+    pub fn headlines(&self) -> Vec<String> {
+        let mut lines = Vec::new();
+        let mut leaks = self.leaks();
+        if let Some(NamedVerdict { verdict, stack }) = leaks.next() {
+            let more = match leaks.count() {
+                0 => String::new(),
+                more => format!(", and {more} more"),
+            };
+            let rate = verdict.rate.bytes_per_hour.max(0.0) as u64;
+            lines.push(format!("leak: {} +{}/h{more}", innermost(stack), bytes(rate)));
+        }
+        if let Some(NamedSpike { spike, stacks }) = self.spikes.last() {
+            let maker = stacks.first().map_or_else(|| "unknown".into(), |stack| innermost(stack));
+            let fate = if spike.returned.is_some() { "back" } else { "not back" };
+            lines.push(format!(
+                "spike: {maker} +{} at {}, {fate}",
+                bytes(spike.height_bytes),
+                duration(since_start(spike.start)),
+            ));
+        }
+        lines
+    }
+
     /// The leaks, without what is mild.
     pub fn leaks(&self) -> impl Iterator<Item = &NamedVerdict> {
         self.verdicts.iter().filter(|named| named.verdict.class.is_leak())
+    }
+}
+
+/// Cells for a function in a headline.
+const HEADLINE_CELLS: usize = 40;
+
+fn innermost(stack: &SymbolizedStack) -> String {
+    match stack.frames.first() {
+        Some(frame) => function_label(&frame.function, None, HEADLINE_CELLS),
+        None => "unknown".to_owned(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+
+    #[test]
+    fn headlines_name_the_fastest_leak_and_the_last_spike() {
+        let findings = Findings::new(&fixture::snapshot(), &mut fixture::names());
+
+        assert_eq!(
+            findings.headlines(),
+            ["leak: leak_per_request +3.3 GiB/h", "spike: main +32.0 MiB at 8.0 s, not back"]
+        );
+    }
+
+    #[test]
+    fn suppressed_leaks_are_counted_by_pattern() {
+        let mut findings = Findings::new(&fixture::snapshot(), &mut fixture::names());
+        let patterns = "leak:nothing\nleak:^leak_per_*$\nleak:libstdc++\n";
+        let suppressions = Suppressions::parse(patterns).expect("valid");
+
+        findings.suppress(&suppressions);
+
+        let expected = Suppressed {
+            pattern: "^leak_per_*$".to_owned(),
+            leaks: 1,
+            live_bytes: 12 << 20,
+        };
+        assert_eq!(findings.suppressed, [expected]);
+        assert_eq!((findings.leaks().count(), findings.verdicts.len()), (0, 2));
     }
 }

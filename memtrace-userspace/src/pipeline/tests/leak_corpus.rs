@@ -114,10 +114,10 @@ const SCENARIOS: &[Scenario] = &[
         let size = 500 + sim.below(3000);
         sim.alloc(1, size);
     })),
-    ("1 of 10,000 under churn", &[(1, LINEAR)], |sim| {
+    ("1 of 10,000 under churn", &[(1, BUFFER)], |sim| {
         let mut live = VecDeque::new();
-        sim.run(HOURS_2, 400, |sim, call| {
-            let ptr = sim.alloc(1, 60 * KIB);
+        sim.run(HOURS_2, 100, |sim, call| {
+            let ptr = sim.alloc(1, 240 * KIB);
             if !call.is_multiple_of(10_000) {
                 live.push_back(ptr);
             }

@@ -401,7 +401,7 @@ impl Oracle {
             }
             Record::Counters(counters) => self.counters.extend(counters),
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
-            Record::Probe(_) | Record::BeforeAttach(_) => {}
+            Record::Probe(_) | Record::BeforeAttach(_) | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);
     }

@@ -148,6 +148,7 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
+        | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)

@@ -10,7 +10,7 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
     Record, Session, Tid, Time, WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
@@ -18,7 +18,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 26;
+pub(super) const VARIANTS: usize = 27;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -49,6 +49,7 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Counters(_) => 23,
         Record::Tick { .. } => 24,
         Record::End { .. } => 25,
+        Record::MemoryLimit { .. } => 26,
     }
 }
 
@@ -171,6 +172,12 @@ fn life() -> impl Strategy<Value = Record> {
             pid,
             rss_bytes
         }),
+        (time(), pid(), any::<bool>(), number(), number()).prop_map(
+            |(time, pid, machine, limit_bytes, used_bytes)| {
+                let kind = if machine { LimitKind::Machine } else { LimitKind::Cgroup };
+                Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes }
+            }
+        ),
         vec((name(), number()), 0..4).prop_map(Record::Counters),
         time().prop_map(|time| Record::Tick { time }),
         (time(), reason).prop_map(|(time, reason)| Record::End { time, reason }),

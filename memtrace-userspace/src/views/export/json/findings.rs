@@ -4,9 +4,10 @@ use serde::Serialize;
 
 use super::stacks::{Frame, frame};
 use crate::pipeline::findings::{
-    self, Class, Cohort, Confidence, Level, LimitKind, Rate, Severity, ThreadGrowth, Verdict,
+    self, Class, Cohort, Confidence, Level, Rate, Severity, ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{Memory, Snapshot};
+use crate::record::LimitKind;
 use crate::views::findings::{Findings, NamedSpike, NamedVerdict};
 use crate::views::frames::SymbolizedStack;
 use crate::views::printable::printable;

@@ -6,10 +6,10 @@ use std::time::Duration;
 
 use super::Report;
 use crate::pipeline::findings::{
-    Class, Confidence, Level, LimitKind, Rate, Severity, Spike, ThreadGrowth, Verdict,
+    Class, Confidence, Level, Rate, Severity, Spike, ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{Memory, Snapshot};
-use crate::record::Time;
+use crate::record::{LimitKind, Time};
 use crate::views::findings::{Findings, NamedSpike, NamedVerdict, Suppressed};
 use crate::views::frames::{Frame, SymbolizedStack};
 use crate::views::label::{frame_labels, function_label};
