@@ -27,6 +27,6 @@ pub mod printable;
 pub mod quantity;
 pub mod ranking;
 pub mod style;
-pub mod suppressions;
 pub mod summary;
+pub mod suppressions;
 pub mod tui;

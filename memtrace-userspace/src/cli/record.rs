@@ -77,10 +77,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let options = RecordOptions {
-        limits: detectors.limits(),
-        ..trace.session(target, Some(output.clone()))
-    };
+    let options =
+        RecordOptions { limits: detectors.limits(), ..trace.session(target, Some(output.clone())) };
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {

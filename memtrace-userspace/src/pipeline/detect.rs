@@ -152,20 +152,20 @@ impl Pipeline {
         let totals = [self.total(Memory::Heap), self.total(Memory::Mapped)];
         let detectors = &mut self.detectors;
         let over = (now.0 - detectors.due_ns) / detectors.tick_ns + 1;
-        let most = detectors.window_ticks as u64 + 1;
-        // In an idle time only the last ticks matter.
-        let skipped = over.saturating_sub(most);
-        let mut end_ns = detectors.due_ns + skipped * detectors.tick_ns;
-        for _ in skipped..over {
+        let last = over - 1;
+        // After a window in which nothing happens, only the last tick tells anything new.
+        let first = last.min(detectors.window_ticks as u64);
+        for tick in (0..first).chain([last]) {
+            let end = Time(detectors.due_ns + tick * detectors.tick_ns);
             let Detectors { heap, mapped, journal, .. } = detectors;
             for (spikes, total_bytes) in [heap, mapped].into_iter().zip(totals) {
                 spikes.follow(journal);
-                spikes.tick(Time(end_ns), total_bytes);
+                spikes.tick(end, total_bytes);
             }
             journal.tick();
-            end_ns = end_ns.saturating_add(detectors.tick_ns);
         }
-        detectors.due_ns = end_ns;
+        detectors.due_ns =
+            (detectors.due_ns + last * detectors.tick_ns).saturating_add(detectors.tick_ns);
         detectors.histories.advance(now, &self.stacks);
         self.heap_peak.tick();
         self.mapped_peak.tick();

@@ -6,6 +6,7 @@ mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod spikes;
 mod stacks;
 mod twin;
 

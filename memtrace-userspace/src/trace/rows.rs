@@ -11,8 +11,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};

@@ -156,11 +156,8 @@ mod tests {
 
         findings.suppress(&suppressions);
 
-        let expected = Suppressed {
-            pattern: "^leak_per_*$".to_owned(),
-            leaks: 1,
-            live_bytes: 12 << 20,
-        };
+        let expected =
+            Suppressed { pattern: "^leak_per_*$".to_owned(), leaks: 1, live_bytes: 12 << 20 };
         assert_eq!(findings.suppressed, [expected]);
         assert_eq!((findings.leaks().count(), findings.verdicts.len()), (0, 2));
     }

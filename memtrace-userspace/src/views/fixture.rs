@@ -16,11 +16,12 @@ use memtrace_common::unwind::End;
 
 use crate::pipeline::add_usage;
 use crate::pipeline::findings::{
-    Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity,
-    Spike, ThreadGrowth, Verdict,
+    Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
+    ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
+    Memory, Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
+    Usage,
 };
 use crate::record::{
     BeforeAttach, EndReason, Image, LimitKind, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,

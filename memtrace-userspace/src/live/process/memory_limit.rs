@@ -44,7 +44,8 @@ pub(crate) fn sample(pid: Pid, time: Time) -> Option<Record> {
     let total = machine.map_or(u64::MAX, |machine| machine.limit_bytes);
     // A group without a limit of its own has one that no machine reaches.
     let limits = limits.filter(|limit| limit.limit_bytes < total);
-    let Limit { kind, limit_bytes, used_bytes } = machine.into_iter().chain(limits).min_by_key(Limit::left)?;
+    let Limit { kind, limit_bytes, used_bytes } =
+        machine.into_iter().chain(limits).min_by_key(Limit::left)?;
     Some(Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes })
 }
 
@@ -126,10 +127,8 @@ mod tests {
         let text = "9:name=systemd:/\n4:cpu,memory:/docker/1:2\n0::/system.slice/api.service\n";
 
         let place = |version, path: &str| Place { version, path: path.to_owned() };
-        let expected = [
-            place(Version::One, "docker/1:2"),
-            place(Version::Two, "system.slice/api.service"),
-        ];
+        let expected =
+            [place(Version::One, "docker/1:2"), place(Version::Two, "system.slice/api.service")];
         assert_eq!(places(text), expected);
     }
 
@@ -142,11 +141,8 @@ mod tests {
     fn machine_has_what_is_neither_free_nor_can_be_made_free() {
         let text = "MemTotal:        8000 kB\nMemFree: 1 kB\nMemAvailable:    3000 kB\n";
 
-        let expected = Limit {
-            kind: LimitKind::Machine,
-            limit_bytes: 8000 << 10,
-            used_bytes: 5000 << 10,
-        };
+        let expected =
+            Limit { kind: LimitKind::Machine, limit_bytes: 8000 << 10, used_bytes: 5000 << 10 };
         assert_eq!(machine(text), Some(expected));
         assert_eq!(machine("MemTotal: many kB\n"), None);
     }

@@ -112,7 +112,8 @@ impl Histories {
     fn end_step(&mut self, site: SiteId, stacks: &Stacks) {
         let account = stacks.account(site);
         let (held_bytes, allocations) = (account.held_bytes(), account.allocations());
-        let Place { course: place, allocations: allocations_before, .. } = self.places[site.index()];
+        let Place { course: place, allocations: allocations_before, .. } =
+            self.places[site.index()];
         if held_bytes == 0 {
             if place != NOWHERE {
                 self.remove(place);
@@ -193,11 +194,8 @@ impl Histories {
     ///
     /// `end` is the state at the last moment.
     pub(super) fn at(&self, course: &Course, time: Time, end: (Time, Point)) -> (f64, f64) {
-        let first = Point {
-            step: course.start,
-            held_bytes: 0,
-            allocations: course.allocations_before,
-        };
+        let first =
+            Point { step: course.start, held_bytes: 0, allocations: course.allocations_before };
         let moment = |point: &Point| u64::from(point.step).saturating_mul(self.step_ns);
         let index = course.points.partition_point(|point| moment(point) <= time.0);
         let before = match index.checked_sub(1) {

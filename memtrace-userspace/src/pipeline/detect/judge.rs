@@ -161,8 +161,13 @@ pub(super) fn judge(evidence: &Evidence, options: &LeakOptions) -> Option<Judgem
     let middle_rate = evidence.live_bytes(WARM, late) / (late - WARM) as f64;
     let late_rate = evidence.live_bytes(late, young) / (young - late) as f64;
     let first_rate = evidence.live_bytes(0, WARM) / WARM as f64;
-    let levels_off = late_rate < LEVELLING * middle_rate
-        || (late_rate < 0.7 * middle_rate && middle_rate < 0.7 * first_rate);
+    let fewer = fewer_than(
+        evidence.live_blocks(late, young),
+        evidence.live_blocks(WARM, late) * (young - late) as f64 / (late - WARM) as f64,
+    );
+    let levels_off = fewer
+        && (late_rate < LEVELLING * middle_rate
+            || (late_rate < 0.7 * middle_rate && middle_rate < 0.7 * first_rate));
     let both_halves = evidence.live_blocks(old.0, old.1) >= 2.0
         && evidence.live_blocks(recent.0, recent.1) >= 2.0
         && evidence.live_bytes(old.0, old.1) >= 0.25 * evidence.live_bytes(recent.0, recent.1);
@@ -221,6 +226,11 @@ pub(super) fn judge_allocator(
         && heap_rate < rate.bytes_per_hour / 2.0;
     let kept = evidence.live_blocks(WARM, SPANS);
     grows.then(|| conclude(Class::Fragmentation, rate, kept, length_ns, options)).flatten()
+}
+
+/// Whether a count is lower than expected, and not just by chance.
+fn fewer_than(count: f64, expected: f64) -> bool {
+    count < 1.0 || expected - count > 2.0 * expected.sqrt()
 }
 
 /// How what is held rises and falls.

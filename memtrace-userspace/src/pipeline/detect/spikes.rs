@@ -178,7 +178,9 @@ impl Spikes {
             self.window.pop_front();
         }
         for Past { spike, .. } in &mut self.past {
-            if spike.returned.is_none() && is_back(spike.base_bytes, spike.height_bytes, total_bytes) {
+            if spike.returned.is_none()
+                && is_back(spike.base_bytes, spike.height_bytes, total_bytes)
+            {
                 spike.returned = Some(now);
             }
         }
@@ -199,9 +201,9 @@ impl Spikes {
 
     /// Whether the run is at its top and its makers were not measured there.
     pub(super) fn is_paused(&self, total_bytes: u64) -> bool {
-        self.run.as_ref().is_some_and(|run| {
-            run.top_bytes == total_bytes && run.measured_bytes < total_bytes
-        })
+        self.run
+            .as_ref()
+            .is_some_and(|run| run.top_bytes == total_bytes && run.measured_bytes < total_bytes)
     }
 
     /// What accounts held at the start of the run, complete up to now.
@@ -225,7 +227,9 @@ impl Spikes {
     }
 
     fn past(&self, run: Run) -> Past {
-        let Run { start, base_bytes, top_bytes, end, window_bytes, measured_bytes, measure, .. } = run;
+        let Run {
+            start, base_bytes, top_bytes, end, window_bytes, measured_bytes, measure, ..
+        } = run;
         let Measure { contributors, threads, first } = measure;
         let SpikeOptions { high_bytes, critical_bytes, .. } = self.options;
         let severity = match window_bytes {
@@ -290,12 +294,23 @@ impl Spikes {
 
 impl Run {
     fn clone_without_base(&self) -> Run {
-        let Run { start, base_bytes, top_bytes, end, window_bytes, noted, measured_bytes, .. } = *self;
+        let Run { start, base_bytes, top_bytes, end, window_bytes, noted, measured_bytes, .. } =
+            *self;
         let Measure { contributors, threads, first } = &self.measure;
         let measure =
             Measure { contributors: contributors.clone(), threads: threads.clone(), first: *first };
         let base = Base::default();
-        Run { start, base_bytes, top_bytes, end, window_bytes, base, noted, measured_bytes, measure }
+        Run {
+            start,
+            base_bytes,
+            top_bytes,
+            end,
+            window_bytes,
+            base,
+            noted,
+            measured_bytes,
+            measure,
+        }
     }
 }
 

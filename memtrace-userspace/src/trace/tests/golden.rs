@@ -12,8 +12,8 @@ use memtrace_common::unwind::End;
 use super::records::{VARIANTS, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/trace/tests/version_1.golden");

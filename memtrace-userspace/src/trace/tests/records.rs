@@ -10,8 +10,8 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;

@@ -226,10 +226,7 @@ fn survival(cohort: &Cohort) -> Survival {
     }
 }
 
-pub(super) fn leak_detection<'r>(
-    snapshot: &Snapshot,
-    findings: &'r Findings,
-) -> LeakDetection<'r> {
+pub(super) fn leak_detection<'r>(snapshot: &Snapshot, findings: &'r Findings) -> LeakDetection<'r> {
     let findings::Leaks { verdicts: _, needed_ns, limit } = &snapshot.leaks;
     LeakDetection {
         needed_ns: *needed_ns,

@@ -149,10 +149,9 @@ impl Report<'_> {
                 writeln!(self.out, "      {part}")?;
             }
         }
-        for line in wrap(
-            &evidence(&named.verdict, self.snapshot),
-            self.options.width.saturating_sub(6),
-        ) {
+        for line in
+            wrap(&evidence(&named.verdict, self.snapshot), self.options.width.saturating_sub(6))
+        {
             writeln!(self.out, "      {line}")?;
         }
         let live: Vec<u64> = named.verdict.cohorts.iter().map(|cohort| cohort.live_bytes).collect();
