@@ -353,7 +353,10 @@ mod tests {
         }
         for time in [1 << 41, 86_400_000_000_000, u64::MAX] {
             let Time(kept) = Birth::at(Time(time)).time();
-            assert!(kept <= time && (time - kept) / 10_000 <= time / 10_000 >> 26, "{time} {kept}");
+            assert!(
+                kept <= time && (time - kept) / 10_000 <= (time / 10_000) >> 26,
+                "{time} {kept}"
+            );
         }
     }
 

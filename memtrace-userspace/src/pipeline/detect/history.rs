@@ -96,8 +96,7 @@ impl Histories {
 
     /// Ends the steps that are over by `now`.
     pub(super) fn advance(&mut self, now: Time, stacks: &Stacks) {
-        while let Some(end) = self.end_ns.filter(|&end| now.0 >= end) {
-            let _ = end;
+        while self.end_ns.is_some_and(|end| now.0 >= end) {
             self.step += 1;
             for site in std::mem::take(&mut self.changed) {
                 self.end_step(site, stacks);

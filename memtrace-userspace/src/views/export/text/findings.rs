@@ -141,7 +141,7 @@ impl Report<'_> {
         let head = format!("  {}  {}, {}", rate_text(*rate), class_text(*class), sure(*confidence));
         let head = match level {
             Level::Alert => self.options.style.warning(&head),
-            Level::Warning | Level::Healthy => head.into(),
+            Level::Warning | Level::Healthy => head,
         };
         writeln!(self.out, "{head}")?;
         for line in frame_labels(&named.stack.frames).iter().take(FRAMES) {
