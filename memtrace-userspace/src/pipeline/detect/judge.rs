@@ -75,7 +75,8 @@ impl Evidence<'_> {
     fn young(&self) -> usize {
         let tenth = self.now.0 as f64 / 10.0;
         let span = self.length_ns() as f64 / SPANS as f64;
-        SPANS.saturating_sub((tenth / span).ceil() as usize)
+        // A site that is as old as the session has begun a little later.
+        SPANS.saturating_sub((tenth / span - 0.1).ceil() as usize)
     }
 
     /// Whether these are mappings out of which the allocator serves the heap: what the heap holds
@@ -230,7 +231,7 @@ pub(super) fn judge_allocator(
 
 /// Whether a count is lower than expected, and not just by chance.
 fn fewer_than(count: f64, expected: f64) -> bool {
-    count < 1.0 || expected - count > 2.0 * expected.sqrt()
+    count < 1.0 || expected - count > 3.0 * expected.sqrt()
 }
 
 /// How what is held rises and falls.

@@ -186,10 +186,10 @@ const SCENARIOS: &[Scenario] = &[
             sim.alloc(1, KIB);
         }
     })),
-    ("error path, 1% of requests", &[(1, LINEAR)], |sim| sim.run(HOURS_2, 50, |sim, _| {
+    ("error path, 4% of requests", &[(1, LINEAR)], |sim| sim.run(HOURS_2, 12, |sim, _| {
         let size = 2 * KIB + sim.below(4 * KIB);
         let ptr = sim.alloc(1, size);
-        if sim.below(100) > 0 {
+        if sim.below(25) > 0 {
             sim.free(ptr);
         }
     })),
@@ -207,8 +207,8 @@ const SCENARIOS: &[Scenario] = &[
             }
         });
     }),
-    ("strings of 24 bytes", &[(1, LISTENER)], |sim| sim.run(HOURS_2, 100, |sim, _| {
-        sim.alloc(1, 24);
+    ("strings of 64 bytes", &[(1, LISTENER)], |sim| sim.run(HOURS_2, 30, |sim, _| {
+        sim.alloc(1, 64);
     })),
     ("leak that accelerates", &[(1, None)], |sim| sim.run(HOURS_2, 10, |sim, call| {
         if sim.below(72_000) < call {
@@ -247,7 +247,7 @@ const SCENARIOS: &[Scenario] = &[
         drop(keep);
     }),
     // Healthy.
-    ("requests that free all", &[], |sim| sim.run(HOURS_2, 50, |sim, _| {
+    ("requests that free all", &[], |sim| sim.run(HOURS_2, 10, |sim, _| {
         let size = 10 * KIB + sim.below(KIB);
         let ptr = sim.alloc(1, size);
         sim.free(ptr);
