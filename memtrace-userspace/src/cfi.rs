@@ -154,6 +154,22 @@ pub fn lookup(table: &Table, pc: Svma) -> Row {
     above.checked_sub(1).map_or(GAP, |at| rows[at])
 }
 
+/// Start and end of the function around `pc`, as its FDE states them.
+///
+/// It reads the section from its beginning: for a question or two, and not for a whole stack.
+pub fn function_around<'data, R: ReadRef<'data>>(
+    elf: &object::File<'data, R>,
+    pc: Svma,
+) -> Option<(Svma, Svma)> {
+    let bases = base_addresses(elf);
+    let section = read_section(elf, ".eh_frame", &mut Skipped::default())?;
+    let mut frames = EhFrame::new(&section, LittleEndian);
+    frames.set_address_size(8);
+    let fde = frames.fde_for_address(&bases, pc.0, EhFrame::cie_from_offset).ok()?;
+    let end = fde.initial_address().checked_add(fde.len())?;
+    Some((Svma(fde.initial_address()), Svma(end)))
+}
+
 /// The executable text: all segments and what lies between them.
 #[derive(Clone, Copy, Debug)]
 struct Text {

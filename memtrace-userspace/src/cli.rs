@@ -5,10 +5,14 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod check;
 mod detectors;
+mod diff;
 mod doctor;
+mod leaks;
 mod log;
 mod output;
+mod profile;
 mod quantity;
 mod record;
 mod replay;
@@ -29,8 +33,11 @@ Examples:
   sudo memtrace top -p 4711                          who is using the memory, live
   sudo memtrace record -p 4711 -o api.mtrace         write a trace; Ctrl-C detaches
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
+  sudo memtrace leaks -p 4711 --duration 1m          what nothing points to any more
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --format json -o r.json the same for other programs
+  memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
+  sudo memtrace check --budget mem.toml -- ./test    a memory budget for a test
   sudo memtrace doctor                               what does this machine allow?";
 
 /// Which functions allocate, hold and leak the memory of a running program.
@@ -49,6 +56,9 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
+    Leaks(leaks::Arguments),
+    Diff(diff::Arguments),
+    Check(check::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -60,6 +70,8 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
+    /// Something that was to be checked does not hold; the output says what.
+    Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
 }
@@ -72,6 +84,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Leaks(arguments) => leaks::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
+        Command::Check(arguments) => check::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());
@@ -80,6 +95,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::from(1),
         Ok(Outcome::Failed) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -30,7 +30,9 @@ mod address_space;
 mod anomalies;
 mod detect;
 pub mod findings;
+mod freed;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -54,12 +56,15 @@ use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::detect::Detectors;
 use self::findings::{Leaks, MemoryLimit};
+use self::freed::Freed;
 use self::processes::Processes;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -83,6 +88,8 @@ pub struct Pipeline {
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
+    /// The most that ever was.
+    peak_resident_bytes: u64,
     /// Live blocks of all running processes.
     live_blocks: usize,
     /// Pieces of mappings of all running processes.
@@ -101,6 +108,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 impl Pipeline {
@@ -116,6 +125,7 @@ impl Pipeline {
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
+            peak_resident_bytes: 0,
             live_blocks: 0,
             mapping_pieces: 0,
             modules: 0,
@@ -129,6 +139,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            freed: None,
             limits,
         }
     }
@@ -224,6 +235,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Time of the last record.

@@ -10,6 +10,7 @@
 //! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
 
 mod output;
+mod scan;
 mod start;
 mod stop;
 
@@ -24,16 +25,22 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+pub use self::scan::{ScanError, ScanOptions};
+
 use self::output::Output;
+use self::scan::{Desk, Scan};
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
+use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted::WantedError;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
+use crate::lost::LostBlocks;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
 use crate::record::{EndReason, Pid};
@@ -87,6 +94,10 @@ pub struct RecordOptions {
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
+    /// Whether to look for lost blocks before the probes go, unless the target ends before.
+    pub scan: Option<ScanOptions>,
+    /// Further functions to probe.
+    pub probes: Vec<ProbeSpec>,
 }
 
 impl RecordOptions {
@@ -110,6 +121,8 @@ impl RecordOptions {
             limits: Limits::default(),
             program: Program::Trace,
             links: None,
+            scan: None,
+            probes: Vec::new(),
         }
     }
 }
@@ -159,6 +172,8 @@ pub struct SessionSummary {
     pub verdict: Verdict,
     /// How the launched command ended, if it did.
     pub exit_status: Option<std::process::ExitStatus>,
+    /// The blocks that nothing points to; `None` if there was no scan.
+    pub lost: Option<LostBlocks>,
 }
 
 /// Why a session cannot start or go on.
@@ -170,6 +185,9 @@ pub enum SessionError {
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
+    /// A function that the user has named is not there.
+    #[error(transparent)]
+    NoSuchProbe(#[from] WantedError),
     /// The command cannot be run.
     #[error("cannot run {command}; check its name and that it may be executed")]
     Command {
@@ -178,6 +196,9 @@ pub enum SessionError {
         /// Why.
         source: std::io::Error,
     },
+    /// Lost blocks cannot be looked for.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
     /// The trace file cannot be made.
     #[error("cannot create {}; name another file with -o", path.display())]
     Create {
@@ -246,10 +267,15 @@ pub fn run(
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
-    let pipeline = spawn("pipeline", move || count(&batches, limits, interval, &snapshot_sender))?;
+    let (questions, desk) = Desk::new();
+    let watched = options.scan.map(|scan| scan.pid);
+    let scan = options.scan.map(|options| Scan::new(options, questions));
+    let pipeline = spawn("pipeline", move || {
+        count(&batches, limits, interval, &snapshot_sender, desk, watched)
+    })?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender))?
+        spawn("tracer", move || trace(tracer, &stop, sender, scan))?
     };
 
     runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
@@ -258,15 +284,23 @@ pub fn run(
     let traced = join(tracer);
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
-    let verdict = traced?;
-    let exit_status = launched.and_then(|launched| launched.status());
-    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
+    let (verdict, lost) = traced?;
+    let exit_status = launched.and_then(|launched| launched.status(snapshot.end));
+    let lost = lost.transpose()?;
+    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
 }
 
-/// The tracer thread.
-fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict, TracerError> {
+/// The tracer thread: gives what could be traced, and what a scan found.
+fn trace(
+    mut tracer: Tracer,
+    stop: &Stop,
+    mut batches: Sender,
+    mut scan: Option<Scan>,
+) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
     let reason = loop {
+        // Before the ring is drained, so that it is known to have held what came before.
+        let scan_waits = scan.as_ref().is_some_and(Scan::wants_changes);
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
@@ -274,16 +308,26 @@ fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict
         }
         let ready = tracer.records();
         let reason = stop.reason();
+        let is_batch = drained == Drained::Some || ready.len() > 1 || scan_waits;
         if !ready.is_empty()
-            && (drained == Drained::Some || ready.len() > 1)
+            && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
         {
             break EndReason::Interrupted;
         }
-        if let Some(reason) = reason {
-            break reason;
+        if let Some(scan) = scan.as_mut().filter(|_| scan_waits && drained == Drained::All) {
+            scan.ask_for_changes(batches.sent());
         }
-        if tracer.is_done() {
+        match (reason, &mut scan) {
+            (Some(reason), None) => break reason,
+            (Some(reason), Some(scan)) if scan.is_over() => break reason,
+            (Some(_), Some(scan)) if !tracer.is_done() => {
+                scan.begin().map_err(SessionError::Thread)?;
+            }
+            (Some(_) | None, _) => {}
+        }
+        if tracer.is_done() && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
+        {
             break EndReason::TargetExited;
         }
         if drained == Drained::All {
@@ -293,7 +337,7 @@ fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict
     let (mut records, verdict) = tracer.finish(reason)?;
     // A receiver that is gone has failed, and says why itself.
     let _ = batches.send(&mut records);
-    Ok(verdict)
+    Ok((verdict, scan.and_then(Scan::finish)))
 }
 
 /// The pipeline thread: gives the last snapshot.
@@ -302,11 +346,17 @@ fn count(
     limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
+    mut desk: Desk,
+    watched: Option<Pid>,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(limits);
+    if let Some(pid) = watched {
+        pipeline.remember_freed(pid);
+    }
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);
+        desk.applied(&pipeline, &batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
             if snapshots.try_reserve().is_ok_and(|place| {

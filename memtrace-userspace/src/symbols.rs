@@ -34,7 +34,7 @@ use crate::hash::Seed;
 use crate::record::Image;
 
 mod debug_files;
-mod demangle;
+pub(crate) mod demangle;
 mod dwarf;
 mod loaded;
 mod mapped;

@@ -1,4 +1,4 @@
-// Programs that leak and programs that do not, one for each argument; see tests/tests/leaks.rs.
+// Programs that leak and programs that do not, one for each argument; see tests/tests/growth.rs.
 //
 // The truth is in the names: a function whose name begins with `leak_` leaks, every other one does
 // not. Each program does 1000 steps in 2.5 seconds and ends with everything that it holds.

@@ -12,6 +12,7 @@
 //! It knows the command line and the JSON report of memtrace, as any other tool would; it links
 //! none of its code. Tests that trace need root and run one at a time ([`privilege`]).
 
+pub mod allocators;
 pub mod compare;
 pub mod elf;
 pub mod privilege;

@@ -48,6 +48,8 @@ impl FramePointers {
 pub enum Toolchain {
     /// C with the system's C library.
     C,
+    /// C with LeakSanitizer in it.
+    LeakSanitizer,
     /// C, as a shared library.
     SharedC,
     /// C, statically linked with the system's C library.
@@ -60,6 +62,8 @@ pub enum Toolchain {
     Jemalloc,
     /// C++.
     Cxx,
+    /// C++ by clang, with LLVM's libc++.
+    LibCxx,
     /// Rust.
     Rust,
     /// Go without C.
@@ -90,10 +94,12 @@ pub struct Program {
     pub startup: Startup,
     /// Files that it loads or executes, to be built beside it.
     pub companions: &'static [Program],
+    /// What it is linked with besides: arguments of the compiler.
+    pub link: &'static [&'static str],
 }
 
 const fn program(name: &'static str, source: &'static str, toolchain: Toolchain) -> Program {
-    Program { name, source, toolchain, startup: Startup::Silent, companions: &[] }
+    Program { name, source, toolchain, startup: Startup::Silent, companions: &[], link: &[] }
 }
 
 /// Leaks, frees, nested callers.
@@ -178,6 +184,10 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// A program, to be compared with its next build.
+pub const BUILD_BEFORE: Program = program("build_before", "build_before.c", Toolchain::C);
+/// The next build of [`BUILD_BEFORE`].
+pub const BUILD_AFTER: Program = program("build_after", "build_after.c", Toolchain::C);
 /// Rewrites a library with an allocator in place.
 pub const REWRITTEN_LIBRARY: Program = Program {
     companions: &[
@@ -185,6 +195,29 @@ pub const REWRITTEN_LIBRARY: Program = Program {
         program("libswapped_second.so", "swapped_second.c", Toolchain::SharedC),
     ],
     ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
+};
+
+/// Lost blocks of all kinds, and blocks that one place points to.
+pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolchain::C);
+/// [`LOST_BLOCKS`], which LeakSanitizer judges.
+pub const LOST_BLOCKS_LSAN: Program =
+    program("lost_blocks_lsan", "lost_blocks.c", Toolchain::LeakSanitizer);
+/// Loses blocks while other threads replace theirs.
+pub const LOST_UNDER_CHURN: Program =
+    program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
+/// A pool allocator under names that only the user knows.
+pub const POOL: Program = program("pool", "pool.c", Toolchain::C);
+/// jemalloc's `operator new` throws, and the program goes on.
+pub const THROWING_JEMALLOC: Program = Program {
+    link: &["-ljemalloc"],
+    startup: Startup::Allocates,
+    ..program("throwing_jemalloc", "throwing.cc", Toolchain::Cxx)
+};
+/// tcmalloc's does.
+pub const THROWING_TCMALLOC: Program = Program {
+    link: &["-ltcmalloc_minimal"],
+    startup: Startup::Allocates,
+    ..program("throwing_tcmalloc", "throwing.cc", Toolchain::Cxx)
 };
 
 /// Every test program.
@@ -223,6 +256,14 @@ pub const ALL: &[Program] = &[
     EXEC_AGAIN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
+    LOST_BLOCKS,
+    LOST_BLOCKS_LSAN,
+    LOST_UNDER_CHURN,
+    BUILD_BEFORE,
+    BUILD_AFTER,
+    POOL,
+    THROWING_JEMALLOC,
+    THROWING_TCMALLOC,
 ];
 
 impl Program {
@@ -301,14 +342,20 @@ impl Program {
 
     fn command(&self, output: &Path, frame_pointers: FramePointers) -> Command {
         let mut command = Command::new(match self.toolchain {
-            Toolchain::C | Toolchain::SharedC | Toolchain::StaticC | Toolchain::Jemalloc => "gcc",
+            Toolchain::C
+            | Toolchain::LeakSanitizer
+            | Toolchain::SharedC
+            | Toolchain::StaticC
+            | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
+            Toolchain::LibCxx => "clang++",
             Toolchain::Rust => "rustc",
             Toolchain::Go | Toolchain::Cgo => "go",
         });
         match self.toolchain {
             Toolchain::C
+            | Toolchain::LeakSanitizer
             | Toolchain::SharedC
             | Toolchain::StaticC
             | Toolchain::StaticMusl
@@ -317,7 +364,7 @@ impl Program {
                 command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
-            Toolchain::Cxx => {
+            Toolchain::Cxx | Toolchain::LibCxx => {
                 command.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
@@ -332,6 +379,8 @@ impl Program {
         match self.toolchain {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::LeakSanitizer => command.args(["-fsanitize=leak", "-DWITH_LSAN"]),
+            Toolchain::LibCxx => command.arg("-stdlib=libc++"),
             Toolchain::C
             | Toolchain::Musl
             | Toolchain::Jemalloc
@@ -342,16 +391,20 @@ impl Program {
         };
         command.arg("-o").arg(output).arg(self.source_path());
         match self.toolchain {
-            Toolchain::C | Toolchain::StaticC => command.args(["-pthread", "-ldl"]),
+            Toolchain::C | Toolchain::LeakSanitizer | Toolchain::StaticC => {
+                command.args(["-pthread", "-ldl"])
+            }
             Toolchain::Jemalloc => command.args(["-pthread", "-ljemalloc"]),
             Toolchain::SharedC
             | Toolchain::StaticMusl
             | Toolchain::Musl
             | Toolchain::Cxx
+            | Toolchain::LibCxx
             | Toolchain::Rust
             | Toolchain::Go
             | Toolchain::Cgo => &mut command,
         };
+        command.args(self.link);
         command
     }
 }

@@ -76,6 +76,16 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libmimalloc.so", package: "libmimalloc-dev" },
+    Program {
+        name: "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.a",
+        package: "libgoogle-perftools-dev",
+    },
+    Program { name: "clang++", package: "clang" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++.so", package: "libc++-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++abi.so", package: "libc++abi-dev" },
+    // The names in Debian's python3, which is stripped.
+    Program { name: "/usr/bin/python3-dbg", package: "python3-dbg" },
 ];
 
 /// What boots other kernels.

@@ -29,6 +29,7 @@ Examples:
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -p 4711 --children                 and what it starts from now on
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children
+  sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
   sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
 /// How many names are tried for a trace whose name is not given.
@@ -97,7 +98,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
-    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
         write_json(report, &snapshot, &mut SymbolArguments::default().names(), &suppressions)?;
@@ -117,7 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
 /// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
-fn started_line(started: &Started) -> String {
+pub(crate) fn started_line(started: &Started) -> String {
     match started {
         Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
             let stepped = match stepped_probes {
@@ -134,7 +135,7 @@ fn started_line(started: &Started) -> String {
 }
 
 /// What is not seen, if it is not everything.
-fn warning(verdict: Verdict) -> Option<String> {
+pub(crate) fn warning(verdict: Verdict) -> Option<String> {
     match verdict {
         Verdict::Traceable => None,
         Verdict::GoWithC | Verdict::Go | Verdict::NoAllocator => {
@@ -147,7 +148,7 @@ fn warning(verdict: Verdict) -> Option<String> {
 ///
 /// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
 /// wraps cannot be cleared.
-fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
+pub(crate) fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
     let line = format!(
         "{}  {}  {} events, {} lost  live {}",
         summary::target(snapshot),

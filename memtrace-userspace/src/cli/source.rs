@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::tracer::{Children, NewCode};
@@ -56,10 +57,11 @@ pub(crate) struct SymbolArguments {
 
 impl SymbolArguments {
     /// Names from the files of this machine and the directories given.
-    pub(crate) fn names(self) -> Names {
+    pub(crate) fn names(&self) -> Names {
         let defaults = Options::default();
         let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+        let search_dirs = self.debug_dirs.clone();
+        Names::new(Symbolizer::new(Options { search_dirs, debug_dirs }))
     }
 }
 
@@ -83,6 +85,11 @@ pub(crate) struct TraceArguments {
     /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     back_pressure: Option<Duration>,
+    /// Probe this function as well, an allocator of the program's own: such as
+    /// 'alloc:pool_alloc(size=arg1)->ret' with 'free:pool_free(ptr=arg1)', 'realloc:…' or 'ignore:…';
+    /// may be given again. docs/probes.md has the grammar
+    #[arg(long = "probe", value_name = "SPEC")]
+    probes: Vec<ProbeSpec>,
     /// Trace the children of the process as well; those of a command always are
     #[arg(long)]
     children: bool,
@@ -125,6 +132,7 @@ impl TraceArguments {
             unwind_memory,
             table_cache,
             back_pressure,
+            probes,
             children,
             stop_for_code,
             probe_cost,
@@ -155,6 +163,7 @@ impl TraceArguments {
                 ProbeLinks::Multi => LinkKind::Multi,
                 ProbeLinks::Perf => LinkKind::Perf,
             }),
+            probes,
             ..usual
         }
     }

@@ -460,7 +460,11 @@ fn module_record(
 /// Refuses what would harm the process.
 fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
     let kernel = kernel_release();
-    let kills_filtered = KernelVersion::parse(&kernel).is_some_and(KernelVersion::kills_filtered);
+    let version = KernelVersion::parse(&kernel);
+    if info.has_shadow_stack && version.is_some_and(KernelVersion::crashes_shadow_stacks) {
+        return Err(TracerError::ShadowStack { pid: info.identity.pid.0, kernel });
+    }
+    let kills_filtered = version.is_some_and(KernelVersion::kills_filtered);
     if kills_filtered && info.seccomp != Seccomp::Off {
         return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
     }

@@ -154,6 +154,8 @@ pub struct ProcessInfo {
     pub namespaced_pids: Vec<u32>,
     /// Whether its system calls are filtered.
     pub seccomp: Seccomp,
+    /// Whether the processor checks its return addresses (CET).
+    pub has_shadow_stack: bool,
 }
 
 /// A thread.
@@ -189,6 +191,7 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         command,
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
+        has_shadow_stack: status.has_shadow_stack,
     })
 }
 
@@ -241,7 +244,8 @@ fn stack_pointers(pid: Pid) -> Result<Vec<Avma>, ProcessError> {
     Ok(pointers)
 }
 
-fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
+/// The ids of its threads, in order.
+pub(super) fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
     let path = file_of(pid, "task");
     let entries = fs::read_dir(&path).map_err(|source| failed(pid, &path, source))?;
     let mut tids = Vec::new();
@@ -259,7 +263,8 @@ fn stat(pid: Pid) -> Result<Stat, ProcessError> {
     status::parse_stat(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
 }
 
-fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
+/// Path of the executable of `pid`, and whether it was deleted since.
+pub fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
     let path = file_of(pid, "exe");
     let target = fs::read_link(&path).map_err(|source| failed(pid, &path, source))?;
     let target = target.into_os_string().into_vec();

@@ -18,6 +18,7 @@ use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind};
 use thiserror::Error;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
@@ -59,6 +60,8 @@ pub struct Options {
     pub children: Children,
     /// What happens when a process that was running maps code.
     pub new_code: NewCode,
+    /// The functions that the user has named.
+    pub probes: Vec<ProbeSpec>,
 }
 
 /// Whether to trace the children of a traced process.
@@ -119,6 +122,17 @@ pub enum TracerError {
         /// The process.
         pid: u32,
     },
+    /// The process would crash at the first return probe.
+    #[error(
+        "process {pid} has a shadow stack (CET), and on kernel {kernel} a return probe would crash \
+         it; update the kernel to 6.11 or later"
+    )]
+    ShadowStack {
+        /// The process.
+        pid: u32,
+        /// `uname -r`.
+        kernel: String,
+    },
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \
@@ -169,6 +183,8 @@ pub struct Tracer {
     pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
+    /// Whether the kernel has refused what lets exceptions leave probed functions.
+    pub(super) exceptions_unprotected: bool,
     pub(super) closer: Closer,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
@@ -195,7 +211,8 @@ impl Tracer {
     /// Loads the kernel half, with room for the tables of `pids`. Nothing is traced yet.
     pub fn new(mut options: Options, pids: &[Pid]) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
-        let mut images = Images::new(options.table_cache.as_deref().and_then(TableCache::open));
+        let cache = options.table_cache.as_deref().and_then(TableCache::open);
+        let mut images = Images::new(cache, std::mem::take(&mut options.probes));
         tracing::debug!("reading the kernel's types and the target's files");
         let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
         let (rows, buckets) = tables::room_for(images.tables());
@@ -226,6 +243,7 @@ impl Tracer {
             anomalies: Anomalies::default(),
             forks_not_traced: 0,
             found: Found::None,
+            exceptions_unprotected: false,
             closer: Closer::start(),
             out: Vec::new(),
         };
@@ -425,7 +443,7 @@ fn read_ahead(images: &mut Images, pids: &[Pid]) {
 }
 
 /// Resident memory, from the second field of `/proc/PID/statm`; `None` if the process is gone.
-fn resident_bytes(pid: Pid) -> Option<u64> {
+pub(super) fn resident_bytes(pid: Pid) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", pid.0)).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     pages.checked_mul(PAGE_BYTES)

@@ -45,17 +45,17 @@ impl Pipeline {
             self.anomalies.impossible_allocations += 1;
             return;
         }
-        let incarnation = self.processes.running(process).incarnation;
         let state = self.threads.get_mut(thread);
-        let retired = state.retired.take().filter(|retired| retired.incarnation == incarnation);
         state.newest = None;
+        let moved = state.retired.take();
+        let born = moved.and_then(|retired| self.note_moved(process, &retired));
         if self.is_beyond_limit(process, ptr, size_bytes) {
             return;
         }
         self.threads.get_mut(thread).newest = Some(ptr);
         let site = self.stacks.site(stack, api);
-        let born = match retired.and_then(|retired| retired.block) {
-            Some(old) if matches!(api, Api::Realloc | Api::Reallocarray) => old.born,
+        let born = match born {
+            Some(born) if matches!(api, Api::Realloc | Api::Reallocarray) => born,
             Some(_) | None => Birth::at(self.now),
         };
         let block = Block { size_bytes, born, site, thread, claim: Claim::Own };
@@ -80,9 +80,19 @@ impl Pipeline {
             self.anomalies.orphan_frees += 1;
             return;
         };
+        self.note_freed(self.processes.running(actor.process).pid, ptr, block.size_bytes);
         if newest.is_some() && block.thread == actor.thread {
             self.temporary_allocations += 1;
         }
+    }
+
+    /// `realloc` has moved a block, and so released the old one; returns when its life began.
+    fn note_moved(&mut self, process: RunningId, retired: &Retired) -> Option<Birth> {
+        let running = self.processes.running(process);
+        let &Retired { address, block, incarnation } = retired;
+        let block = block.filter(|_| incarnation == running.incarnation)?;
+        self.note_freed(running.pid, address, block.size_bytes);
+        Some(block.born)
     }
 
     pub(super) fn retire(&mut self, tid: Tid, ptr: Avma) {

@@ -132,6 +132,7 @@ impl Pipeline {
         let entry = running.entry;
         let before = std::mem::replace(&mut running.resident_bytes, rss_bytes);
         self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+        self.peak_resident_bytes = self.peak_resident_bytes.max(self.resident_bytes);
         if !self.processes.stands_for_many(entry) {
             self.processes.entry_mut(entry).resident_bytes = Some(rss_bytes);
         }
@@ -298,7 +299,7 @@ impl Pipeline {
         }
         if let Some(heap) = heap {
             self.live_blocks += heap.len();
-            for (_, block) in heap.blocks() {
+            for block in heap.blocks() {
                 self.post_block(entry, &block, Change::Inherit);
             }
             self.processes.running_mut(child).heap = heap;
@@ -349,7 +350,7 @@ impl Pipeline {
         self.live_blocks -= old.heap.len();
         self.mapping_pieces -= old.mappings.len();
         self.modules -= old.modules.len();
-        for (_, block) in old.heap.blocks() {
+        for block in old.heap.blocks() {
             self.post_block(old.entry, &block, block.claim.end());
         }
         self.post_mappings(old.entry, &old.mappings.end());

@@ -203,8 +203,13 @@ impl LiveSet {
         })
     }
 
-    /// The blocks with their addresses, in no order that may show.
-    pub(super) fn blocks(&self) -> impl Iterator<Item = (Avma, Block)> {
+    /// The blocks, in no order that may show.
+    pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
+        self.blocks_at().map(|(_, block)| block)
+    }
+
+    /// The blocks and where they are, in no order that may show.
+    pub(super) fn blocks_at(&self) -> impl Iterator<Item = (Avma, Block)> {
         let slots = self.shards.iter().flat_map(|shard| &shard.slots);
         slots.filter(|slot| slot.is_used()).map(|slot| (Avma(slot.address()), slot.block()))
     }
@@ -434,7 +439,7 @@ mod tests {
                 prop_assert_eq!(live.len(), twin.len());
             }
 
-            let mut left: Vec<_> = live.blocks().map(|(_, block)| block.size_bytes).collect();
+            let mut left: Vec<_> = live.blocks().map(|block| block.size_bytes).collect();
             let mut expected: Vec<_> = twin.values().map(|block| block.size_bytes).collect();
             left.sort_unstable();
             expected.sort_unstable();

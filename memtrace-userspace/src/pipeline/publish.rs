@@ -43,6 +43,7 @@ impl Pipeline {
             peak_at: self.heap_peak.at(),
             mapped,
             temporary_allocations: self.temporary_allocations,
+            peak_resident_bytes: self.peak_resident_bytes,
         }
     }
 

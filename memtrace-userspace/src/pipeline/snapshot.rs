@@ -77,6 +77,9 @@ pub struct Totals {
     /// Blocks that their thread freed before it allocated again. A block that `realloc` takes is
     /// none of them: its content lives on.
     pub temporary_allocations: u64,
+    /// Highest sum of the last samples of resident memory of the running processes; 0 if there is
+    /// none.
+    pub peak_resident_bytes: u64,
 }
 
 /// What a stack, a thread or everything allocated, freed and holds.

@@ -40,7 +40,7 @@ impl StackId {
 }
 
 /// A call path and an API. Default: the first one made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
 pub(super) struct SiteId(u32);
 
 impl SiteId {
@@ -312,6 +312,19 @@ impl Stacks {
             }
         }
         stacks
+    }
+
+    /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
+    pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
+        let shown_as = self.sites[site.0 as usize].shown_as;
+        let Site { stack, api, shown_as: _ } = &self.sites[shown_as.0 as usize];
+        let known = match &self.entries[stack.0 as usize] {
+            Entry::Known(stack) => Arc::clone(stack),
+            Entry::Awaited | Entry::Duplicate => {
+                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
+            }
+        };
+        (known, *api)
     }
 
     /// How many distinct stacks have arrived that ended like this.

@@ -43,6 +43,7 @@ pub(super) struct Status {
     pub(super) tgid: u32,
     pub(super) namespaced_pids: Vec<u32>,
     pub(super) seccomp: Seccomp,
+    pub(super) has_shadow_stack: bool,
 }
 
 /// Parses `stat`: `pid (name) state parent …`, where the name may hold spaces and parentheses.
@@ -86,7 +87,9 @@ pub(super) fn parse_status(text: &[u8]) -> Option<Status> {
         Some("2") => Seccomp::Filter,
         Some(_) => return None,
     };
-    Some(Status { tgid, namespaced_pids: namespaced_pids?, seccomp })
+    let has_shadow_stack = value("x86_Thread_features")
+        .is_some_and(|features| features.split_ascii_whitespace().any(|name| name == "shstk"));
+    Some(Status { tgid, namespaced_pids: namespaced_pids?, seccomp, has_shadow_stack })
 }
 
 /// The stack pointer in `syscall`: `nr arg… sp pc`, or `-1 sp pc`; `None` for `running`.

@@ -209,16 +209,33 @@ fn status_is_parsed_beside_a_name_that_is_not_utf8() {
         Some(status::Status {
             tgid: 4242,
             namespaced_pids: vec![4243, 12, 1],
-            seccomp: Seccomp::Filter
+            seccomp: Seccomp::Filter,
+            has_shadow_stack: false,
         })
     );
+}
+
+#[test]
+fn shadow_stack_is_one_of_the_features_of_the_thread() {
+    let has = |features: &[u8]| {
+        let text = [b"Tgid:\t7\nx86_Thread_features:\t".as_slice(), features, b"\n"].concat();
+        status::parse_status(&text).unwrap().has_shadow_stack
+    };
+
+    assert!(has(b"shstk wrss"));
+    assert!(!has(b"") && !has(b"wrss"));
 }
 
 #[test]
 fn status_of_a_kernel_without_seccomp_and_namespaces_is_parsed() {
     assert_eq!(
         parse_status(b"Tgid:\t7\n"),
-        Some(status::Status { tgid: 7, namespaced_pids: vec![7], seccomp: Seccomp::Off })
+        Some(status::Status {
+            tgid: 7,
+            namespaced_pids: vec![7],
+            seccomp: Seccomp::Off,
+            has_shadow_stack: false,
+        })
     );
 }
 

@@ -72,7 +72,7 @@ pub(super) fn survey(processes: &Processes, survivors: &mut FxHashMap<SiteId, Su
         let pieces: Vec<_> =
             process.mappings.pieces().filter(|piece| is_wanted(piece.origin.site)).collect();
         let mut is_allocators = vec![false; pieces.len()];
-        for (address, block) in process.heap.blocks() {
+        for (address, block) in process.heap.blocks_at() {
             if is_wanted(block.site)
                 && block.claim == Claim::Own
                 && let Some(survivors) = survivors.get_mut(&block.site)

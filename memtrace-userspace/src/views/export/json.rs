@@ -7,7 +7,8 @@
 //! compared with `diff`.
 
 mod findings;
-mod layout;
+pub(in crate::views) mod layout;
+pub mod lost;
 mod stacks;
 
 use std::io::{self, Write};
@@ -128,11 +129,13 @@ struct Totals {
     peak_at_ns: u64,
     mapped_bytes: u64,
     temporary_allocations: u64,
+    peak_resident_bytes: u64,
     mapped: Usage,
 }
 
+/// What a stack, a function, a thread or everything used.
 #[derive(Clone, Copy, Serialize)]
-struct Usage {
+pub(in crate::views) struct Usage {
     allocations: u64,
     allocated_bytes: u64,
     frees: u64,
@@ -317,6 +320,7 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at,
         mapped,
         temporary_allocations,
+        peak_resident_bytes,
     } = totals;
     Totals {
         allocations: heap.allocations,
@@ -331,11 +335,12 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at_ns: peak_at.0,
         mapped_bytes: mapped.live_bytes,
         temporary_allocations: *temporary_allocations,
+        peak_resident_bytes: *peak_resident_bytes,
         mapped: usage(mapped),
     }
 }
 
-fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
+pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
     let crate::pipeline::snapshot::Usage {
         allocations,
         allocated_bytes,

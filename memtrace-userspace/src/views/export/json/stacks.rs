@@ -85,7 +85,8 @@ pub(super) fn frame(frame: &frames::Frame) -> Frame<'_> {
     }
 }
 
-fn text(symbolized: &frames::Frame) -> io::Result<Box<RawValue>> {
+/// The text of a frame.
+pub(super) fn text(symbolized: &frames::Frame) -> io::Result<Box<RawValue>> {
     let mut serializer =
         serde_json::Serializer::with_formatter(Vec::new(), OneEntryPerLine::in_an_entry());
     frame(symbolized).serialize(&mut serializer)?;

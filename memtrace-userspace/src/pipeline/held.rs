@@ -1,0 +1,45 @@
+//! The live blocks one by one, for a look at the process that holds them.
+
+use std::sync::Arc;
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
+
+use super::Pipeline;
+use super::snapshot::Stack;
+use super::stacks::SiteId;
+use crate::record::Pid;
+
+/// A live block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct HeldBlock {
+    /// Its first byte.
+    pub address: Avma,
+    /// What the program asked for.
+    pub size_bytes: u64,
+    /// Which call path and API made it; see [`Pipeline::call_path`].
+    pub site: Site,
+}
+
+/// A call path and an API, as the pipeline knows them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct Site(pub(super) SiteId);
+
+impl Pipeline {
+    /// The blocks that a process holds now, in no order; `None` if it does not run.
+    pub fn held_blocks(&self, pid: Pid) -> Option<Vec<HeldBlock>> {
+        let process = self.processes.running(self.processes.find(pid)?);
+        let mut held = Vec::with_capacity(process.heap.len());
+        held.extend(process.heap.blocks_at().map(|(address, block)| HeldBlock {
+            address,
+            size_bytes: block.size_bytes,
+            site: Site(block.site),
+        }));
+        Some(held)
+    }
+
+    /// The stack and the API behind a site, as far as they have become known.
+    pub fn call_path(&self, site: Site) -> (Arc<Stack>, Api) {
+        self.stacks.call_path(site.0)
+    }
+}
