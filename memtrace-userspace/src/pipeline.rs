@@ -4,7 +4,7 @@
 //!   Record ─→ actor: which thread of which process?
 //!          ─→ memory: live_set (heap blocks), mappings (address space)
 //!          ─→ accounts of the site (call path and API), the thread, the process; the peak
-//!          ─→ timeline                                        publish ─→ Arc<Snapshot>
+//!          ─→ timeline, detectors                             publish ─→ Arc<Snapshot>
 //! ```
 //!
 //! An event costs the same however much is known: one look-up each for the thread, the stack id
@@ -28,6 +28,8 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod detect;
+pub mod findings;
 mod freed;
 mod heap;
 mod held;
@@ -56,6 +58,7 @@ use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
 pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
@@ -63,6 +66,8 @@ pub use self::stacks::SiteId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::detect::Detectors;
+use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
 use self::processes::{EntryId, Processes};
@@ -102,6 +107,9 @@ pub struct Pipeline {
     images: Images<Seed>,
     jit_names: JitNames,
     timeline: Timeline,
+    detectors: Detectors,
+    /// The verdicts when the last process that ran ended.
+    last_leaks: Leaks,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
@@ -135,6 +143,8 @@ impl Pipeline {
             images: Images::new(limits.images, seed),
             jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
+            detectors: Detectors::new(&limits),
+            last_leaks: Leaks::default(),
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
@@ -245,6 +255,10 @@ impl Pipeline {
                 let name = self.cut_text(name);
                 self.jit_names.symbol(*pid, *start, *size, name);
             }
+            &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                self.advance(time);
+                self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
+            }
             Record::Counters(counters) => self.counters(counters),
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
@@ -350,6 +364,9 @@ impl Pipeline {
                 mapped_bytes: mapped,
                 resident_bytes,
             });
+            if self.detectors.is_due(time) {
+                self.tick(time);
+            }
         }
     }
 

@@ -82,6 +82,8 @@ pub enum Record {
     Exit { time: Time, pid: Pid },
     /// Resident memory of a process, sampled.
     Resident { time: Time, pid: Pid, rss_bytes: u64 },
+    /// How much memory a process can still have, sampled: the tightest limit that concerns it.
+    MemoryLimit { time: Time, pid: Pid, kind: LimitKind, limit_bytes: u64, used_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
     Counters(Vec<(String, u64)>),
     /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
@@ -218,6 +220,15 @@ pub enum MapKind {
     Shared,
     /// Address space only (`PROT_NONE`).
     Reserved,
+}
+
+/// Who sets a memory limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKind {
+    /// The machine has no more.
+    Machine,
+    /// A control group that the process is in.
+    Cgroup,
 }
 
 /// Why a session ended.

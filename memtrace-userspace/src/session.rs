@@ -105,6 +105,8 @@ pub struct RecordOptions {
     pub refused: Refused,
     /// Attach to processes that match later, too.
     pub follow: Option<Selection>,
+    /// How much the pipeline keeps, and what its detectors look for.
+    pub limits: Limits,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
@@ -135,6 +137,7 @@ impl RecordOptions {
             new_code: NewCode::CatchUp,
             refused: Refused::End,
             follow: None,
+            limits: Limits::default(),
             program: Program::Trace,
             links: None,
             scan: None,
@@ -288,13 +291,14 @@ pub fn run(
     });
     let writer = writer.transpose()?;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
-    let interval = options.snapshot_interval;
+    let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.map(|scan| scan.pid);
     let scan = options.scan.map(|options| Scan::new(options, questions));
-    let pipeline =
-        spawn("pipeline", move || count(&batches, interval, &snapshot_sender, desk, watched))?;
+    let pipeline = spawn("pipeline", move || {
+        count(&batches, limits, interval, &snapshot_sender, desk, watched)
+    })?;
     let tracer = {
         let stop = Arc::clone(&stop);
         let follow = options.follow.clone();
@@ -376,12 +380,13 @@ fn trace(
 /// The pipeline thread: gives the last snapshot.
 fn count(
     batches: &Receiver,
+    limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     mut desk: Desk,
     watched: Option<Pid>,
 ) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::new(limits);
     if let Some(pid) = watched {
         pipeline.remember_freed(pid);
     }

@@ -18,6 +18,7 @@ pub mod caveats;
 pub mod counters;
 pub mod diff;
 pub mod export;
+pub mod findings;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
@@ -33,4 +34,5 @@ pub mod ranking;
 pub mod short_name;
 pub mod style;
 pub mod summary;
+pub mod suppressions;
 pub mod tui;

@@ -168,6 +168,8 @@ pub const MAPPINGS: Program = program("mappings", "mappings.c", Toolchain::C);
 pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolchain::C);
 /// Memory from before the attach.
 pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
+/// Leaks of every class, and what only looks like one.
+pub const LEAK_CORPUS: Program = program("leak_corpus", "leak_corpus.c", Toolchain::C);
 /// Allocates slowly until it is told to stop.
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
 /// Allocates without pause and tells how long it was kept from it.

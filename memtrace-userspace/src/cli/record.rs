@@ -16,6 +16,7 @@ use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments};
@@ -52,6 +53,8 @@ pub(crate) struct Arguments {
     report: Option<PathBuf>,
     #[command(flatten)]
     trace: TraceArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
     /// The command to trace, from its first instruction
     #[arg(last = true, value_name = "CMD", conflicts_with = "processes")]
     command: Vec<OsString>,
@@ -59,7 +62,8 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { target, output, report, trace, command } = arguments;
+    let Arguments { target, output, report, trace, detectors, command } = arguments;
+    let suppressions = detectors.suppressions()?;
     let options = match command.is_empty() {
         true => trace.attach(target.resolve()?, None),
         false => trace.session(Target::Launch(command), None),
@@ -79,7 +83,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let options = RecordOptions { output: Some(output.clone()), ..options };
+    let options =
+        RecordOptions { output: Some(output.clone()), limits: detectors.limits(), ..options };
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
@@ -107,7 +112,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();
         let mut names = SymbolArguments::default().names_of(running);
-        write_json(report, &snapshot, &mut names)?;
+        write_json(report, &snapshot, &mut names, &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));

@@ -45,11 +45,12 @@ pub(crate) enum Pace {
 pub(crate) fn replay(
     path: &Path,
     only: &[Pid],
+    limits: Limits,
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
     let mut due = Due::new(pace);
-    run(path, only, pace, |pipeline, batch| {
+    run(path, only, limits, pace, |pipeline, batch| {
         for records in batch.chunks(due.records_per_look()) {
             pipeline.apply_all(records);
             if due.now(pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
@@ -66,7 +67,7 @@ pub(crate) fn replay_events(
     mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
 ) -> Result<Arc<Snapshot>> {
     let mut postings = Vec::new();
-    run(path, &[], Pace::AtEnd, |pipeline, batch| {
+    run(path, &[], Limits::default(), Pace::AtEnd, |pipeline, batch| {
         for record in batch {
             pipeline.apply_with(record, &mut postings);
             on_event(record, &postings, pipeline)?;
@@ -79,6 +80,7 @@ pub(crate) fn replay_events(
 fn run(
     path: &Path,
     only: &[Pid],
+    limits: Limits,
     pace: Pace,
     mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
 ) -> Result<Arc<Snapshot>> {
@@ -97,8 +99,8 @@ fn run(
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
     let mut pipeline = match only {
-        [] => Pipeline::new(Limits::default()),
-        pids => Pipeline::only(Limits::default(), pids.to_vec()),
+        [] => Pipeline::new(limits),
+        pids => Pipeline::only(limits, pids.to_vec()),
     };
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();

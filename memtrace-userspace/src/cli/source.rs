@@ -13,6 +13,7 @@ use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::process::{self, files};
 use memtrace_userspace::live::tracer::{Children, NewCode};
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
@@ -225,7 +226,7 @@ pub(crate) enum Source {
     /// A session that is about to start.
     Live(RecordOptions),
     /// A trace.
-    File(PathBuf, Pace),
+    File(PathBuf, Limits, Pace),
 }
 
 /// Runs a source to its end, or until the receiver is gone.
@@ -241,15 +242,15 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             };
             session::run(options, deliver)?.snapshot
         }
-        Source::File(path, pace @ Pace::WallTime(_)) => {
-            replay(&path, &[], pace, |snapshot| offer(snapshots, &snapshot))?
+        Source::File(path, limits, pace @ Pace::WallTime(_)) => {
+            replay(&path, &[], limits, pace, |snapshot| offer(snapshots, &snapshot))?
         }
-        Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
+        Source::File(path, limits, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, &[], pace, deliver)?
+            replay(&path, &[], limits, pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

@@ -24,6 +24,7 @@ pub mod binary;
 pub mod cgroup;
 pub mod files;
 pub mod maps;
+pub(crate) mod memory_limit;
 mod smaps;
 mod status;
 #[cfg(test)]

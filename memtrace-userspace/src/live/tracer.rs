@@ -30,7 +30,7 @@ use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
 use super::perf_map::Unread;
 use super::probes::LinkKind;
-use super::process::{self, ProcessError};
+use super::process::{self, ProcessError, memory_limit};
 use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
@@ -438,6 +438,7 @@ impl Tracer {
             if let Some(rss_bytes) = resident_bytes(pid) {
                 self.out.push(Record::Resident { time, pid, rss_bytes });
             }
+            self.out.extend(memory_limit::sample(pid, time));
         }
         let Anomalies {
             attach_failures,

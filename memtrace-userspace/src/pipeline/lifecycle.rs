@@ -358,6 +358,10 @@ impl Pipeline {
         let Some(id) = self.processes.find(pid) else {
             return;
         };
+        if self.processes.only() == Some(id) {
+            // What it holds is judged before it is gone.
+            self.last_leaks = self.find_leaks();
+        }
         let old = self.processes.end(id, self.now);
         self.write_off(&old);
         for &tid in &old.threads {

@@ -1,7 +1,9 @@
 //! How much the pipeline may keep, and what happens beyond.
 
+use super::DetectorOptions;
+
 /// The cap of every store of the pipeline. What is refused is counted in the snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Distinct stacks. Beyond: the event is charged to a stack without frames.
     pub stacks: usize,
@@ -37,6 +39,12 @@ pub struct Limits {
     pub counters: usize,
     /// Points of the timeline; an even number. Beyond: neighbours are merged.
     pub timeline_points: usize,
+    /// Changes of accounts within the window of spikes. Beyond: who made a spike is known in part.
+    pub spike_changes: usize,
+    /// Points of the histories of all sites. Beyond: a site's newest growth is not seen.
+    pub history_points: usize,
+    /// What the detectors look for.
+    pub detectors: DetectorOptions,
     /// Bytes of one name, path or command line. Beyond: it is cut.
     pub text_bytes: usize,
 }
@@ -61,6 +69,9 @@ impl Default for Limits {
             probes: 1 << 16,
             counters: 1 << 10,
             timeline_points: 1 << 10,
+            spike_changes: 1 << 20,
+            history_points: 1 << 20,
+            detectors: DetectorOptions::default(),
             text_bytes: 1 << 12,
         }
     }

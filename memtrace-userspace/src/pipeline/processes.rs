@@ -238,7 +238,6 @@ impl Processes {
     }
 
     /// Every process that runs.
-    #[cfg(test)]
     pub(super) fn all_running(&self) -> impl Iterator<Item = &Running> {
         self.running.iter().flatten()
     }

@@ -26,6 +26,8 @@ impl Pipeline {
             left_out_processes: self.processes.left_out(),
             threads: self.shown_threads(heap),
             timeline: self.timeline.points(self.now, self.level()),
+            spikes: self.spikes(),
+            leaks: self.leaks(),
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
             jit_names: self.jit_names.named(),
@@ -70,6 +72,9 @@ impl Pipeline {
         add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
         add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
+        for (name, value) in self.detectors.counters() {
+            add(name.to_owned(), value);
+        }
         let mut allocations = [0u64; End::ALL.len()];
         for StackUsage { stack, api: _, usage } in stacks {
             let sum = &mut allocations[stack.end as usize];

@@ -12,6 +12,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
+use super::findings::{Leaks, Spike};
 use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
@@ -37,6 +38,10 @@ pub struct Snapshot {
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
     pub timeline: Vec<TimelinePoint>,
+    /// Sudden growth, in order of time.
+    pub spikes: Vec<Spike>,
+    /// Steady growth, site by site.
+    pub leaks: Leaks,
     /// The probes that were placed.
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
@@ -49,6 +54,22 @@ pub struct Snapshot {
 
 /// Names of code that lies in no file, by process and address; foreign text.
 pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
+
+/// Which of the two kinds of memory an API hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Blocks of an allocator.
+    Heap,
+    /// Mappings of the kernel.
+    Mapped,
+}
+
+impl Memory {
+    /// The kind that `api` hands out or takes back.
+    pub fn of(api: Api) -> Memory {
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
+    }
+}
 
 /// Sums over all processes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

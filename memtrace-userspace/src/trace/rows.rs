@@ -11,8 +11,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
-    Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
+    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};
@@ -38,8 +38,9 @@ mod tag {
     pub(super) const COUNTERS: u8 = 13;
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
-    pub(super) const NAMESPACES: u8 = 18;
     pub(super) const JIT_SYMBOL: u8 = 17;
+    pub(super) const NAMESPACES: u8 = 18;
+    pub(super) const MEMORY_LIMIT: u8 = 20;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -89,6 +90,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::Fork { .. }
         | Record::Exit { .. }
         | Record::Resident { .. }
+        | Record::MemoryLimit { .. }
         | Record::Tick { .. }
         | Record::End { .. } => 0,
     };
@@ -262,6 +264,23 @@ pub(super) fn put_jit_symbol(out: &mut Vec<u8>, pid: Pid, start: Avma, size: u64
     put_varint(out, start.0);
     put_varint(out, size);
     put_bytes(out, name);
+}
+
+pub(super) fn put_memory_limit(
+    out: &mut Vec<u8>,
+    pid: Pid,
+    kind: LimitKind,
+    limit_bytes: u64,
+    used_bytes: u64,
+) {
+    out.push(tag::MEMORY_LIMIT);
+    put_pid(out, pid);
+    out.push(match kind {
+        LimitKind::Machine => 0,
+        LimitKind::Cgroup => 1,
+    });
+    put_varint(out, limit_bytes);
+    put_varint(out, used_bytes);
 }
 
 pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
@@ -486,6 +505,17 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
             start: Avma(rows.varint()?),
             size: rows.varint()?,
             name: rows.bytes()?,
+        },
+        tag::MEMORY_LIMIT => Record::MemoryLimit {
+            time,
+            pid: pid(rows)?,
+            kind: match rows.byte()? {
+                0 => LimitKind::Machine,
+                1 => LimitKind::Cgroup,
+                other => return Err(unknown("the kind of a memory limit", other)),
+            },
+            limit_bytes: rows.varint()?,
+            used_bytes: rows.varint()?,
         },
         tag::TICK => Record::Tick { time },
         tag::END => Record::End {

@@ -181,6 +181,22 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("orphan_restores", Weight::Notice, "failed realloc calls that began before the attach"),
     ("address_reuses", Weight::Loss, "frees that must have been lost: their address came again"),
     ("allocations_at_null", Weight::Notice, "allocations at address 0, left out"),
+    ("impossible_allocations", Weight::Notice, "at impossible addresses or sizes, left out"),
+    (
+        "spikes_beyond_limit",
+        Weight::Notice,
+        "spikes that are not listed, there were too many; try a higher --spike",
+    ),
+    (
+        "spike_changes_beyond_limit",
+        Weight::Notice,
+        "changes that found no room: who made a spike may be incomplete",
+    ),
+    (
+        "history_points_beyond_limit",
+        Weight::Notice,
+        "changes that found no room: leaks of some call paths may be missed",
+    ),
     ("allocations_by_wrong_api", Weight::Notice, "records that contradict themselves, left out"),
     ("allocations_beyond_limit", Weight::Loss, "allocations left out, too many blocks are live"),
     ("allocated_bytes_beyond_limit", Weight::Loss, "bytes left out, too many blocks are live"),

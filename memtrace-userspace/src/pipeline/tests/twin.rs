@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::oracle::{CODE_BYTES, Oracle, Path, Where};
 use super::*;
+use crate::pipeline::DetectorOptions;
 use crate::pipeline::processes::Running;
 use crate::pipeline::snapshot::{Place, StackUsage};
 
@@ -148,6 +149,7 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
         | Record::JitSymbol { time, .. }
+        | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)
@@ -324,6 +326,9 @@ proptest! {
             probes: room,
             counters: 0,
             timeline_points: TIMELINE_POINTS,
+            spike_changes: room,
+            history_points: room,
+            detectors: DetectorOptions::default(),
             text_bytes: 1,
         };
         let mut pipeline = Pipeline::new(limits);

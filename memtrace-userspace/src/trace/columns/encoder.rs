@@ -190,6 +190,10 @@ impl Encoder {
                 rows::put_jit_symbol(row, *pid, *start, *size, name);
                 self.timed_row(*time);
             }
+            Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                rows::put_memory_limit(row, *pid, *kind, *limit_bytes, *used_bytes);
+                self.timed_row(*time);
+            }
             Record::Tick { time } => {
                 rows::put_tick(row);
                 self.timed_row(*time);

@@ -12,8 +12,8 @@ use memtrace_common::unwind::End;
 use super::records::{VARIANTS, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
-    Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
+    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/trace/tests/version_1.golden");
@@ -84,6 +84,13 @@ fn records() -> Vec<Record> {
         Record::Exec { time: now(), pid: child, exe: b"/bin/ls".to_vec(), command: vec![] },
         Record::Exit { time: now(), pid: child },
         Record::Resident { time: now(), pid, rss_bytes: 2_097_152 },
+        Record::MemoryLimit {
+            time: now(),
+            pid,
+            kind: LimitKind::Cgroup,
+            limit_bytes: 1 << 32,
+            used_bytes: 1 << 30,
+        },
         Record::Counters(vec![("lost_frees".into(), 3)]),
         Record::JitSymbol {
             time: now(),

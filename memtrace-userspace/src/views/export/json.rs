@@ -6,6 +6,7 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
+mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
@@ -52,8 +53,9 @@ struct Report<'r> {
     stacks: Stacks<'r>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
-    spikes: [(); 0],
-    leaks: [(); 0],
+    spikes: Vec<findings::Spike<'r>>,
+    leaks: Vec<findings::Leak<'r>>,
+    leak_detection: findings::LeakDetection<'r>,
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
@@ -208,8 +210,9 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         stacks: Stacks::new(stacks)?,
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
-        spikes: [],
-        leaks: [],
+        spikes: findings::spikes(&ranking.findings),
+        leaks: findings::leaks(&ranking.findings),
+        leak_detection: findings::leak_detection(snapshot, &ranking.findings),
         modules_without_names: ranking
             .naming
             .misses

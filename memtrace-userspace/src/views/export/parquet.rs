@@ -322,6 +322,7 @@ fn event(record: &Record) -> Option<Event> {
         | Record::ThreadExit { .. }
         | Record::Stack { .. }
         | Record::JitSymbol { .. }
+        | Record::MemoryLimit { .. }
         | Record::Fork { .. }
         | Record::Exec { .. }
         | Record::Exit { .. }
