@@ -5,15 +5,20 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod check;
+mod detectors;
+mod diff;
 mod doctor;
 mod leaks;
 mod log;
 mod output;
+mod profile;
 mod quantity;
 mod record;
 mod replay;
 mod report;
 mod source;
+mod target;
 mod terminal;
 mod top;
 
@@ -32,6 +37,8 @@ Examples:
   sudo memtrace leaks -p 4711 --duration 1m          what nothing points to any more
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --format json -o r.json the same for other programs
+  memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
+  sudo memtrace check --budget mem.toml -- ./test    a memory budget for a test
   sudo memtrace doctor                               what does this machine allow?";
 
 /// Which functions allocate, hold and leak the memory of a running program.
@@ -50,6 +57,8 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
+    Diff(diff::Arguments),
+    Check(Box<check::Arguments>),
     Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
@@ -62,7 +71,7 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
-    /// It could be done, and what was looked for was found.
+    /// Something that was to be checked does not hold; the output says what.
     Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
@@ -76,6 +85,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
+        Command::Check(arguments) => check::run(*arguments),
         Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {

@@ -13,19 +13,26 @@
 //! All foreign text goes through [`printable`].
 
 pub mod attribution;
+pub mod budget;
 pub mod caveats;
 pub mod counters;
+pub mod diff;
 pub mod export;
+pub mod findings;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod hints;
 pub mod label;
 pub mod layout;
 pub mod lost;
 pub mod plain;
 pub mod printable;
+pub mod profile;
 pub mod quantity;
 pub mod ranking;
+pub mod short_name;
 pub mod style;
 pub mod summary;
+pub mod suppressions;
 pub mod tui;

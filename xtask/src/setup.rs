@@ -71,16 +71,32 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "go", package: "golang-go" },
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
+    Program { name: "/bin/busybox", package: "busybox-static" },
     Program { name: "npm", package: "npm" },
     Program { name: "/usr/bin/chromium-headless-shell", package: "chromium-headless-shell" },
+    Program { name: "git", package: "git" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
+    Program { name: "/usr/bin/node", package: "nodejs" },
     Program { name: "/usr/bin/perl", package: "perl" },
+    Program { name: "/usr/bin/pg_ctlcluster", package: "postgresql" },
     Program { name: "/usr/bin/python3", package: "python3" },
     Program { name: "/usr/bin/redis-benchmark", package: "redis-tools" },
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
+    Program { name: "/usr/bin/ruby", package: "ruby" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
     Program { name: "/usr/share/doc/python3-venv/copyright", package: "python3-venv" },
+    Program { name: "/usr/sbin/nginx", package: "nginx-light" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libmimalloc.so", package: "libmimalloc-dev" },
+    Program {
+        name: "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.a",
+        package: "libgoogle-perftools-dev",
+    },
+    Program { name: "clang++", package: "clang" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++.so", package: "libc++-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++abi.so", package: "libc++abi-dev" },
+    // The names in Debian's python3, which is stripped.
+    Program { name: "/usr/bin/python3-dbg", package: "python3-dbg" },
 ];
 
 /// What boots other kernels.

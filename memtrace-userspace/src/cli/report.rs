@@ -11,6 +11,7 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::export::weights::Weight;
 use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
@@ -18,20 +19,25 @@ use memtrace_userspace::views::export::{
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{self, Ranking, SortKey, rank};
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
 use self::format::Format;
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::replay::{Pace, replay};
 use super::source::{Sort, SymbolArguments};
+use super::target::pid;
 use super::{Outcome, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
+  memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
+  memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
 /// Analyse a trace, on any machine, without root.
@@ -40,6 +46,9 @@ Examples:
 pub(crate) struct Arguments {
     /// The trace, as `memtrace record` wrote it
     file: PathBuf,
+    /// Count only this process of the trace; may be given again
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
+    pids: Vec<Pid>,
     /// What the report is for [default: what the name of OUT ends in, else text]
     #[arg(long, value_enum)]
     format: Option<Format>,
@@ -60,6 +69,8 @@ pub(crate) struct Arguments {
     memory: Option<Memory>,
     #[command(flatten)]
     symbols: SymbolArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
 }
 
 /// A kind of memory.
@@ -92,6 +103,7 @@ struct End {
 /// Replays the trace and writes the report.
 pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     let mut names = std::mem::take(&mut arguments.symbols).names();
+    let suppressions = arguments.detectors.suppressions()?;
     let arguments = &arguments;
     let output = arguments.output.as_deref();
     let format = arguments.format.or_else(|| Format::of_path(output?)).unwrap_or(Format::Text);
@@ -102,7 +114,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     }
     let trace = arguments.file.as_path();
     let mut end = |write: &dyn Fn(&mut Output, &mut End) -> io::Result<()>| {
-        let mut end = End::replay(arguments, format, &mut names)?;
+        let mut end = End::replay(arguments, format, &mut names, &suppressions)?;
         write(&mut out, &mut end).with_context(|| cannot_write(output))
     };
     match format {
@@ -141,10 +153,19 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
 
 impl End {
     /// Replays the trace; an error if a picture of it would be empty.
-    fn replay(arguments: &Arguments, format: Format, names: &mut Names) -> Result<End> {
-        let snapshot = replay(&arguments.file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    fn replay(
+        arguments: &Arguments,
+        format: Format,
+        names: &mut Names,
+        suppressions: &Suppressions,
+    ) -> Result<End> {
+        let limits = arguments.detectors.limits();
+        let snapshot = replay(&arguments.file, &arguments.pids, limits, Pace::AtEnd, |_| {
+            ControlFlow::Continue(())
+        })?;
         let sort = arguments.sort.map(SortKey::from);
-        let ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
+        let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
+        ranking.findings.suppress(suppressions);
         let weight = Weight {
             memory: arguments.memory.unwrap_or(Memory::Heap).into(),
             key: arguments.metric.unwrap_or(Sort::Live).into(),
@@ -160,6 +181,7 @@ impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
+            ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
             ("--top", self.top.is_some(), format.is_list()),
             ("--sort", self.sort.is_some(), format.is_list()),
             ("--metric", self.metric.is_some(), format.is_weighed()),
@@ -184,8 +206,14 @@ fn cannot_write(output: Option<&Path>) -> String {
 }
 
 /// Writes the JSON report of a session, with everything in it.
-pub(crate) fn write_json(mut out: Output, snapshot: &Snapshot, names: &mut Names) -> Result<()> {
-    let ranking = rank(snapshot, names, SortKey::Live);
+pub(crate) fn write_json(
+    mut out: Output,
+    snapshot: &Snapshot,
+    names: &mut Names,
+    suppressions: &Suppressions,
+) -> Result<()> {
+    let mut ranking = rank(snapshot, names, SortKey::Live);
+    ranking.findings.suppress(suppressions);
     json::write(&mut out, snapshot, &ranking, None)
         .context("cannot write the report; free some space or choose another --report")?;
     out.commit()

@@ -18,7 +18,9 @@ use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, ReadRef, SegmentFlags};
 use rayon::prelude::*;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::Runtime;
+use super::allocators::wanted::Wanted;
 use super::allocators::{self, Plan};
 use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
@@ -41,6 +43,8 @@ pub enum Key {
     Vdso,
     /// Memory without a file.
     Anonymous,
+    /// Memory without a file that holds copies of one small function.
+    Trampolines,
 }
 
 impl Key {
@@ -52,6 +56,14 @@ impl Key {
             Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
                 Key::Anonymous
             }
+        }
+    }
+
+    /// The key of what `mapping` of `pid` holds now, which tells code without a file apart.
+    fn of_content(pid: Pid, mapping: &Mapping) -> Key {
+        match Key::of(mapping) {
+            Key::Anonymous if holds_trampolines(pid, mapping) => Key::Trampolines,
+            other => other,
         }
     }
 }
@@ -142,7 +154,7 @@ impl Analysis {
     }
 
     /// What the bytes of a file tell. Its table is kept under `identity`, if there is one.
-    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>) -> Self
+    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>, named: &[&ProbeSpec]) -> Self
     where
         R: ReadRef<'data> + Send + Sync,
     {
@@ -163,7 +175,7 @@ impl Analysis {
         // A file without text that can be unwound is walked by frame pointer; one that is not
         // for this machine has no allocator that this process could call.
         let ((table, unsaved), plan) =
-            rayon::join(|| kept.table(&elf), || allocators::plan(bytes).unwrap_or_default());
+            rayon::join(|| kept.table(&elf), || allocators::plan(bytes, named).unwrap_or_default());
         let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
@@ -214,12 +226,14 @@ pub struct Images {
     /// Whether any file that was ever read is Go's.
     runtime: Runtime,
     cache: Option<Arc<TableCache>>,
+    /// The functions that the user has named.
+    named: Vec<ProbeSpec>,
     savers: Vec<JoinHandle<()>>,
 }
 
 impl Images {
     /// Nothing is known yet.
-    pub fn new(cache: Option<TableCache>) -> Self {
+    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>) -> Self {
         Images {
             known: HashMap::new(),
             current: HashMap::new(),
@@ -227,6 +241,7 @@ impl Images {
             forget_at: MAX_IMAGES,
             runtime: Runtime::Other,
             cache: cache.map(Arc::new),
+            named,
             savers: Vec::new(),
         }
     }
@@ -255,19 +270,22 @@ impl Images {
     pub fn read(&mut self, pid: Pid, mappings: &[&Mapping]) -> Vec<ImageId> {
         let mut seen = HashMap::new();
         let mut new = Vec::new();
-        for &mapping in mappings {
-            seen.entry(Key::of(mapping)).or_insert_with_key(|key| {
+        let keys: Vec<Key> = mappings.iter().map(|mapping| Key::of_content(pid, mapping)).collect();
+        for (&mapping, key) in mappings.iter().zip(&keys) {
+            seen.entry(key.clone()).or_insert_with(|| {
                 let known = self.current.get(key).filter(|id| self.is_current(pid, mapping, **id));
                 if known.is_none() {
-                    new.push(mapping);
+                    new.push((mapping, key.clone()));
                 }
             });
         }
         let cache = self.cache.as_deref();
-        let analyses: Vec<Analysis> =
-            new.par_iter().map(|mapping| analyse(pid, mapping, cache)).collect();
-        for (mapping, analysis) in new.into_iter().zip(analyses) {
-            let key = Key::of(mapping);
+        let wanted = Wanted::of(pid, &self.named);
+        let analyses: Vec<Analysis> = new
+            .par_iter()
+            .map(|(mapping, key)| analyse(pid, mapping, key, cache, &wanted))
+            .collect();
+        for ((_, key), analysis) in new.into_iter().zip(analyses) {
             let before = self.current.get(&key).copied();
             // A file that was only touched keeps its id, and so its probes.
             let same = before.filter(|id| self.known.get(id).is_some_and(|b| b.says(&analysis)));
@@ -281,7 +299,7 @@ impl Images {
             self.current.insert(key, id);
             self.known.insert(id, Arc::new(analysis));
         }
-        mappings.iter().filter_map(|mapping| self.current.get(&Key::of(mapping)).copied()).collect()
+        keys.iter().filter_map(|key| self.current.get(key).copied()).collect()
     }
 
     /// Whether the file of `mapping` is as it was when it was read.
@@ -353,15 +371,28 @@ pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Run
 }
 
 /// Reads the image behind one mapping. What cannot be read has no table and no probes.
-fn analyse(pid: Pid, mapping: &Mapping, cache: Option<&TableCache>) -> Analysis {
+fn analyse(
+    pid: Pid,
+    mapping: &Mapping,
+    key: &Key,
+    cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
+) -> Analysis {
+    if *key == Key::Trampolines {
+        return Analysis {
+            segments: vec![(FileOffset(0), cfi::ARENA_BYTES, Svma(0))],
+            table: Some(Arc::new(cfi::trampoline_table())),
+            ..Analysis::nothing(Image::Anonymous, Reading::Done)
+        };
+    }
     match &mapping.mapped {
-        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache)
+        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted)
             .unwrap_or_else(|| {
                 let image = Image::File { path: path.clone(), build_id: Vec::new() };
                 Analysis::nothing(image, Reading::Failed)
             }),
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere, &[]),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
@@ -376,6 +407,7 @@ fn analyse_file(
     mapping: &Mapping,
     path: &[u8],
     cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
 ) -> Option<Analysis> {
     let file = process::open_mapped(pid, mapping).ok()?;
     // The stamp comes first: what is changed afterwards has another.
@@ -387,10 +419,19 @@ fn analyse_file(
         None => Kept::Nowhere,
     };
     let image = Image::File { path: path.to_vec(), build_id };
-    let analysis = Analysis::of_bytes(image, &bytes, kept);
+    let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path));
     drop(bytes);
-    let file = (!analysis.plan.probes.is_empty()).then_some(file);
+    let Plan { probes, unwinders, .. } = &analysis.plan;
+    let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);
     Some(Analysis { file, stamp: Some(stamp), ..analysis })
+}
+
+/// Whether code without a file is an arena of trampolines. If it cannot be read, it is not.
+fn holds_trampolines(pid: Pid, mapping: &Mapping) -> bool {
+    let mut start = [0; cfi::TRAMPOLINE_BYTES];
+    File::open(format!("/proc/{}/mem", pid.0))
+        .and_then(|memory| memory.read_exact_at(&mut start, mapping.start.0))
+        .is_ok_and(|()| cfi::is_trampoline(&start))
 }
 
 fn read_vdso(pid: Pid, mapping: &Mapping) -> std::io::Result<Vec<u8>> {

@@ -45,6 +45,7 @@ pub struct SiteId(u32);
 
 impl SiteId {
     /// Its number: they are counted from 0 as they appear.
+    #[inline(always)]
     pub fn index(self) -> usize {
         self.0 as usize
     }
@@ -174,6 +175,27 @@ impl Stacks {
     #[inline(always)]
     pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {
         &mut self.accounts[site.0 as usize]
+    }
+
+    /// The account of a site.
+    pub(super) fn account(&self, site: SiteId) -> &Account {
+        &self.accounts[site.0 as usize]
+    }
+
+    /// The API of a site.
+    pub(super) fn api(&self, site: SiteId) -> Api {
+        self.sites[site.0 as usize].api
+    }
+
+    /// The call path that a site is shown with.
+    pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
+        let shown_as = self.sites[site.0 as usize].shown_as;
+        match &self.entries[self.sites[shown_as.0 as usize].stack.0 as usize] {
+            Entry::Known(stack) => Arc::clone(stack),
+            Entry::Awaited | Entry::Duplicate => {
+                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
+            }
+        }
     }
 
     /// The site that an allocation with this stack is probably charged to.

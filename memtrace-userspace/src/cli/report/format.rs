@@ -75,6 +75,11 @@ impl Format {
         matches!(self, Format::Folded | Format::Svg | Format::Speedscope | Format::Firefox)
     }
 
+    /// Whether it shows every event, and so no part of a session.
+    pub(super) fn is_made_of_events(self) -> bool {
+        matches!(self, Format::Dhat | Format::Heaptrack | Format::Parquet)
+    }
+
     /// Whether it would make a mess of a terminal.
     pub(super) fn is_binary(self) -> bool {
         match self {

@@ -365,12 +365,15 @@ fn event(record: &Record) -> Option<Event> {
         Record::Session(_)
         | Record::Probe(_)
         | Record::Process(_)
+        | Record::Namespaces(_)
         | Record::BeforeAttach(_)
         | Record::Module(_)
         | Record::ModuleGone { .. }
         | Record::Thread { .. }
         | Record::ThreadExit { .. }
         | Record::Stack { .. }
+        | Record::JitSymbol { .. }
+        | Record::MemoryLimit { .. }
         | Record::Fork { .. }
         | Record::Exec { .. }
         | Record::Exit { .. }
