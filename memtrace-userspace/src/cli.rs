@@ -18,6 +18,7 @@ mod record;
 mod replay;
 mod report;
 mod source;
+mod target;
 mod terminal;
 mod top;
 
@@ -56,9 +57,9 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
-    Leaks(leaks::Arguments),
     Diff(diff::Arguments),
-    Check(check::Arguments),
+    Check(Box<check::Arguments>),
+    Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -84,9 +85,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
-        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
-        Command::Check(arguments) => check::run(arguments),
+        Command::Check(arguments) => check::run(*arguments),
+        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());

@@ -22,6 +22,7 @@ pub mod findings;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
+pub mod hints;
 pub mod label;
 pub mod layout;
 pub mod lost;
@@ -30,6 +31,7 @@ pub mod printable;
 pub mod profile;
 pub mod quantity;
 pub mod ranking;
+pub mod short_name;
 pub mod style;
 pub mod summary;
 pub mod suppressions;

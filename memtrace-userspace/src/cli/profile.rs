@@ -20,7 +20,8 @@ pub(crate) fn load(path: &Path, names: Names, words: &mut Vocabulary) -> Result<
         return read_report(&report, words).with_context(what);
     }
     let mut names = names;
-    let snapshot = replay(path, Limits::default(), Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot =
+        replay(path, &[], Limits::default(), Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let ranking = rank(&snapshot, &mut names, SortKey::Live);
     Ok(Profile::of_session(&snapshot, &ranking, words))
 }

@@ -19,11 +19,12 @@
 //! only a forged trace gets to 2^64.
 
 use super::snapshot::Usage;
+use super::stacks::SiteId;
 use crate::record::Time;
 
 /// How an account changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub enum Change {
     /// Memory was allocated.
     Acquire,
     /// Own memory was given back.
@@ -38,7 +39,25 @@ pub(super) enum Change {
     Abandon,
 }
 
+/// A change of the accounts of a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// Whose memory it is.
+    pub site: SiteId,
+    /// What happened to it.
+    pub change: Change,
+    /// How many blocks, or pieces of mappings.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Change {
+    /// Whether more is held after it, and not less.
+    pub fn adds(self) -> bool {
+        matches!(self.direction(), Direction::Up)
+    }
+
     /// Whether more is held after it.
     #[inline(always)]
     fn direction(self) -> Direction {

@@ -4,8 +4,9 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
+use super::account::Posting;
 use super::detect::Holder;
-use super::mappings::{Mappings, Origin, Outcome, Pages, Posting, Released};
+use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
 use super::processes::{EntryId, RunningId};
 use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
@@ -152,6 +153,9 @@ impl Pipeline {
 
     /// Changes the accounts that mappings concern, and ends the event.
     pub(super) fn post_mappings(&mut self, entry: EntryId, postings: &[Posting]) {
+        if !self.is_shown(entry) {
+            return;
+        }
         let epoch = self.mapped_peak.epoch();
         for &Posting { site, change, blocks, bytes } in postings {
             let held = self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
@@ -162,6 +166,9 @@ impl Pipeline {
             self.mapped_peak.apply(change, bytes);
         }
         self.mapped_peak.settle(self.now);
+        if let Some(journal) = &mut self.journal {
+            journal.extend_from_slice(postings);
+        }
         if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
             self.measure_spike(Memory::Mapped);
         }

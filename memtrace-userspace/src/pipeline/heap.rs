@@ -12,7 +12,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::{Change, Claim};
+use super::account::{Change, Claim, Posting};
 use super::detect::Holder;
 use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
@@ -61,7 +61,9 @@ impl Pipeline {
         let block = Block { size_bytes, born, site, thread, claim: Claim::Own };
         let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
-        self.timeline.allocated(size_bytes);
+        if self.is_shown(entry) {
+            self.timeline.allocated(size_bytes);
+        }
         self.settle_heap();
     }
 
@@ -80,8 +82,10 @@ impl Pipeline {
             self.anomalies.orphan_frees += 1;
             return;
         };
-        self.note_freed(self.processes.running(actor.process).pid, ptr, block.size_bytes);
-        if newest.is_some() && block.thread == actor.thread {
+        let running = self.processes.running(actor.process);
+        let (entry, pid) = (running.entry, running.pid);
+        self.note_freed(pid, ptr, block.size_bytes);
+        if newest.is_some() && block.thread == actor.thread && self.is_shown(entry) {
             self.temporary_allocations += 1;
         }
     }
@@ -180,6 +184,9 @@ impl Pipeline {
     #[inline(always)]
     pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
         let &Block { size_bytes, born: _, site, thread, claim: _ } = block;
+        if !self.is_shown(entry) {
+            return;
+        }
         let epoch = self.heap_peak.epoch();
         let held = self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
         if let Some(held) = held {
@@ -191,6 +198,9 @@ impl Pipeline {
         }
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
         self.heap_peak.apply(change, size_bytes);
+        if let Some(journal) = &mut self.journal {
+            journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
+        }
     }
 
     /// Ends an event of the heap that may have made a peak.

@@ -29,6 +29,10 @@ pub struct Limits {
     pub modules: usize,
     /// Distinct files with code. Beyond: a new one is unknown code.
     pub images: u32,
+    /// Symbols of code made at run time. Beyond: a new one is left out.
+    pub jit_symbols: usize,
+    /// Addresses of such code that stacks go through. Beyond: a new one has no name.
+    pub jit_addresses: usize,
     /// Probes. Beyond: they are not listed.
     pub probes: usize,
     /// Names of counters that records bring. Beyond: they are not listed.
@@ -60,6 +64,8 @@ impl Default for Limits {
             running_threads: 1 << 18,
             modules: 1 << 20,
             images: 1 << 16,
+            jit_symbols: 1 << 16,
+            jit_addresses: 1 << 18,
             probes: 1 << 16,
             counters: 1 << 10,
             timeline_points: 1 << 10,

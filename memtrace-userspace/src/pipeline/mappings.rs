@@ -17,7 +17,7 @@ use std::collections::BTreeMap;
 
 use memtrace_common::addr::Avma;
 
-use super::account::{Change, Claim};
+use super::account::{Change, Claim, Posting};
 use super::processes::Incarnation;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
@@ -61,15 +61,6 @@ impl Pages {
 fn page_up(address: u64) -> u64 {
     let last = u64::MAX - (PAGE_BYTES - 1);
     address.checked_next_multiple_of(PAGE_BYTES).unwrap_or(last)
-}
-
-/// A change of the accounts of a site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Posting {
-    pub(super) site: SiteId,
-    pub(super) change: Change,
-    pub(super) blocks: u64,
-    pub(super) bytes: u64,
 }
 
 /// What came of a call: what to charge, and what had to be left out for want of room.

@@ -150,6 +150,31 @@ const DAEMON: &[(&str, Weight, &str)] = &[
         Weight::Notice,
         "code mappings without unwind rows: more than 4096 in a process, or 32768 in all",
     ),
+    (
+        "jit_addresses_beyond_limit",
+        Weight::Notice,
+        "frames of run-time code without names, there are too many",
+    ),
+    (
+        "jit_symbols_beyond_limit",
+        Weight::Notice,
+        "names of run-time code left out, there are too many",
+    ),
+    (
+        "perf_map_addresses_unread",
+        Weight::Notice,
+        "frames of run-time code not looked up, there were too many",
+    ),
+    (
+        "perf_map_lines_unread",
+        Weight::Notice,
+        "lines of /tmp/perf-PID.map that are no symbols, or for which there was no room",
+    ),
+    (
+        "perf_maps_unreadable",
+        Weight::Notice,
+        "files /tmp/perf-PID.map too large, of another user, or not readable",
+    ),
     ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),

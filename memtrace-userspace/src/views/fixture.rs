@@ -115,8 +115,10 @@ pub(crate) fn snapshot() -> Snapshot {
                 anonymous_bytes: 3 * MIB,
                 resident_bytes: 21 * MIB,
             })),
+            namespaces: None,
             resident_bytes: Some(90 * MIB),
         }],
+        left_out_processes: 0,
         threads: vec![
             thread(4242, b"server", heap),
             thread(4243, b"worker\x1b[2J", Usage::default()),
@@ -144,6 +146,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/lib/x86_64-linux-gnu/libstdc++.so.6", 3),
             file("/srv/app/plugin.so", 4),
         ],
+        jit_names: Arc::default(),
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),

@@ -111,6 +111,7 @@ pub struct Ranking {
 
 /// Finds the names of all stacks, sums up by function, and sorts.
 pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
+    names.learn_jit_names(&snapshot.jit_names);
     let stacks: Vec<SymbolizedUsage> = snapshot
         .stacks
         .iter()

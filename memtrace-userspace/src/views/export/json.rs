@@ -67,12 +67,16 @@ struct Target {
     exe: Option<String>,
     command: Vec<String>,
     processes: Vec<Process>,
+    left_out_processes: usize,
 }
 
 #[derive(Serialize)]
 struct Process {
     pid: u32,
     parent: Option<u32>,
+    namespace_pid: Option<u32>,
+    cgroup: Option<String>,
+    container: Option<String>,
     exe: String,
     command: Vec<String>,
     started_ns: u64,
@@ -232,10 +236,12 @@ fn target(snapshot: &Snapshot) -> Target {
     let processes = &snapshot.processes;
     let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
     Target {
-        pid: pid.map(|pid| pid.0),
+        // The process that was named may be left out.
+        pid: main.map(|process| process.pid).or(pid).map(|pid| pid.0),
         exe: main.map(|process| printable(&process.exe).into_owned()),
         command: main.map(|process| command(&process.command)).unwrap_or_default(),
         processes: processes.iter().map(process).collect(),
+        left_out_processes: snapshot.left_out_processes,
     }
 }
 
@@ -250,11 +256,17 @@ fn process(process: &ProcessUsage) -> Process {
         heap,
         mapped,
         before_attach,
+        namespaces,
         resident_bytes,
     } = process;
+    let namespaces = namespaces.as_deref();
+    let text = |text: &Vec<u8>| printable(text).into_owned();
     Process {
         pid: pid.0,
         parent: parent.map(|parent| parent.0),
+        namespace_pid: process.inner_pid(),
+        cgroup: namespaces.and_then(|n| n.cgroup.as_ref()).map(text),
+        container: namespaces.and_then(|n| n.container.as_ref()).map(text),
         exe: printable(exe).into_owned(),
         command: command(arguments),
         started_ns: started.0,
