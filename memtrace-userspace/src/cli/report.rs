@@ -35,6 +35,7 @@ Examples:
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
   memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
+  memtrace report api.mtrace -o api.html                  to explore in a browser, and to send
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
   memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
@@ -127,6 +128,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
             };
             out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
         }),
+        Format::Html => events::html(&mut out, arguments, &mut names, &suppressions),
         Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
         Format::Csv => end(&|out, end| csv::write(out, &end.ranking, end.top)),
         Format::Folded => end(&|out, end| folded::write(out, &end.ranking, end.weight)),
