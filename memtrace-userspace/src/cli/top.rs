@@ -85,6 +85,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let limits = detectors.limits();
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let is_live = file.is_none();
     let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
@@ -106,10 +107,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             }))
         }
     };
-    let names = match pids.is_empty() {
+    let names = if is_live {
+        symbols.names_of_running(&pids)
+    } else {
         // A line would spoil the screen.
-        true => symbols.names_announced(|_| {}),
-        false => symbols.names_of(pids),
+        symbols.names_announced(|_| {})
     };
     let names = Named { names, suppressions };
     let key = SortKey::from(sort);
