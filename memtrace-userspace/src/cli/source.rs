@@ -224,9 +224,9 @@ fn unwind_memory(text: &str) -> Result<u64, String> {
 #[derive(Debug)]
 pub(crate) enum Source {
     /// A session that is about to start.
-    Live(RecordOptions),
+    Live(Box<RecordOptions>),
     /// A trace.
-    File(PathBuf, Limits, Pace),
+    File(PathBuf, Box<Limits>, Pace),
 }
 
 /// Runs a source to its end, or until the receiver is gone.
@@ -240,17 +240,17 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
                 Progress::Started(_) => ControlFlow::Continue(()),
                 Progress::Snapshot(snapshot) => offer(snapshots, snapshot),
             };
-            session::run(options, deliver)?.snapshot
+            session::run(*options, deliver)?.snapshot
         }
         Source::File(path, limits, pace @ Pace::WallTime(_)) => {
-            replay(&path, &[], limits, pace, |snapshot| offer(snapshots, &snapshot))?
+            replay(&path, &[], *limits, pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, limits, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, &[], limits, pace, deliver)?
+            replay(&path, &[], *limits, pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

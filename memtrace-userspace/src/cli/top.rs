@@ -89,7 +89,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let source = match file {
         Some(file) => Source::File(
             file,
-            limits,
+            Box::new(limits),
             match (interval, screen) {
                 (_, true) => Pace::WallTime(READING_INTERVAL),
                 (Some(interval), false) => Pace::TraceTime(interval),
@@ -99,11 +99,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         None => {
             let target = target.resolve()?;
             pids.clone_from(&target.pids);
-            Source::Live(RecordOptions {
+            Source::Live(Box::new(RecordOptions {
                 snapshot_interval: interval.unwrap_or(INTERVAL),
                 limits,
                 ..trace.attach(target, output.clone())
-            })
+            }))
         }
     };
     let names = match pids.is_empty() {
