@@ -235,7 +235,13 @@ fn mapping() -> impl Strategy<Value = Record> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    let record = prop_oneof![8 => heap(), 2 => mapping(), 1 => setting(), 1 => life()];
+    // Boxed: unboxed, the trees of all variants together are too large for a thread's stack.
+    let record = prop_oneof![
+        8 => heap().boxed(),
+        2 => mapping().boxed(),
+        1 => setting().boxed(),
+        1 => life().boxed(),
+    ];
     vec(record, 0..200)
 }
 
