@@ -2,7 +2,8 @@
 //!
 //! In: a parsed x86-64 ELF file. Out: a [`Table`] that covers all its executable text, in the
 //! form that the kernel's walk searches. `.eh_frame` comes first; `.debug_frame` fills what it
-//! lacks (Go's code, for example, has only that).
+//! lacks (Go's code, for example, has only that). In a C library without either, the places where
+//! threads start get rows of their own (`starts`).
 //!
 //! ```text
 //!   section ─split→ entries ─run→ rules ─encode→ rows of a function ─flatten→ rows, index
@@ -16,8 +17,10 @@ mod encode;
 mod entries;
 mod program;
 mod spans;
+mod starts;
 #[cfg(test)]
 mod tests;
+mod trampolines;
 
 use std::borrow::Cow;
 
@@ -33,9 +36,10 @@ use encode::{Frame, encode};
 use entries::{Bytes, Cies, Format};
 use program::Broken;
 use spans::{Functions, GAP, Span};
+pub use trampolines::{ARENA_BYTES, TRAMPOLINE_BYTES, is_trampoline, trampoline_table};
 
 /// Changes whenever [`compile`] gives another table of the same file: tables are kept on disk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The unwind table of one ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -129,6 +133,9 @@ pub fn compile<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> Result
         let others = compile_section(&frames, Format::DebugFrame, &bases, text, &mut skipped);
         spans::fill_gaps(&mut functions, others);
     }
+
+    let starts = starts::of(elf, text);
+    spans::fill_gaps(&mut functions, starts);
 
     let rows = spans::flatten(&functions, text.bytes);
     let buckets = spans::index(&rows, text.bytes);

@@ -6,6 +6,7 @@
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
 mod check;
+mod detectors;
 mod diff;
 mod doctor;
 mod leaks;
@@ -17,6 +18,7 @@ mod record;
 mod replay;
 mod report;
 mod source;
+mod target;
 mod terminal;
 mod top;
 
@@ -55,9 +57,9 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
-    Leaks(leaks::Arguments),
     Diff(diff::Arguments),
-    Check(check::Arguments),
+    Check(Box<check::Arguments>),
+    Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -83,9 +85,9 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
-        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
-        Command::Check(arguments) => check::run(arguments),
+        Command::Check(arguments) => check::run(*arguments),
+        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());

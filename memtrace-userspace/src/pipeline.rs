@@ -4,7 +4,7 @@
 //!   Record ─→ actor: which thread of which process?
 //!          ─→ memory: live_set (heap blocks), mappings (address space)
 //!          ─→ accounts of the site (call path and API), the thread, the process; the peak
-//!          ─→ timeline                                        publish ─→ Arc<Snapshot>
+//!          ─→ timeline, detectors                             publish ─→ Arc<Snapshot>
 //! ```
 //!
 //! An event costs the same however much is known: one look-up each for the thread, the stack id
@@ -28,9 +28,12 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod detect;
+pub mod findings;
 mod freed;
 mod heap;
 mod held;
+mod jit_names;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -50,24 +53,31 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::account::{Change, Posting};
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
 pub use self::held::{HeldBlock, Site};
 pub use self::limits::Limits;
+pub use self::stacks::SiteId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::detect::Detectors;
+use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
-use self::processes::Processes;
+use self::jit_names::JitNames;
+use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
-use self::stacks::{SiteId, Stacks};
+use self::stacks::Stacks;
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
-use crate::record::{EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+use crate::record::{EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// So many events' worth of memory accesses are under way at a time.
 const RECORDS_LOADED_TOGETHER: usize = 16;
@@ -95,11 +105,17 @@ pub struct Pipeline {
     threads: Threads,
     stacks: Stacks,
     images: Images<Seed>,
+    jit_names: JitNames,
     timeline: Timeline,
+    detectors: Detectors,
+    /// The verdicts when the last process that ran ended.
+    last_leaks: Leaks,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// What the record under way changed, if somebody wants to know.
+    journal: Option<Vec<Posting>>,
     /// Only while somebody wants to know.
     freed: Option<Freed>,
 }
@@ -125,13 +141,32 @@ impl Pipeline {
             threads: Threads::new(limits.running_threads, seed),
             stacks: Stacks::new(&limits, seed),
             images: Images::new(limits.images, seed),
+            jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
+            detectors: Detectors::new(&limits),
+            last_leaks: Leaks::default(),
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            journal: None,
             freed: None,
             limits,
         }
+    }
+
+    /// A pipeline that counts what these processes do, and nothing else.
+    ///
+    /// It follows the memory of all, because children inherit it. Numbers of events, and what was
+    /// lost or unusual, are those of the whole session: few of these belong to one process.
+    pub fn only(limits: Limits, pids: Vec<Pid>) -> Pipeline {
+        let mut pipeline = Pipeline::new(limits);
+        pipeline.processes.show_only(pids);
+        pipeline
+    }
+
+    #[inline(always)]
+    fn is_shown(&mut self, entry: EntryId) -> bool {
+        self.processes.entry_mut(entry).is_shown
     }
 
     /// Takes in the next record.
@@ -181,6 +216,7 @@ impl Pipeline {
                 self.process(process);
             }
             Record::BeforeAttach(before) => self.before_attach(before),
+            Record::Namespaces(namespaces) => self.namespaces(namespaces),
             Record::Module(module) => {
                 self.advance(module.time);
                 self.module(module);
@@ -214,6 +250,15 @@ impl Pipeline {
                 self.advance(time);
                 self.resident(pid, rss_bytes);
             }
+            Record::JitSymbol { time, pid, start, size, name } => {
+                self.advance(*time);
+                let name = self.cut_text(name);
+                self.jit_names.symbol(*pid, *start, *size, name);
+            }
+            &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                self.advance(time);
+                self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
+            }
             Record::Counters(counters) => self.counters(counters),
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
@@ -222,6 +267,11 @@ impl Pipeline {
             }
         }
         self.note_use(record);
+    }
+
+    /// Every process seen, counted or not, each id once, in ascending order.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.processes.pids()
     }
 
     /// Time of the last record.
@@ -240,6 +290,29 @@ impl Pipeline {
                 self.apply(record);
             }
         }
+    }
+
+    /// Takes in the next record, and puts what it changed in place of what `postings` holds.
+    pub fn apply_with(&mut self, record: &Record, postings: &mut Vec<Posting>) {
+        postings.clear();
+        self.journal = Some(std::mem::take(postings));
+        self.apply(record);
+        *postings = self.journal.take().unwrap_or_default();
+    }
+
+    /// The API and the call path of a site; without the latter while its frames are awaited.
+    pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        self.stacks.known_call_path(site)
+    }
+
+    /// The files seen so far; [`Place::InFile`] points here.
+    pub fn images(&self) -> &[Arc<Image>] {
+        self.images.all()
+    }
+
+    /// The process of a thread that runs.
+    pub fn process_of(&self, tid: Tid) -> Option<Pid> {
+        self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)
     }
 
     /// Reads what the records will change.
@@ -291,6 +364,9 @@ impl Pipeline {
                 mapped_bytes: mapped,
                 resident_bytes,
             });
+            if self.detectors.is_due(time) {
+                self.tick(time);
+            }
         }
     }
 
@@ -332,7 +408,12 @@ impl Pipeline {
             Some(Backing::Anonymous) => Place::Anonymous { pid, address },
             None => Place::Unknown { pid, address },
         };
-        let frames = frames.iter().map(place).collect();
+        let frames: Vec<Place> = frames.iter().map(place).collect();
+        for frame in &frames {
+            if let &Place::Anonymous { pid, address } = frame {
+                self.jit_names.saw(pid, address);
+            }
+        }
         self.stacks.define(id, Stack { end, frames });
     }
 }

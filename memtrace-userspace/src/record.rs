@@ -41,6 +41,8 @@ pub enum Record {
     Process(Process),
     /// What a process held before it was observed.
     BeforeAttach(BeforeAttach),
+    /// Where a process lives. Replaces what was known of it.
+    Namespaces(Namespaces),
     /// An executable mapping of a process. Replaces what overlapped it.
     Module(Module),
     /// The executable mapping that starts here is gone.
@@ -80,8 +82,12 @@ pub enum Record {
     Exit { time: Time, pid: Pid },
     /// Resident memory of a process, sampled.
     Resident { time: Time, pid: Pid, rss_bytes: u64 },
+    /// How much memory a process can still have, sampled: the tightest limit that concerns it.
+    MemoryLimit { time: Time, pid: Pid, kind: LimitKind, limit_bytes: u64, used_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
     Counters(Vec<(String, u64)>),
+    /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
+    JitSymbol { time: Time, pid: Pid, start: Avma, size: u64, name: Vec<u8> },
     /// Time passes.
     Tick { time: Time },
     /// The last record of a session that was ended in order.
@@ -162,6 +168,19 @@ pub struct BeforeAttach {
     pub resident_bytes: u64,
 }
 
+/// Where a process lives, as the host sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The process.
+    pub pid: Pid,
+    /// Its ids in the PID namespaces inside the host's that it is in, its own last.
+    pub inner_pids: Vec<u32>,
+    /// Path of its cgroup, if that is known: of version 2 or, if that is the root, of version 1.
+    pub cgroup: Option<Vec<u8>>,
+    /// The id of the container that it is in, which its runtime chose.
+    pub container: Option<Vec<u8>>,
+}
+
 /// An executable mapping.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Module {
@@ -201,6 +220,15 @@ pub enum MapKind {
     Shared,
     /// Address space only (`PROT_NONE`).
     Reserved,
+}
+
+/// Who sets a memory limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKind {
+    /// The machine has no more.
+    Machine,
+    /// A control group that the process is in.
+    Cgroup,
 }
 
 /// Why a session ended.

@@ -38,6 +38,7 @@ use crate::live::allocators::wanted::WantedError;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
+use crate::live::selection::Selection;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
 use crate::lost::LostBlocks;
@@ -55,6 +56,9 @@ const IDLE: Duration = Duration::from_millis(4);
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
 
+/// How often processes are looked for that match.
+const FOLLOW: Duration = Duration::from_secs(1);
+
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -62,6 +66,15 @@ pub enum Target {
     Attach(Vec<Pid>),
     /// A command, from its first instruction, and its children.
     Launch(Vec<OsString>),
+}
+
+/// What happens when a process cannot be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The session does not begin: somebody has asked for this one.
+    End,
+    /// It is left out, unless none is left.
+    Skip,
 }
 
 /// How to trace it.
@@ -88,6 +101,12 @@ pub struct RecordOptions {
     pub children: Children,
     /// What happens when a process that is attached to maps code.
     pub new_code: NewCode,
+    /// What happens when one of the processes cannot be attached to.
+    pub refused: Refused,
+    /// Attach to processes that match later, too.
+    pub follow: Option<Selection>,
+    /// How much the pipeline keeps, and what its detectors look for.
+    pub limits: Limits,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
@@ -116,6 +135,9 @@ impl RecordOptions {
             back_pressure: Duration::from_millis(500),
             children,
             new_code: NewCode::CatchUp,
+            refused: Refused::End,
+            follow: None,
+            limits: Limits::default(),
             program: Program::Trace,
             links: None,
             scan: None,
@@ -148,6 +170,13 @@ pub enum Started {
         stepped_probes: u64,
         /// What can be traced in it.
         verdict: Verdict,
+    },
+    /// A running one that cannot be traced, or not any more.
+    Skipped {
+        /// Its id.
+        pid: Pid,
+        /// Why.
+        reason: String,
     },
     /// The command. What it will load, and so its probes, are not known yet.
     Launched {
@@ -262,16 +291,18 @@ pub fn run(
     });
     let writer = writer.transpose()?;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
-    let interval = options.snapshot_interval;
+    let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.map(|scan| scan.pid);
     let scan = options.scan.map(|options| Scan::new(options, questions));
-    let pipeline =
-        spawn("pipeline", move || count(&batches, interval, &snapshot_sender, desk, watched))?;
+    let pipeline = spawn("pipeline", move || {
+        count(&batches, limits, interval, &snapshot_sender, desk, watched)
+    })?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender, scan))?
+        let follow = options.follow.clone();
+        spawn("tracer", move || trace(tracer, follow, &stop, sender, scan))?
     };
 
     runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
@@ -289,6 +320,7 @@ pub fn run(
 /// The tracer thread: gives what could be traced, and what a scan found.
 fn trace(
     mut tracer: Tracer,
+    follow: Option<Selection>,
     stop: &Stop,
     mut batches: Sender,
     mut scan: Option<Scan>,
@@ -296,6 +328,7 @@ fn trace(
     let mut next_tick = Instant::now();
     // How far the ring was written when the scanner had looked: what came before is in there.
     let mut looked_at = None;
+    let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
         if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
             looked_at = Some(tracer.written());
@@ -304,6 +337,12 @@ fn trace(
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
+        }
+        if let Some(selection) = &follow
+            && Instant::now() >= next_look
+        {
+            tracer.attach_to_matching(selection)?;
+            next_look = Instant::now() + FOLLOW;
         }
         let ready = tracer.records();
         let reason = stop.reason();
@@ -327,7 +366,9 @@ fn trace(
             }
             (Some(_) | None, _) => {}
         }
-        if tracer.is_done() && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
+        if tracer.is_done()
+            && follow.is_none()
+            && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
         {
             break EndReason::TargetExited;
         }
@@ -344,12 +385,13 @@ fn trace(
 /// The pipeline thread: gives the last snapshot.
 fn count(
     batches: &Receiver,
+    limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     mut desk: Desk,
     watched: Option<Pid>,
 ) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::new(limits);
     if let Some(pid) = watched {
         pipeline.remember_freed(pid);
     }

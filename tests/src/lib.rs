@@ -14,6 +14,7 @@
 
 pub mod allocators;
 pub mod compare;
+pub mod container;
 pub mod elf;
 pub mod privilege;
 pub mod program;

@@ -37,7 +37,8 @@ use self::load::{Load, LoadEnd, describe};
 use super::output::Output;
 use super::profile::load as load_profile;
 use super::record::{progress_line, started_line, warning};
-use super::source::{SymbolArguments, TraceArguments, pid};
+use super::source::{SymbolArguments, TraceArguments};
+use super::target::pid;
 use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\
@@ -168,7 +169,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 None => (Target::Launch(command), Vec::new()),
             };
             let (snapshot, ends) = watch(trace.session(target, output), load)?;
-            let ranking = rank(&snapshot, &mut symbols.names(), SortKey::Live);
+            let mut names = symbols.names_of(pid.into_iter().collect());
+            let ranking = rank(&snapshot, &mut names, SortKey::Live);
             (Profile::of_session(&snapshot, &ranking, &mut words), ends)
         }
     };

@@ -19,7 +19,7 @@ use memtrace_userspace::views::printable::printable_str;
 
 use self::checks::{Check, Verdict};
 use self::host::Host;
-use super::source::pid;
+use super::target::pid;
 use super::{Outcome, quantity, terminal};
 
 const EXAMPLES: &str = "\

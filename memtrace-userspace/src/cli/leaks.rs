@@ -22,7 +22,8 @@ use memtrace_userspace::views::style::Style;
 
 use super::output::Output;
 use super::record::{progress_line, started_line, warning};
-use super::source::{SymbolArguments, TraceArguments, pid};
+use super::source::{SymbolArguments, TraceArguments};
+use super::target::pid;
 use super::{Outcome, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\
@@ -134,7 +135,8 @@ fn write(
     to_stdout: bool,
     top: Option<usize>,
 ) -> std::io::Result<()> {
-    let stacks = rank(snapshot, lost, &mut symbols.names());
+    let pids = snapshot.processes.iter().map(|process| process.pid).collect();
+    let stacks = rank(snapshot, lost, &mut symbols.names_of(pids));
     match format {
         Format::Json => json::write(out, snapshot, lost, &stacks, top),
         Format::Text => {

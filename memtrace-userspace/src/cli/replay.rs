@@ -11,8 +11,8 @@ use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::pipeline::{Limits, Pipeline};
-use memtrace_userspace::record::Time;
+use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
+use memtrace_userspace::record::{Pid, Record, Time};
 use memtrace_userspace::trace::{Reader, TraceError, Truncation};
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
@@ -22,6 +22,9 @@ use super::tell;
 /// Batches that may be decoded ahead. They hide what decoding takes, and few are enough; a file
 /// made to do harm can make each of them large.
 const WAITING_BATCHES: usize = 2;
+
+/// How many processes an error suggests.
+const SUGGESTIONS: usize = 10;
 
 /// When a replay gives a snapshot before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,11 +39,50 @@ pub(crate) enum Pace {
 
 /// Replays a trace and returns its last snapshot, or the one at which `on_snapshot` broke off.
 ///
+/// `only` names the processes that count; none for all.
+///
 /// A trace that stops early gives what it has, a warning on stderr and a counter.
 pub(crate) fn replay(
     path: &Path,
+    only: &[Pid],
+    limits: Limits,
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
+) -> Result<Arc<Snapshot>> {
+    let mut due = Due::new(pace);
+    run(path, only, limits, pace, |pipeline, batch| {
+        for records in batch.chunks(due.records_per_look()) {
+            pipeline.apply_all(records);
+            if due.now(pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Replays a trace for somebody who sees every record, what it changed, and the state after it.
+pub(crate) fn replay_events(
+    path: &Path,
+    mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
+) -> Result<Arc<Snapshot>> {
+    let mut postings = Vec::new();
+    run(path, &[], Limits::default(), Pace::AtEnd, |pipeline, batch| {
+        for record in batch {
+            pipeline.apply_with(record, &mut postings);
+            on_event(record, &postings, pipeline)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Decodes a trace in one thread and has `step` apply each batch in this one.
+fn run(
+    path: &Path,
+    only: &[Pid],
+    limits: Limits,
+    pace: Pace,
+    mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
 ) -> Result<Arc<Snapshot>> {
     let what = || format!("cannot read {}", path.display());
     let file = File::open(path).with_context(what)?;
@@ -56,26 +98,30 @@ pub(crate) fn replay(
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = match only {
+        [] => Pipeline::new(limits),
+        pids => Pipeline::only(limits, pids.to_vec()),
+    };
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {
         let progress = &progress;
         let reader = scope.spawn(move || decode(reader, sender, progress));
-        let mut due = Due::new(pace);
         for batch in batches {
-            for records in batch.chunks(due.records_per_look()) {
-                pipeline.apply_all(records);
-                if due.now(&pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
-                    return Ok(None);
-                }
+            if step(&mut pipeline, &batch)?.is_break() {
+                return Ok(None);
             }
         }
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-    .with_context(what)?;
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.with_context(what)
+    })?;
     progress.finish_and_clear();
     let mut snapshot = pipeline.snapshot();
+    if let Some(missing) =
+        only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid))
+    {
+        bail!("{}", not_in_trace(path, *missing, &pipeline.pids()));
+    }
     if let Some(truncation) = truncation {
         let path = path.display().to_string();
         tell(&format!(
@@ -87,6 +133,20 @@ pub(crate) fn replay(
         counters.sort();
     }
     Ok(snapshot)
+}
+
+/// What to write instead of an id that no process of the trace has.
+fn not_in_trace(path: &Path, Pid(missing): Pid, pids: &[Pid]) -> String {
+    let shown: Vec<String> = pids.iter().take(SUGGESTIONS).map(|pid| pid.0.to_string()).collect();
+    let more = match pids.len().saturating_sub(shown.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let has = match shown.is_empty() {
+        true => "none at all".to_owned(),
+        false => shown.join(", "),
+    };
+    format!("no process of {} has the id {missing}; it has {has}{more}", path.display())
 }
 
 /// Sends the records of the file, until its end or until nobody wants more.

@@ -15,21 +15,24 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{RecordOptions, Target};
+use memtrace_userspace::session::RecordOptions;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
-use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::ranking::{Ranking, SortKey, rank};
+use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 
+use super::detectors::DetectorArguments;
 use super::record::summary_line;
 use super::replay::Pace;
-use super::source::{self, Sort, Source, SymbolArguments, TraceArguments, pid};
+use super::source::{self, Sort, Source, SymbolArguments, TraceArguments};
+use super::target::{TargetArguments, one_target};
 use super::{Outcome, log, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
   sudo memtrace top -p 4711                               live; q leaves and detaches
+  sudo memtrace top --comm nginx                          all processes of a name
   sudo memtrace top -p 4711 --duration 30s -o api.mtrace  and write a trace at the same time
   sudo memtrace top -p 4711 --interval 5s | tee api.log   lines instead of a screen
   memtrace top api.mtrace                                 browse a trace";
@@ -44,14 +47,13 @@ const BLOCK_FUNCTIONS: usize = 10;
 /// Show the top consumers of a process, or of a trace.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "file"]))]
+#[command(group = one_target().arg("file"))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "children", "output"])]
+    #[arg(conflicts_with_all = ["processes", "duration", "ring_size", "back_pressure", "children", "output"])]
     file: Option<PathBuf>,
-    /// The process to attach to; may be given again
-    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
-    pids: Vec<Pid>,
+    #[command(flatten)]
+    target: TargetArguments,
     /// Write a trace as well
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -71,28 +73,45 @@ pub(crate) struct Arguments {
     plain: bool,
     #[command(flatten)]
     symbols: SymbolArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
 }
 
 /// Shows snapshots until the source ends or the user leaves.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, pids, output, trace, interval, sort, top, plain, symbols } = arguments;
+    let Arguments { file, target, output, trace, interval, sort, top, plain, symbols, detectors } =
+        arguments;
+    let suppressions = detectors.suppressions()?;
+    let limits = detectors.limits();
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
             file,
+            limits,
             match (interval, screen) {
                 (_, true) => Pace::WallTime(READING_INTERVAL),
                 (Some(interval), false) => Pace::TraceTime(interval),
                 (None, false) => Pace::AtEnd,
             },
         ),
-        None => Source::Live(RecordOptions {
-            snapshot_interval: interval.unwrap_or(INTERVAL),
-            ..trace.session(Target::Attach(pids), output.clone())
-        }),
+        None => {
+            let target = target.resolve()?;
+            pids.clone_from(&target.pids);
+            Source::Live(RecordOptions {
+                snapshot_interval: interval.unwrap_or(INTERVAL),
+                limits,
+                ..trace.attach(target, output.clone())
+            })
+        }
     };
-    let names = symbols.names();
+    let names = match pids.is_empty() {
+        // A line would spoil the screen.
+        true => symbols.names_announced(|_| {}),
+        false => symbols.names_of(pids),
+    };
+    let names = Named { names, suppressions };
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);
@@ -116,16 +135,30 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
+/// Where names come from, and which leaks are known.
+struct Named {
+    names: Names,
+    suppressions: Suppressions,
+}
+
+impl Named {
+    fn rank(&mut self, snapshot: &Snapshot, key: SortKey) -> Ranking {
+        let mut ranking = rank(snapshot, &mut self.names, key);
+        ranking.findings.suppress(&self.suppressions);
+        ranking
+    }
+}
+
 /// Finds the names of the newest snapshot; older ones that wait are passed over.
 fn rank_newest(
     snapshots: &Receiver<Arc<Snapshot>>,
-    mut names: Names,
+    mut names: Named,
     key: SortKey,
     ranked: &SyncSender<Ranked>,
 ) {
     while let Ok(snapshot) = snapshots.recv() {
         let snapshot = snapshots.try_iter().last().unwrap_or(snapshot);
-        let ranking = rank(&snapshot, &mut names, key);
+        let ranking = names.rank(&snapshot, key);
         if ranked.send(Ranked { snapshot, ranking }).is_err() {
             return;
         }
@@ -134,7 +167,7 @@ fn rank_newest(
 
 fn show_blocks(
     snapshots: &Receiver<Arc<Snapshot>>,
-    mut names: Names,
+    mut names: Named,
     key: SortKey,
     top: usize,
 ) -> Result<Option<Arc<Snapshot>>> {
@@ -146,7 +179,7 @@ fn show_blocks(
         if last.as_ref().is_some_and(|last| moment(last) == moment(&snapshot)) {
             continue;
         }
-        let ranking = rank(&snapshot, &mut names, key);
+        let ranking = names.rank(&snapshot, key);
         let mut block = Vec::new();
         write_block(&mut block, &snapshot, &ranking, key, top, terminal::width())?;
         out.write_all(&block).and_then(|()| out.flush()).context("cannot write to stdout")?;

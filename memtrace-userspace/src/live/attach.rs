@@ -12,9 +12,10 @@ use memtrace_common::unwind::Row;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, ImageId, Images, Key, Reading};
 use super::kernel_version::{KernelVersion, kernel_release};
+use super::perf_map::JitNames;
 use super::pidfd::PidFd;
 use super::probed::Probed;
-use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
+use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, ProgramId, Seccomp};
 use super::tables::{self, NoRoom, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
@@ -24,31 +25,44 @@ pub(super) struct Traced {
     pub(super) handle: PidFd,
     /// Whether it had ended at the last sample.
     pub(super) had_ended: bool,
+    /// Which program it was last seen to begin.
+    pub(super) program: ProgramId,
+    /// The one that it ran at the last sample, if that was another.
+    pub(super) other_program: Option<ProgramId>,
     /// Its place in the kernel's table of processes.
-    index: u32,
+    pub(super) index: u32,
     flags: u32,
     /// How often it had made code executable when its mappings were read.
     code_changes: u64,
     /// The mappings of code that the kernel knows, by start.
     pub(super) modules: BTreeMap<Avma, Module>,
-    regions: Option<Regions>,
+    pub(super) regions: Option<Regions>,
     /// Code that the thread's `munmap` took last; it comes back if the call fails.
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
     /// Its probes.
     pub(super) probed: Probed,
     /// Where its program break is, if that is known.
     pub(super) program_break: Option<Avma>,
+    /// Whether any of its modules lies in no file.
+    pub(super) has_anonymous_code: bool,
+    /// Names of its code that lies in no file.
+    pub(super) jit_names: JitNames,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Module {
-    end: Avma,
+    pub(super) end: Avma,
     offset: FileOffset,
     key: Key,
     pub(super) image: ImageId,
 }
 
 impl Module {
+    /// Whether it is code that was made at run time.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.key == Key::Anonymous
+    }
+
     /// Whether it still is what `mapping` shows at its start.
     fn is(&self, mapping: &Mapping) -> bool {
         self.end == mapping.end && self.offset == mapping.offset && self.key == Key::of(mapping)
@@ -75,7 +89,17 @@ impl Tracer {
         let info = process::inspect(pid)?;
         check_hazards(&info)?;
         self.watch(pid);
-        self.begin(&info, Arrival::Running)?;
+        let before = self.out.len();
+        let attached = self.attach_running(pid, &info);
+        if attached.is_err() {
+            self.let_go(pid);
+            self.out.truncate(before);
+        }
+        attached
+    }
+
+    fn attach_running(&mut self, pid: Pid, info: &ProcessInfo) -> Result<Verdict, TracerError> {
+        self.begin(info, Arrival::Running)?;
         let Some(traced) = self.processes.get(&pid) else {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
@@ -92,9 +116,10 @@ impl Tracer {
 
     /// Attaches to a child that waits at its first instruction.
     pub(super) fn attach_child(&mut self, pid: Pid, parent: Pid) -> Result<(), TracerError> {
-        let begun = process::inspect(pid)
-            .map_err(TracerError::from)
-            .and_then(|info| self.begin(&info, Arrival::Forked(parent)));
+        let begun = process::inspect(pid).map_err(TracerError::from).and_then(|info| {
+            check_hazards(&info)?;
+            self.begin(&info, Arrival::Forked(parent))
+        });
         self.survive(begun)
     }
 
@@ -104,15 +129,28 @@ impl Tracer {
             Ok(info) => info,
             Err(error) => return self.survive(Err(error.into())),
         };
+        if let Err(hazard) = check_hazards(&info) {
+            // Its probes would stay, and it waits at its first instruction: they go before it runs.
+            self.leave(pid, time);
+            return self.survive(Err(hazard));
+        }
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
             let outdated = traced.probed.executed(pid);
+            let mut jit_names = std::mem::replace(&mut traced.jit_names, JitNames::new(&info));
+            traced.has_anonymous_code = false;
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
+            traced.program = info.program;
+            traced.other_program = None;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
+            // A runtime moves a process into its container before it runs the program.
+            let namespaces = process::namespaces(&info);
             let ProcessInfo { exe, command, .. } = info;
+            self.end_jit_names(pid, &mut jit_names, time);
             self.out.push(Record::Exec { time, pid, exe, command });
+            self.out.push(Record::Namespaces(namespaces));
             let updated = self.update_code(pid);
             self.closer.close(outdated);
             updated
@@ -121,15 +159,6 @@ impl Tracer {
             self.begin(&info, Arrival::Started)
         };
         self.survive(begun)
-    }
-
-    /// A process has ended.
-    pub(super) fn exited(&mut self, pid: Pid, time: Time) {
-        let Some(traced) = self.processes.remove(&pid) else { return };
-        self.out.push(Record::Exit { time, pid });
-        self.closer.close(traced.probed.into_links());
-        self.tables.give_back(traced.regions);
-        self.free_indices.push(traced.index);
     }
 
     /// The unwind row of the code at `pc`; `None` if `pid` has none there.
@@ -218,6 +247,11 @@ impl Tracer {
                 }
                 Ok(())
             }
+            Err(error @ (TracerError::Seccomp { .. } | TracerError::ShadowStack { .. })) => {
+                tracing::warn!("left out: {error}");
+                self.anomalies.attach_failures += 1;
+                Ok(())
+            }
             other => other,
         }
     }
@@ -246,6 +280,7 @@ impl Tracer {
             exe: info.exe.clone(),
             command: info.command.clone(),
         }));
+        self.out.push(Record::Namespaces(process::namespaces(info)));
         if arrival == Arrival::Running {
             self.out.push(Record::BeforeAttach(process::before_attach(pid)?));
         }
@@ -269,6 +304,8 @@ impl Tracer {
             Traced {
                 handle,
                 had_ended: false,
+                program: info.program,
+                other_program: None,
                 index,
                 flags,
                 code_changes: 0,
@@ -277,6 +314,8 @@ impl Tracer {
                 unmapped: None,
                 probed: Probed::new(pid),
                 program_break: None,
+                has_anonymous_code: false,
+                jit_names: JitNames::new(info),
             },
         );
         let begun = self.update_code(pid).and_then(|()| self.note_threads(pid, time));
@@ -347,6 +386,10 @@ impl Tracer {
                 }
                 let record = module_record(&self.images, time, pid, *start, module);
                 self.out.push(Record::Module(record));
+            }
+            if now.values().any(Module::is_anonymous) {
+                traced.has_anonymous_code = true;
+                traced.jit_names.expect();
             }
             traced.modules = now;
             self.write_modules(pid)?;

@@ -24,11 +24,13 @@ use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
+use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
+use super::perf_map::Unread;
 use super::probes::LinkKind;
-use super::process::{self, ProcessError};
+use super::process::{self, ProcessError, memory_limit};
 use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
@@ -146,6 +148,23 @@ pub enum TracerError {
     },
 }
 
+impl TracerError {
+    /// Whether others can be traced all the same.
+    pub fn concerns_one_process(&self) -> bool {
+        match self {
+            TracerError::Process(_)
+            | TracerError::NoAllocator { .. }
+            | TracerError::TooManyProcesses { .. }
+            | TracerError::Seccomp { .. }
+            | TracerError::ShadowStack { .. } => true,
+            TracerError::Load(_)
+            | TracerError::Decode(_)
+            | TracerError::Ring(_)
+            | TracerError::Guardian(_) => false,
+        }
+    }
+}
+
 /// What the last look at the ring gave.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Drained {
@@ -170,6 +189,8 @@ pub struct Tracer {
     pub(super) children: HashMap<Pid, Pid>,
     /// Processes that memtrace has made and that have not run their program yet.
     pub(super) expected: HashSet<Pid>,
+    /// Processes that match and cannot be traced.
+    pub(super) refusals: Refusals,
     pub(super) free_indices: Vec<u32>,
     /// Changes with every change of any process's code.
     pub(super) generation: u32,
@@ -205,6 +226,8 @@ pub(super) struct Anomalies {
     pub modules_without_room: u64,
     /// Probes that the kernel refused.
     pub probes_refused: u64,
+    /// What could not be read of the names of programs that have ended.
+    pub jit_names_unread: Unread,
 }
 
 impl Tracer {
@@ -234,6 +257,7 @@ impl Tracer {
             threads: HashMap::new(),
             children: HashMap::new(),
             expected: HashSet::new(),
+            refusals: Refusals::default(),
             free_indices: (0..MAX_PROCESSES).rev().collect(),
             generation: 0,
             clock: Clock::start(),
@@ -326,7 +350,10 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
-            self.end_what_was_lost(time);
+            self.name_jit_frames(time);
+            let was_drained = std::mem::replace(&mut self.was_drained, false);
+            self.end_what_was_lost(was_drained, time);
+            self.notice_lost_programs(was_drained, time)?;
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
@@ -349,7 +376,10 @@ impl Tracer {
         // From now on nobody waits for room in the ring, and nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
-        for (pid, traced) in self.processes.drain() {
+        let mut processes: Vec<_> = self.processes.drain().collect();
+        processes.sort_by_key(|(pid, _)| *pid);
+        for (pid, mut traced) in processes {
+            self.end_jit_names(pid, &mut traced.jit_names, time);
             self.kernel.remove_process(pid);
             links.extend(traced.probed.into_links());
         }
@@ -377,8 +407,7 @@ impl Tracer {
     /// Ends processes whose event of their end was lost from a full ring.
     ///
     /// A process that had ended at the last sample is one: the ring has been empty since then.
-    fn end_what_was_lost(&mut self, time: Time) {
-        let was_drained = std::mem::replace(&mut self.was_drained, false);
+    fn end_what_was_lost(&mut self, was_drained: bool, time: Time) {
         let mut lost = Vec::new();
         for (pid, traced) in &mut self.processes {
             let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
@@ -393,6 +422,26 @@ impl Tracer {
         }
     }
 
+    /// Follows processes to programs whose beginning was lost from a full ring.
+    ///
+    /// As with their end: a program that had begun at the last sample is one.
+    fn notice_lost_programs(&mut self, was_drained: bool, time: Time) -> Result<(), TracerError> {
+        let mut lost = Vec::new();
+        for (pid, traced) in &mut self.processes {
+            let other = process::program(*pid).filter(|program| *program != traced.program);
+            let before = std::mem::replace(&mut traced.other_program, other);
+            if was_drained && other.is_some() && other == before {
+                lost.push(*pid);
+            }
+        }
+        lost.sort();
+        for pid in lost {
+            self.executed(pid, time)?;
+            tracing::info!("process {} runs a new program, and the event of it was lost", pid.0);
+        }
+        Ok(())
+    }
+
     /// Writes resident memory and counters.
     fn sample(&mut self, time: Time) -> Result<(), TracerError> {
         let mut pids: Vec<Pid> = self.processes.keys().copied().collect();
@@ -401,6 +450,7 @@ impl Tracer {
             if let Some(rss_bytes) = resident_bytes(pid) {
                 self.out.push(Record::Resident { time, pid, rss_bytes });
             }
+            self.out.extend(memory_limit::sample(pid, time));
         }
         let Anomalies {
             attach_failures,
@@ -409,7 +459,16 @@ impl Tracer {
             tables_without_room_for_text,
             modules_without_room,
             probes_refused,
+            jit_names_unread,
         } = self.anomalies;
+        let unread = self.processes.values().fold(jit_names_unread, |sum, traced| {
+            let Unread { lines, addresses, files } = traced.jit_names.unread;
+            Unread {
+                lines: sum.lines + lines,
+                addresses: sum.addresses + addresses,
+                files: sum.files + files,
+            }
+        });
         let kernel = self.kernel.counters()?;
         self.clean_up_forks(&kernel);
         let mut counters: Vec<(String, u64)> =
@@ -422,6 +481,9 @@ impl Tracer {
             ("unwind_tables_without_room_for_text".to_owned(), tables_without_room_for_text),
             ("code_mappings_without_room".to_owned(), modules_without_room),
             ("probes_refused".to_owned(), probes_refused),
+            ("perf_map_lines_unread".to_owned(), unread.lines),
+            ("perf_map_addresses_unread".to_owned(), unread.addresses),
+            ("perf_maps_unreadable".to_owned(), unread.files),
         ]);
         self.out.push(Record::Counters(counters));
         Ok(())

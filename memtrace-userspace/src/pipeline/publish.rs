@@ -5,8 +5,9 @@ use std::collections::BTreeMap;
 use memtrace_common::unwind::End;
 
 use super::Pipeline;
-use super::account::add_usage;
-use super::snapshot::{ProcessUsage, Snapshot, StackUsage, Totals, Usage};
+use super::account::{Epoch, add_usage};
+use super::processes::Shown;
+use super::snapshot::{ProcessUsage, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
@@ -22,11 +23,25 @@ impl Pipeline {
             counters: self.all_counters(&stacks),
             stacks,
             processes,
-            threads: self.threads.usage(heap),
+            left_out_processes: self.processes.left_out(),
+            threads: self.shown_threads(heap),
             timeline: self.timeline.points(self.now, self.level()),
+            spikes: self.spikes(),
+            leaks: self.leaks(),
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
+            jit_names: self.jit_names.named(),
         }
+    }
+
+    /// The threads of the processes that are shown, and those that made what they have inherited.
+    fn shown_threads(&self, heap: Epoch) -> Vec<ThreadUsage> {
+        let mut threads = self.threads.usage(heap);
+        let shown = self.processes.shown();
+        if *shown != Shown::All {
+            threads.retain(|t| shown.contains(t.pid) || t.heap != Usage::default());
+        }
+        threads
     }
 
     fn totals(&self, processes: &[ProcessUsage]) -> Totals {
@@ -54,7 +69,12 @@ impl Pipeline {
         }
         add("unknown_stacks".to_owned(), self.stacks.awaited());
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
+        add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
+        add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
+        for (name, value) in self.detectors.counters() {
+            add(name.to_owned(), value);
+        }
         let mut allocations = [0u64; End::ALL.len()];
         for StackUsage { stack, api: _, usage } in stacks {
             let sum = &mut allocations[stack.end as usize];

@@ -5,13 +5,15 @@
 
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::record::{BeforeAttach, EndReason, Image, Pid, Probe, Session, Tid, Time};
+use super::findings::{Leaks, Spike};
+use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
 #[derive(Clone, Debug)]
@@ -30,16 +32,43 @@ pub struct Snapshot {
     pub stacks: Vec<StackUsage>,
     /// Every process seen, in order of appearance.
     pub processes: Vec<ProcessUsage>,
+    /// Processes that were seen and are in no sum, because only others were asked for.
+    pub left_out_processes: usize,
     /// Every thread seen, ordered by pid and tid.
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
     pub timeline: Vec<TimelinePoint>,
+    /// Sudden growth, in order of time.
+    pub spikes: Vec<Spike>,
+    /// Steady growth, site by site.
+    pub leaks: Leaks,
     /// The probes that were placed.
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
     pub images: Vec<Arc<Image>>,
+    /// What processes call their code that lies in no file, by [`Place::Anonymous`].
+    pub jit_names: Arc<JitNames>,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
+}
+
+/// Names of code that lies in no file, by process and address; foreign text.
+pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
+
+/// Which of the two kinds of memory an API hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Blocks of an allocator.
+    Heap,
+    /// Mappings of the kernel.
+    Mapped,
+}
+
+impl Memory {
+    /// The kind that `api` hands out or takes back.
+    pub fn of(api: Api) -> Memory {
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
+    }
 }
 
 /// Sums over all processes.
@@ -144,8 +173,19 @@ pub struct ProcessUsage {
     pub mapped: Usage,
     /// What it held before memtrace saw it; `None` if it was launched or forked under observation.
     pub before_attach: Option<Arc<BeforeAttach>>,
+    /// Where it lives; `None` in traces that do not say so.
+    pub namespaces: Option<Arc<Namespaces>>,
     /// Resident memory, when last sampled.
     pub resident_bytes: Option<u64>,
+}
+
+impl ProcessUsage {
+    /// Its id in its own PID namespace, if that is inside the host's.
+    ///
+    /// Files that a program names after its own id, such as `/tmp/perf-7.map`, have this one.
+    pub fn inner_pid(&self) -> Option<u32> {
+        self.namespaces.as_ref()?.inner_pids.last().copied()
+    }
 }
 
 /// One thread.

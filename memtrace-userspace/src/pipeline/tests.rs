@@ -3,9 +3,13 @@
 mod address_space;
 mod freed;
 mod heap;
+mod journal;
+mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod shown;
+mod spikes;
 mod stacks;
 mod twin;
 

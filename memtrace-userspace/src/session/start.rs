@@ -3,7 +3,7 @@
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{IDLE, RecordOptions, SessionError, Started, Target};
+use super::{IDLE, RecordOptions, Refused, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
 use crate::live::allocators::wanted;
@@ -83,14 +83,7 @@ pub(super) fn start(
     match &options.target {
         Target::Attach(pids) => {
             make_room_for_files();
-            let first = pids.first().copied().unwrap_or(Pid(0));
-            tracer.begin_session(session(first, Origin::Attached));
-            let mut started = Vec::with_capacity(pids.len());
-            for pid in pids {
-                let before = tracer.records().len();
-                let verdict = tracer.attach(*pid)?;
-                started.push(attached(*pid, verdict, &tracer.records()[before..]));
-            }
+            let started = attach_all(&mut tracer, pids, options.refused)?;
             Ok((tracer, None, started))
         }
         Target::Launch(command) => {
@@ -118,6 +111,38 @@ pub(super) fn start(
                     _ => Ok((tracer, None, Vec::new())),
                 },
             }
+        }
+    }
+}
+
+/// Attaches to the processes; the session is named after the first one that can be traced.
+fn attach_all(
+    tracer: &mut Tracer,
+    pids: &[Pid],
+    refused: Refused,
+) -> Result<Vec<Started>, SessionError> {
+    let mut started = Vec::with_capacity(pids.len());
+    let mut first = None;
+    let mut last_error = None;
+    for &pid in pids {
+        let before = tracer.records().len();
+        match (tracer.attach(pid), refused) {
+            (Ok(verdict), _) => {
+                first.get_or_insert(pid);
+                started.push(attached(pid, verdict, &tracer.records()[before..]));
+            }
+            (Err(error), Refused::Skip) if error.concerns_one_process() => {
+                started.push(Started::Skipped { pid, reason: error.to_string() });
+                last_error = Some(error);
+            }
+            (Err(error), Refused::Skip | Refused::End) => return Err(error.into()),
+        }
+    }
+    match (first, last_error) {
+        (None, Some(error)) => Err(error.into()),
+        (first, _) => {
+            tracer.begin_session(session(first.unwrap_or(Pid(0)), Origin::Attached));
+            Ok(started)
         }
     }
 }

@@ -27,7 +27,11 @@ pub fn target(snapshot: &Snapshot) -> String {
     let name = match main_process(snapshot) {
         Some(process) => {
             let exe = printable(&process.exe);
-            format!("{} (pid {})", base_name(&exe), process.pid.0)
+            let inner = match process.inner_pid() {
+                Some(inner) => format!(", {inner} in its namespace"),
+                None => String::new(),
+            };
+            format!("{} (pid {}{inner})", base_name(&exe), process.pid.0)
         }
         None => match pid {
             Some(pid) => format!("pid {}", pid.0),

@@ -3,6 +3,7 @@ use crate::record::ProbeCost;
 
 mod fixture;
 mod known_builds;
+mod named;
 
 use fixture::{Fixture, FixtureSymbol};
 

@@ -400,8 +400,13 @@ impl Oracle {
                 }
             }
             Record::Counters(counters) => self.counters.extend(counters),
+            // Names have no influence on numbers.
+            Record::JitSymbol { time, .. } => self.pass(time.0),
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
-            Record::Probe(_) | Record::BeforeAttach(_) => {}
+            Record::Probe(_)
+            | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
+            | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);
     }

@@ -6,13 +6,14 @@ use proptest::prelude::*;
 
 use super::oracle::{CODE_BYTES, Oracle, Path, Where};
 use super::*;
+use crate::pipeline::DetectorOptions;
 use crate::pipeline::processes::Running;
 use crate::pipeline::snapshot::{Place, StackUsage};
 
 const TIMELINE_POINTS: usize = 8;
 
 /// Everything is drawn from few values, so that it collides.
-fn records() -> impl Strategy<Value = Vec<Record>> {
+pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
     let pid = || prop_oneof![Just(MAIN), Just(MAIN + 1), Just(CHILD)].prop_map(Pid);
     let tid = || {
         prop_oneof![4 => Just(MAIN), 2 => Just(MAIN + 1), 2 => Just(CHILD), 3 => 300u32..304]
@@ -147,11 +148,14 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
+        | Record::JitSymbol { time, .. }
+        | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)
         | Record::Probe(_)
         | Record::BeforeAttach(_)
+        | Record::Namespaces(_)
         | Record::Stack { .. }
         | Record::Counters(_) => {}
     }
@@ -317,9 +321,14 @@ proptest! {
             running_threads: room,
             modules: 2 + room,
             images: room.min(1) as u32,
+            jit_symbols: 2,
+            jit_addresses: 2,
             probes: room,
             counters: 0,
             timeline_points: TIMELINE_POINTS,
+            spike_changes: room,
+            history_points: room,
+            detectors: DetectorOptions::default(),
             text_bytes: 1,
         };
         let mut pipeline = Pipeline::new(limits);

@@ -142,6 +142,10 @@ impl Encoder {
                 rows::put_before_attach(row, before);
                 self.untimed_row();
             }
+            Record::Namespaces(namespaces) => {
+                rows::put_namespaces(row, namespaces);
+                self.untimed_row();
+            }
             Record::Counters(counters) => {
                 rows::put_counters(row, counters);
                 self.untimed_row();
@@ -180,6 +184,14 @@ impl Encoder {
             }
             Record::Resident { time, pid, rss_bytes } => {
                 rows::put_resident(row, *pid, *rss_bytes);
+                self.timed_row(*time);
+            }
+            Record::JitSymbol { time, pid, start, size, name } => {
+                rows::put_jit_symbol(row, *pid, *start, *size, name);
+                self.timed_row(*time);
+            }
+            Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                rows::put_memory_limit(row, *pid, *kind, *limit_bytes, *used_bytes);
                 self.timed_row(*time);
             }
             Record::Tick { time } => {

@@ -1,9 +1,12 @@
+use std::path::Path;
+
 use super::*;
 use crate::pipeline::snapshot::Snapshot;
-use crate::record::{EndReason, Session};
+use crate::record::{EndReason, Origin, Session};
 use crate::views::counters::TRACE_TRUNCATED;
 use crate::views::fixture;
 use crate::views::layout::width;
+use crate::views::profile::{Profile, Vocabulary};
 use crate::views::ranking::rank;
 use crate::views::style::Style;
 

@@ -6,6 +6,7 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
+mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
@@ -52,8 +53,9 @@ struct Report<'r> {
     stacks: Stacks<'r>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
-    spikes: [(); 0],
-    leaks: [(); 0],
+    spikes: Vec<findings::Spike<'r>>,
+    leaks: Vec<findings::Leak<'r>>,
+    leak_detection: findings::LeakDetection<'r>,
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
@@ -65,12 +67,16 @@ struct Target {
     exe: Option<String>,
     command: Vec<String>,
     processes: Vec<Process>,
+    left_out_processes: usize,
 }
 
 #[derive(Serialize)]
 struct Process {
     pid: u32,
     parent: Option<u32>,
+    namespace_pid: Option<u32>,
+    cgroup: Option<String>,
+    container: Option<String>,
     exe: String,
     command: Vec<String>,
     started_ns: u64,
@@ -204,8 +210,9 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         stacks: Stacks::new(stacks)?,
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
-        spikes: [],
-        leaks: [],
+        spikes: findings::spikes(&ranking.findings),
+        leaks: findings::leaks(&ranking.findings),
+        leak_detection: findings::leak_detection(snapshot, &ranking.findings),
         modules_without_names: ranking
             .naming
             .misses
@@ -229,10 +236,12 @@ fn target(snapshot: &Snapshot) -> Target {
     let processes = &snapshot.processes;
     let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
     Target {
-        pid: pid.map(|pid| pid.0),
+        // The process that was named may be left out.
+        pid: main.map(|process| process.pid).or(pid).map(|pid| pid.0),
         exe: main.map(|process| printable(&process.exe).into_owned()),
         command: main.map(|process| command(&process.command)).unwrap_or_default(),
         processes: processes.iter().map(process).collect(),
+        left_out_processes: snapshot.left_out_processes,
     }
 }
 
@@ -247,11 +256,17 @@ fn process(process: &ProcessUsage) -> Process {
         heap,
         mapped,
         before_attach,
+        namespaces,
         resident_bytes,
     } = process;
+    let namespaces = namespaces.as_deref();
+    let text = |text: &Vec<u8>| printable(text).into_owned();
     Process {
         pid: pid.0,
         parent: parent.map(|parent| parent.0),
+        namespace_pid: process.inner_pid(),
+        cgroup: namespaces.and_then(|n| n.cgroup.as_ref()).map(text),
+        container: namespaces.and_then(|n| n.container.as_ref()).map(text),
         exe: printable(exe).into_owned(),
         command: command(arguments),
         started_ns: started.0,
