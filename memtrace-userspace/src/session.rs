@@ -326,10 +326,13 @@ fn trace(
     mut scan: Option<Scan>,
 ) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
+    // How far the ring was written when the scanner had looked: what came before is in there.
+    let mut looked_at = None;
     let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
-        // Before the ring is drained, so that it is known to have held what came before.
-        let scan_waits = scan.as_ref().is_some_and(Scan::wants_changes);
+        if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
+            looked_at = Some(tracer.written());
+        }
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
@@ -343,14 +346,16 @@ fn trace(
         }
         let ready = tracer.records();
         let reason = stop.reason();
-        let is_batch = drained == Drained::Some || ready.len() > 1 || scan_waits;
+        let is_batch = drained == Drained::Some || ready.len() > 1 || looked_at.is_some();
         if !ready.is_empty()
             && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
         {
             break EndReason::Interrupted;
         }
-        if let Some(scan) = scan.as_mut().filter(|_| scan_waits && drained == Drained::All) {
+        if let Some(scan) = &mut scan
+            && looked_at.is_some_and(|looked_at| tracer.has_read(looked_at))
+        {
             scan.ask_for_changes(batches.sent());
         }
         match (reason, &mut scan) {

@@ -330,6 +330,18 @@ impl Tracer {
         Ok(Drained::Some)
     }
 
+    /// How far the ring is written; see [`Tracer::has_read`].
+    pub fn written(&self) -> u64 {
+        self.meter.written()
+    }
+
+    /// Whether everything up to this position of the ring was handled.
+    ///
+    /// A busy target can keep the ring from ever being empty.
+    pub fn has_read(&self, written: u64) -> bool {
+        self.meter.read() >= written
+    }
+
     /// Shows the kernel that the daemon lives, and lets time pass.
     pub fn tick(&mut self) -> Result<(), TracerError> {
         let now_ns = monotonic_ns();
