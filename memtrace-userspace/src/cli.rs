@@ -8,6 +8,7 @@
 mod doctor;
 mod log;
 mod output;
+mod part;
 mod quantity;
 mod record;
 mod replay;

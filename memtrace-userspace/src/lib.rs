@@ -11,6 +11,7 @@ pub mod cfi;
 mod hash;
 pub mod live;
 pub mod modules;
+pub mod part;
 pub mod pipeline;
 pub mod record;
 pub mod session;

@@ -29,12 +29,15 @@ mod account;
 mod address_space;
 mod anomalies;
 mod heap;
+mod held;
 mod lifecycle;
 mod limits;
 mod live_set;
 mod mappings;
+mod marks;
 mod processes;
 mod publish;
+mod range;
 pub mod snapshot;
 mod stacks;
 #[cfg(test)]
@@ -51,18 +54,21 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::held::Purpose;
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::marks::Marks;
 use self::processes::Processes;
+use self::range::Before;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
-use crate::record::{EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+use crate::record::{self, EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// So many events' worth of memory accesses are under way at a time.
 const RECORDS_LOADED_TOGETHER: usize = 16;
@@ -72,6 +78,8 @@ pub struct Pipeline {
     limits: Limits,
     session: Option<Arc<Session>>,
     now: Time,
+    /// How many records were applied, those before the state that it began with among them.
+    records: u64,
     end: Option<EndReason>,
     events: u64,
     temporary_allocations: u64,
@@ -89,10 +97,21 @@ pub struct Pipeline {
     stacks: Stacks,
     images: Images<Seed>,
     timeline: Timeline,
+    marks: Marks,
+    stretch: Stretch,
+    before: Before,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+}
+
+/// The highest level since a moment, and where it was first reached.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stretch {
+    bytes: u64,
+    records: u64,
+    at: Time,
 }
 
 impl Pipeline {
@@ -102,6 +121,7 @@ impl Pipeline {
         Pipeline {
             session: None,
             now: Time(0),
+            records: 0,
             end: None,
             events: 0,
             temporary_allocations: 0,
@@ -116,6 +136,9 @@ impl Pipeline {
             stacks: Stacks::new(&limits, seed),
             images: Images::new(limits.images, seed),
             timeline: Timeline::new(limits.timeline_points),
+            marks: Marks::new(limits.marks),
+            stretch: Stretch::default(),
+            before: Before::Nothing,
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
@@ -125,6 +148,7 @@ impl Pipeline {
 
     /// Takes in the next record.
     pub fn apply(&mut self, record: &Record) {
+        self.records += 1;
         match record {
             &Record::Alloc { time, tid, api, ptr, size, stack } => {
                 self.event(time);
@@ -204,6 +228,13 @@ impl Pipeline {
                 self.resident(pid, rss_bytes);
             }
             Record::Counters(counters) => self.counters(counters),
+            Record::Mark { time, text } => {
+                self.advance(*time);
+                self.mark(text);
+            }
+            &Record::Held { pid, tid, api, start, length, stack } => {
+                self.hold(pid, tid, api, start, length, stack);
+            }
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
                 self.advance(time);
@@ -215,6 +246,36 @@ impl Pipeline {
     /// Time of the last record.
     pub fn now(&self) -> Time {
         self.now
+    }
+
+    /// How many records were applied.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// What it has learned so far comes from `records` records of a trace.
+    pub fn go_on_from(&mut self, records: u64) {
+        self.records = records;
+        self.restart_level();
+    }
+
+    /// The level now and the highest since the last [`Pipeline::restart_level`].
+    pub fn level(&self) -> record::Level {
+        record::Level {
+            records: self.records,
+            time: self.now,
+            live_bytes: self.heap_peak.held_bytes(),
+            mapped_bytes: self.mapped_peak.held_bytes(),
+            peak_live_bytes: self.stretch.bytes,
+            peak_records: self.stretch.records,
+            peak_at: self.stretch.at,
+        }
+    }
+
+    /// Begins another stretch for [`Pipeline::level`].
+    pub fn restart_level(&mut self) {
+        let bytes = self.heap_peak.held_bytes();
+        self.stretch = Stretch { bytes, records: self.records, at: self.now };
     }
 
     /// Takes in records, in order: faster than one by one when much is known.
@@ -282,12 +343,27 @@ impl Pipeline {
         }
     }
 
-    fn level(&self) -> Level {
+    fn current_level(&self) -> Level {
         Level {
             live_bytes: self.heap_peak.held_bytes(),
             mapped_bytes: self.mapped_peak.held_bytes(),
             resident_bytes: self.resident_bytes,
         }
+    }
+
+    fn mark(&mut self, text: &str) {
+        if !self.marks.has_room() {
+            self.anomalies.marks_beyond_limit += 1;
+            return;
+        }
+        let text = match text.char_indices().nth(self.limits.text_bytes / 4) {
+            Some((end, _)) => {
+                self.anomalies.texts_cut += 1;
+                &text[..end]
+            }
+            None => text,
+        };
+        self.marks.mark(self.now, text.to_owned(), self.sums());
     }
 
     fn probe(&mut self, probe: &Probe) {

@@ -1,7 +1,7 @@
 //! A trace file, replayed into a pipeline.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
+use memtrace_userspace::part::{Excerpt, Part, PartError, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline};
 use memtrace_userspace::record::Time;
@@ -43,16 +44,9 @@ pub(crate) fn replay(
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
     let what = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(what)?;
-    let metadata = file.metadata().with_context(what)?;
-    if metadata.is_dir() {
-        bail!(
-            "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
-            path.display()
-        );
-    }
+    let file = open(path)?;
     let progress = match pace {
-        Pace::AtEnd => progress_bar(metadata.len()),
+        Pace::AtEnd => progress_bar(file.metadata().with_context(what)?.len()),
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
@@ -75,7 +69,46 @@ pub(crate) fn replay(
     })
     .with_context(what)?;
     progress.finish_and_clear();
-    let mut snapshot = pipeline.snapshot();
+    Ok(with_truncation(pipeline.snapshot(), truncation, path))
+}
+
+/// Reads a part of a trace.
+pub(crate) fn replay_part(path: &Path, part: &Part) -> Result<Arc<Snapshot>> {
+    let what = || format!("cannot read {}", path.display());
+    let file = open(path)?;
+    let progress = progress_bar(file.metadata().with_context(what)?.len());
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    if file.seek(SeekFrom::Start(0)).is_err() {
+        bail!("{} is a pipe; save the trace to a file to look at a part of it", path.display());
+    }
+    let excerpt = read_part(file, part, &mut |position| progress.set_position(position));
+    progress.finish_and_clear();
+    let Excerpt { snapshot, truncation } = match excerpt {
+        Err(error @ PartError::Trace(_)) => return Err(error).with_context(what),
+        other => other?,
+    };
+    Ok(with_truncation(snapshot, truncation, path))
+}
+
+/// Opens a trace.
+fn open(path: &Path) -> Result<File> {
+    let what = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(what)?;
+    if file.metadata().with_context(what)?.is_dir() {
+        bail!(
+            "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
+            path.display()
+        );
+    }
+    Ok(file)
+}
+
+/// Tells of a trace that stops early, on stderr and as a counter.
+fn with_truncation(
+    mut snapshot: Arc<Snapshot>,
+    truncation: Option<Truncation>,
+    path: &Path,
+) -> Arc<Snapshot> {
     if let Some(truncation) = truncation {
         let path = path.display().to_string();
         tell(&format!(
@@ -86,7 +119,7 @@ pub(crate) fn replay(
         counters.push((TRACE_TRUNCATED.to_owned(), 1));
         counters.sort();
     }
-    Ok(snapshot)
+    snapshot
 }
 
 /// Sends the records of the file, until its end or until nobody wants more.

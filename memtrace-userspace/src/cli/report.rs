@@ -13,7 +13,8 @@ use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::style::Style;
 
 use super::output::Output;
-use super::replay::{Pace, replay};
+use super::part::PartArguments;
+use super::replay::{Pace, replay, replay_part};
 use super::source::{Sort, SymbolArguments};
 use super::{Outcome, terminal};
 
@@ -21,6 +22,8 @@ const EXAMPLES: &str = "\
 Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
+  memtrace report api.mtrace --from 10s --to 25s          what happened then
+  memtrace report api.mtrace --at peak                    what was held then
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
@@ -30,6 +33,8 @@ Examples:
 pub(crate) struct Arguments {
     /// The trace, as `memtrace record` wrote it
     file: PathBuf,
+    #[command(flatten)]
+    part: PartArguments,
     /// What the report is for
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -57,9 +62,12 @@ enum Format {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, format, output, top, sort, symbols } = arguments;
+    let Arguments { file, part, format, output, top, sort, symbols } = arguments;
     let mut out = Output::open(output.as_deref(), &file)?;
-    let snapshot = replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot = match part.part()? {
+        Some(part) => replay_part(&file, &part)?,
+        None => replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+    };
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
     let written = match format {

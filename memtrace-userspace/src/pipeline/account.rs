@@ -36,6 +36,10 @@ pub(super) enum Change {
     Disinherit,
     /// The program ended and held this, its own.
     Abandon,
+    /// It was held when the range began, or giving that back failed.
+    Hold,
+    /// What was held when the range began is gone.
+    LetGo,
 }
 
 impl Change {
@@ -43,8 +47,10 @@ impl Change {
     #[inline(always)]
     fn direction(self) -> Direction {
         match self {
-            Change::Acquire | Change::Reclaim | Change::Inherit => Direction::Up,
-            Change::Release | Change::Disinherit | Change::Abandon => Direction::Down,
+            Change::Acquire | Change::Reclaim | Change::Inherit | Change::Hold => Direction::Up,
+            Change::Release | Change::Disinherit | Change::Abandon | Change::LetGo => {
+                Direction::Down
+            }
         }
     }
 }
@@ -72,6 +78,8 @@ pub(super) enum Claim {
     Own,
     /// Its parent had it when it forked.
     Inherited,
+    /// It held it when the range began.
+    Earlier,
 }
 
 impl Claim {
@@ -81,6 +89,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Release,
             Claim::Inherited => Change::Disinherit,
+            Claim::Earlier => Change::LetGo,
         }
     }
 
@@ -89,6 +98,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Reclaim,
             Claim::Inherited => Change::Inherit,
+            Claim::Earlier => Change::Hold,
         }
     }
 
@@ -97,6 +107,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Abandon,
             Claim::Inherited => Change::Disinherit,
+            Claim::Earlier => Change::LetGo,
         }
     }
 }
@@ -163,7 +174,7 @@ impl Account {
                 inherited.blocks = inherited.blocks.wrapping_sub(blocks);
                 inherited.bytes = inherited.bytes.wrapping_sub(bytes);
             }
-            Change::Abandon => {}
+            Change::Abandon | Change::Hold | Change::LetGo => {}
         }
     }
 
@@ -255,6 +266,13 @@ impl Peak {
             self.at = now;
             self.epoch.0 += 1;
         }
+    }
+
+    /// Forgets what was before `now`: what is held is the highest so far.
+    pub(super) fn restart(&mut self, now: Time) {
+        self.highest_bytes = self.held_bytes;
+        self.at = now;
+        self.epoch.0 += 1;
     }
 
     /// Bytes held now.

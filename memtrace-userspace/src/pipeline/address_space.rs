@@ -5,7 +5,7 @@ use memtrace_common::event::Api;
 
 use super::Pipeline;
 use super::mappings::{Mappings, Outcome, Pages, Posting, Released};
-use super::processes::{EntryId, RunningId};
+use super::processes::{EntryId, Running, RunningId};
 use super::threads::{Actor, ThreadId};
 use crate::record::{MapKind, Tid, WireStackId};
 
@@ -62,7 +62,8 @@ impl Pipeline {
         };
         if released.is_orphan() {
             // It was not known, but it was not unmapped either.
-            self.anomalies.orphan_unmaps -= 1;
+            let orphans = &mut self.anomalies.orphan_unmaps;
+            *orphans = orphans.saturating_sub(1);
         }
         let outcome = self.change_mappings(process, |m, room| m.restore(&released, room));
         self.post_outcome(process, outcome);
@@ -108,6 +109,13 @@ impl Pipeline {
         }
     }
 
+    /// What a thread's `munmap` or `mremap` under way took, and from whom.
+    pub(super) fn released_under_way(&self, thread: ThreadId) -> Option<(&Running, &Released)> {
+        let released = self.threads.get(thread).released.as_deref()?;
+        let running = self.processes.running(self.threads.process_of(thread)?);
+        (released.incarnation == running.incarnation).then_some((running, released))
+    }
+
     /// What the thread's call under way took, if it was of the memory that the process has now.
     fn take_released(&mut self, thread: ThreadId, process: RunningId) -> Option<Box<Released>> {
         let released = self.threads.get_mut(thread).released.take()?;
@@ -123,7 +131,7 @@ impl Pipeline {
     }
 
     /// Changes the mappings of a process, `room` being how many pieces more there may be.
-    fn change_mappings<T>(
+    pub(super) fn change_mappings<T>(
         &mut self,
         process: RunningId,
         change: impl FnOnce(&mut Mappings, usize) -> T,
@@ -136,7 +144,7 @@ impl Pipeline {
         result
     }
 
-    fn post_outcome(&mut self, process: RunningId, outcome: Outcome) {
+    pub(super) fn post_outcome(&mut self, process: RunningId, outcome: Outcome) {
         let Outcome { postings, left_out } = outcome;
         self.anomalies.mappings_beyond_limit += left_out;
         let entry = self.processes.running(process).entry;

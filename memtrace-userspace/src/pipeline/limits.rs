@@ -31,6 +31,8 @@ pub struct Limits {
     pub probes: usize,
     /// Names of counters that records bring. Beyond: they are not listed.
     pub counters: usize,
+    /// Marks of the user. Beyond: they are left out.
+    pub marks: usize,
     /// Points of the timeline; an even number. Beyond: neighbours are merged.
     pub timeline_points: usize,
     /// Bytes of one name, path or command line. Beyond: it is cut.
@@ -54,6 +56,7 @@ impl Default for Limits {
             images: 1 << 16,
             probes: 1 << 16,
             counters: 1 << 10,
+            marks: 1 << 10,
             timeline_points: 1 << 10,
             text_bytes: 1 << 12,
         }

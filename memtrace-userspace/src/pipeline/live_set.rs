@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   hash   | shard 6 bits | place in the shard: (rest * slots) >> 64 |
-//!   slot   | address 8 | size 8 | site 4 | claim 1 bit, thread 31 bits |      address 0: empty
+//!   slot   | address 8 | size 8 | site 4 | claim 2 bits, thread 30 bits |      address 0: empty
 //! ```
 //!
 //! A block lies in its place or, if that is taken, in the next free slot behind it; a release
@@ -44,7 +44,10 @@ pub(super) struct Block {
 /// Set in [`Slot::thread`] for an inherited block.
 const INHERITED: u32 = 1 << 31;
 
-const _: () = assert!(ThreadId::LIMIT <= INHERITED as usize);
+/// Set in [`Slot::thread`] for a block from before the range.
+const EARLIER: u32 = 1 << 30;
+
+const _: () = assert!(ThreadId::LIMIT <= EARLIER as usize);
 
 #[derive(Clone, Copy, Default)]
 struct Slot {
@@ -52,7 +55,7 @@ struct Slot {
     address: u64,
     size_bytes: u64,
     site: SiteId,
-    /// A [`ThreadId`] and [`INHERITED`].
+    /// A [`ThreadId`], and [`INHERITED`] or [`EARLIER`].
     thread: u32,
 }
 
@@ -64,6 +67,7 @@ impl Slot {
         let claim = match claim {
             Claim::Own => 0,
             Claim::Inherited => INHERITED,
+            Claim::Earlier => EARLIER,
         };
         Slot { address: address.0, size_bytes, site, thread: thread.to_bits() | claim }
     }
@@ -72,8 +76,12 @@ impl Slot {
         Block {
             size_bytes: self.size_bytes,
             site: self.site,
-            thread: ThreadId::from_bits(self.thread & !INHERITED),
-            claim: if self.thread & INHERITED == 0 { Claim::Own } else { Claim::Inherited },
+            thread: ThreadId::from_bits(self.thread & !(INHERITED | EARLIER)),
+            claim: match self.thread & (INHERITED | EARLIER) {
+                0 => Claim::Own,
+                EARLIER => Claim::Earlier,
+                _ => Claim::Inherited,
+            },
         }
     }
 }
@@ -145,12 +153,18 @@ impl LiveSet {
         slots.filter(|slot| slot.is_used()).map(Slot::block)
     }
 
+    /// The blocks with their addresses, in no order that may show.
+    pub(super) fn blocks_at(&self) -> impl Iterator<Item = (Avma, Block)> {
+        let slots = self.shards.iter().flat_map(|shard| &shard.slots);
+        slots.filter(|slot| slot.is_used()).map(|slot| (Avma(slot.address), slot.block()))
+    }
+
     /// What a child holds after `fork`: copies of the same blocks.
     pub(super) fn fork(&self) -> LiveSet {
         let mut child = self.clone();
         for slot in child.shards.iter_mut().flat_map(|shard| &mut shard.slots) {
             if slot.is_used() {
-                slot.thread |= INHERITED;
+                slot.thread = (slot.thread & !EARLIER) | INHERITED;
             }
         }
         child

@@ -203,7 +203,6 @@ impl Processes {
     }
 
     /// Every process that runs.
-    #[cfg(test)]
     pub(super) fn all_running(&self) -> impl Iterator<Item = &Running> {
         self.running.iter().flatten()
     }
@@ -221,6 +220,11 @@ impl Processes {
     #[inline(always)]
     pub(super) fn entry_mut(&mut self, id: EntryId) -> &mut Entry {
         &mut self.entries[id.0 as usize]
+    }
+
+    #[inline(always)]
+    pub(super) fn entry(&self, id: EntryId) -> &Entry {
+        &self.entries[id.0 as usize]
     }
 
     /// Every process, in order of appearance.

@@ -38,6 +38,7 @@ mod tag {
     pub(super) const COUNTERS: u8 = 13;
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
+    pub(super) const MARK: u8 = 16;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -73,6 +74,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         }
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
         Record::Thread { name, .. } => text(name),
+        Record::Mark { text: mark, .. } => text(mark.as_bytes()),
         Record::Stack { frames, .. } => frames.len().saturating_mul(10),
         Record::Counters(counters) => counters.iter().fold(4, |sum: usize, (name, _)| {
             sum.saturating_add(text(name.as_bytes())).saturating_add(10)
@@ -83,6 +85,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::Fork { .. }
         | Record::Exit { .. }
         | Record::Resident { .. }
+        | Record::Held { .. }
         | Record::Tick { .. }
         | Record::End { .. } => 0,
     };
@@ -235,6 +238,21 @@ pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
         put_bytes(out, name.as_bytes());
         put_varint(out, *value);
     }
+}
+
+pub(super) fn put_mark(out: &mut Vec<u8>, text: &str) {
+    out.push(tag::MARK);
+    put_bytes(out, text.as_bytes());
+}
+
+/// The holder of something held has no tag: its operation says what it is.
+pub(super) fn put_holder(out: &mut Vec<u8>, pid: Pid, tid: Tid) {
+    put_pid(out, pid);
+    put_varint(out, u64::from(tid.0));
+}
+
+pub(super) fn decode_holder(rows: &mut Input) -> Result<(Pid, Tid), Damage> {
+    Ok((pid(rows)?, Tid(rows.varint_u32()?)))
 }
 
 pub(super) fn put_tick(out: &mut Vec<u8>) {
@@ -426,6 +444,7 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
         tag::EXIT => Record::Exit { time, pid: pid(rows)? },
         tag::RESIDENT => Record::Resident { time, pid: pid(rows)?, rss_bytes: rows.varint()? },
         tag::TICK => Record::Tick { time },
+        tag::MARK => Record::Mark { time, text: rows.text()? },
         tag::END => Record::End {
             time,
             reason: match rows.byte()? {

@@ -16,7 +16,8 @@ use memtrace_common::unwind::End;
 
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{
-    Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
+    Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
+    Usage,
 };
 use crate::record::{
     BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
@@ -122,6 +123,9 @@ pub(crate) fn snapshot() -> Snapshot {
                 resident_bytes: 90 * MIB,
             })
             .collect(),
+        scope: Scope::Run,
+        marks: Vec::new(),
+        phases: Vec::new(),
         probes: vec![
             probe("malloc", 0xa0a0, ProbeCost::Emulated),
             probe("free", 0xa0f3, ProbeCost::Stepped),

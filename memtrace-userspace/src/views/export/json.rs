@@ -8,6 +8,7 @@
 
 mod layout;
 mod stacks;
+mod time;
 
 use std::io::{self, Write};
 
@@ -15,6 +16,7 @@ use serde::Serialize;
 
 use self::layout::OneEntryPerLine;
 use self::stacks::Stacks;
+use self::time::{Mark, Part, Phase};
 
 use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
@@ -51,6 +53,9 @@ struct Report<'r> {
     stacks: Stacks<'r>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
+    part: Part,
+    marks: Vec<Mark>,
+    phases: Vec<Phase>,
     spikes: [(); 0],
     leaks: [(); 0],
     modules_without_names: Vec<NamelessModule<'r>>,
@@ -201,6 +206,9 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         stacks: Stacks::new(stacks)?,
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
+        part: time::part(snapshot),
+        marks: snapshot.marks.iter().map(time::mark).collect(),
+        phases: snapshot.phases.iter().map(time::phase).collect(),
         spikes: [],
         leaks: [],
         modules_without_names: ranking
