@@ -7,12 +7,14 @@
 
 mod doctor;
 mod log;
+mod mark;
 mod output;
 mod part;
 mod quantity;
 mod record;
 mod replay;
 mod report;
+mod snapshot;
 mod source;
 mod terminal;
 mod top;
@@ -49,6 +51,8 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
+    Mark(mark::Arguments),
+    Snapshot(snapshot::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -72,6 +76,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Mark(arguments) => mark::run(arguments),
+        Command::Snapshot(arguments) => snapshot::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());

@@ -8,7 +8,9 @@
 
 pub mod batches;
 pub mod cfi;
+pub mod control;
 mod hash;
+pub mod heap_snapshot;
 pub mod live;
 pub mod modules;
 pub mod part;

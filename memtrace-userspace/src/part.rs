@@ -19,10 +19,11 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use crate::batches::BATCH_RECORDS;
+use crate::heap_snapshot;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline, Purpose};
 use crate::record::{Record, Time};
-use crate::trace::{Index, Keyframe, Reader, TraceError, Truncation, read_snapshot};
+use crate::trace::{Index, Keyframe, Reader, TraceError, Truncation, WriteError, read_snapshot};
 
 /// A place in a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -59,6 +60,9 @@ pub enum PartError {
     /// The trace cannot be read.
     #[error(transparent)]
     Trace(#[from] TraceError),
+    /// The snapshot cannot be made.
+    #[error(transparent)]
+    Write(#[from] WriteError),
     /// No mark has these words.
     #[error("the trace has no mark \"{text}\"; {known}")]
     NoMark {
@@ -110,22 +114,27 @@ enum Stop {
 
 /// Reads a part of a trace. `progress` learns how many bytes of the file have been passed.
 pub fn read_part<R: Read + Seek>(
-    mut file: R,
+    file: R,
     part: &Part,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Excerpt, PartError> {
-    let index = {
-        // The header first: it tells a trace from another file.
-        let mut reader = Reader::new(&mut file)?;
-        Index::read(reader.input())?
-    };
-    file.rewind().map_err(|source| TraceError::Io { offset: 0, source })?;
-    let mut source = Source { reader: Reader::new(file)?, index, progress };
+    let mut source = Source::open(file, progress)?;
     let mut pipeline = match part {
         Part::Moment(at) => source.moment(at)?,
         Part::Range { from, to } => source.range(from, to)?,
     };
     Ok(Excerpt { snapshot: pipeline.snapshot(), truncation: source.reader.truncation() })
+}
+
+/// Reads what was held at a place, as a heap snapshot: a trace of its own.
+pub fn read_held<R: Read + Seek>(
+    file: R,
+    at: &Place,
+    progress: &mut dyn FnMut(u64),
+) -> Result<Vec<u8>, PartError> {
+    let mut source = Source::open(file, progress)?;
+    let cursor = source.run_to_moment(at)?;
+    Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
 
 fn is_backwards(start: Time, position: u64, to: Stop) -> bool {
@@ -155,8 +164,23 @@ struct Source<'p, R: Read + Seek> {
     progress: &'p mut dyn FnMut(u64),
 }
 
-impl<R: Read + Seek> Source<'_, R> {
+impl<'p, R: Read + Seek> Source<'p, R> {
+    fn open(file: R, progress: &'p mut dyn FnMut(u64)) -> Result<Source<'p, R>, TraceError> {
+        // The header first: it tells a trace from another file.
+        let mut reader = Reader::new(file)?;
+        let index = Index::read(reader.input())?;
+        reader.seek(&index, 0)?;
+        Ok(Source { reader, index, progress })
+    }
+
     fn moment(&mut self, at: &Place) -> Result<Pipeline, PartError> {
+        let cursor = self.run_to_moment(at)?;
+        let mut moment = Pipeline::new(Limits::default());
+        tell(&cursor.pipeline, Purpose::Show, &mut moment);
+        Ok(moment)
+    }
+
+    fn run_to_moment(&mut self, at: &Place) -> Result<Cursor<'_, R>, PartError> {
         let stop = self.find(at, Stop::After)?;
         let mut cursor = self.cursor(stop)?;
         let reached = cursor.run_to(stop)?;
@@ -164,9 +188,7 @@ impl<R: Read + Seek> Source<'_, R> {
             cursor.require(reached, time)?;
             cursor.pipeline.apply(&Record::Tick { time });
         }
-        let mut moment = Pipeline::new(Limits::default());
-        tell(&cursor.pipeline, Purpose::Show, &mut moment);
-        Ok(moment)
+        Ok(cursor)
     }
 
     fn range(&mut self, from: &Place, to: &Place) -> Result<Pipeline, PartError> {

@@ -9,7 +9,9 @@
 //! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
 //! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
 
+mod keyframes;
 mod output;
+mod periodic;
 mod start;
 mod stop;
 
@@ -18,6 +20,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc as mpsc_std;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -25,9 +28,12 @@ use thiserror::Error;
 use tokio::sync::mpsc;
 
 use self::output::Output;
+use self::periodic::Periodic;
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
+use crate::control::{Control, Request, Requests};
+use crate::heap_snapshot;
 use crate::live::allocators::survey::Verdict;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
@@ -57,6 +63,8 @@ pub enum Target {
     Launch(Vec<OsString>),
 }
 
+pub use self::periodic::PeriodicSnapshots;
+
 /// How to trace it.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
@@ -68,6 +76,8 @@ pub struct RecordOptions {
     pub duration: Option<Duration>,
     /// Time between two snapshots.
     pub snapshot_interval: Duration,
+    /// Heap snapshots to write meanwhile.
+    pub periodic: Option<PeriodicSnapshots>,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
     /// Memory for the unwind tables of code that is not mapped yet when the session begins; without
@@ -99,6 +109,7 @@ impl RecordOptions {
             output: None,
             duration: None,
             snapshot_interval: Duration::from_millis(500),
+            periodic: None,
             ring_bytes: 32 << 20,
             unwind_bytes: None,
             table_cache: TableCache::usual_directory(),
@@ -143,6 +154,14 @@ pub enum Started {
         /// Its name as it was given.
         command: OsString,
     },
+}
+
+impl Started {
+    fn pid(&self) -> Pid {
+        match self {
+            Started::Attached { pid, .. } | Started::Launched { pid, .. } => *pid,
+        }
+    }
 }
 
 /// What a session did.
@@ -235,22 +254,42 @@ pub fn run(
         stop.interrupted.store(true, Ordering::Relaxed);
     }
     let mut sender = Sender::new(WAITING_BATCHES);
-    let writer = output.map(|output| {
+    let (mut maker, mut writer) = (None, None);
+    if let Some(output) = output {
         let batches = sender.subscribe();
-        spawn("writer", move || output.write(&batches))
-    });
-    let writer = writer.transpose()?;
+        let (make, take) = keyframes::channel();
+        maker = Some(make);
+        writer = Some(spawn("writer", move || output.write(&batches, &take))?);
+    }
+    let (control, requests) = {
+        let _context = runtime.enter();
+        Control::listen(started.iter().map(Started::pid))
+    };
+    let Requests { marks, snapshots: snapshot_requests } = requests;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let interval = options.snapshot_interval;
     let batches = sender.subscribe();
-    let pipeline = spawn("pipeline", move || count(&batches, interval, &snapshot_sender))?;
+    let mut aside = Aside {
+        keyframes: maker,
+        requests: snapshot_requests,
+        periodic: options.periodic.clone().map(Periodic::new),
+    };
+    let pipeline =
+        spawn("pipeline", move || count(&batches, interval, &snapshot_sender, &mut aside))?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender))?
+        spawn("tracer", move || trace(tracer, &stop, sender, &marks))?
     };
 
-    runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
+    runtime.block_on(async {
+        let attend = attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress);
+        tokio::select! {
+            () = attend => {}
+            () = control.serve() => {}
+        }
+    });
     drop(snapshots);
+    drop(control);
 
     let traced = join(tracer);
     let snapshot = join(pipeline);
@@ -261,13 +300,25 @@ pub fn run(
 }
 
 /// The tracer thread.
-fn trace(mut tracer: Tracer, stop: &Stop, mut batches: Sender) -> Result<Verdict, TracerError> {
+fn trace(
+    mut tracer: Tracer,
+    stop: &Stop,
+    mut batches: Sender,
+    marks: &mpsc_std::Receiver<Request>,
+) -> Result<Verdict, TracerError> {
     let mut next_tick = Instant::now();
     let reason = loop {
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
+        }
+        // What is in the ring came before the mark; a ring that never gets empty cannot be waited
+        // for.
+        if let Ok(Request::Mark(text, answer)) = marks.try_recv() {
+            let time = tracer.mark(text);
+            // A client that is gone needs no answer.
+            let _ = answer.send(time);
         }
         let ready = tracer.records();
         let reason = stop.reason();
@@ -298,11 +349,13 @@ fn count(
     batches: &Receiver,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
+    aside: &mut Aside,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(Limits::default());
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);
+        aside.look(&mut pipeline);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
             if snapshots.try_reserve().is_ok_and(|place| {
@@ -313,7 +366,32 @@ fn count(
             }
         }
     }
+    if let Some(keyframes) = aside.keyframes.take() {
+        keyframes.finish(&pipeline);
+    }
     pipeline.snapshot()
+}
+
+/// What the pipeline's thread does besides.
+struct Aside {
+    keyframes: Option<keyframes::Maker>,
+    requests: mpsc_std::Receiver<Request>,
+    periodic: Option<Periodic>,
+}
+
+impl Aside {
+    fn look(&mut self, pipeline: &mut Pipeline) {
+        if let Some(keyframes) = &mut self.keyframes {
+            keyframes.look(pipeline);
+        }
+        if let Some(periodic) = &mut self.periodic {
+            periodic.look(pipeline);
+        }
+        if let Ok(Request::Snapshot(answer)) = self.requests.try_recv() {
+            // A client that is gone needs no answer.
+            let _ = answer.send(heap_snapshot::encode_within_limits(pipeline));
+        }
+    }
 }
 
 /// Starts a thread; its name is what `top -H` shows.

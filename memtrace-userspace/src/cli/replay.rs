@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
-use memtrace_userspace::part::{Excerpt, Part, PartError, read_part};
+use memtrace_userspace::part::{Excerpt, Part, PartError, Place, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline};
 use memtrace_userspace::record::Time;
@@ -74,6 +74,21 @@ pub(crate) fn replay(
 
 /// Reads a part of a trace.
 pub(crate) fn replay_part(path: &Path, part: &Part) -> Result<Arc<Snapshot>> {
+    let Excerpt { snapshot, truncation } =
+        read_at_once(path, |file, progress| read_part(file, part, progress))?;
+    Ok(with_truncation(snapshot, truncation, path))
+}
+
+/// Reads what was held at a place of a trace: a heap snapshot.
+pub(crate) fn snapshot_of(path: &Path, at: &Place) -> Result<Vec<u8>> {
+    read_at_once(path, |file, progress| read_held(file, at, progress))
+}
+
+/// Lets `read` look for what it wants in a file, with a progress bar.
+fn read_at_once<T>(
+    path: &Path,
+    read: impl FnOnce(BufReader<File>, &mut dyn FnMut(u64)) -> Result<T, PartError>,
+) -> Result<T> {
     let what = || format!("cannot read {}", path.display());
     let file = open(path)?;
     let progress = progress_bar(file.metadata().with_context(what)?.len());
@@ -81,13 +96,12 @@ pub(crate) fn replay_part(path: &Path, part: &Part) -> Result<Arc<Snapshot>> {
     if file.seek(SeekFrom::Start(0)).is_err() {
         bail!("{} is a pipe; save the trace to a file to look at a part of it", path.display());
     }
-    let excerpt = read_part(file, part, &mut |position| progress.set_position(position));
+    let found = read(file, &mut |position| progress.set_position(position));
     progress.finish_and_clear();
-    let Excerpt { snapshot, truncation } = match excerpt {
-        Err(error @ PartError::Trace(_)) => return Err(error).with_context(what),
-        other => other?,
-    };
-    Ok(with_truncation(snapshot, truncation, path))
+    match found {
+        Err(error @ PartError::Trace(_)) => Err(error).with_context(what),
+        other => Ok(other?),
+    }
 }
 
 /// Opens a trace.
