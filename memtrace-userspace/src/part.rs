@@ -382,3 +382,6 @@ impl<R: Read> Cursor<'_, R> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -20,7 +20,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc as mpsc_std;
+use std::sync::mpsc::Receiver as RequestReceiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -53,6 +53,9 @@ const IDLE: Duration = Duration::from_millis(4);
 
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long a mark waits for a ring that never gets empty.
+const MARK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,18 +307,24 @@ fn trace(
     mut tracer: Tracer,
     stop: &Stop,
     mut batches: Sender,
-    marks: &mpsc_std::Receiver<Request>,
+    marks: &RequestReceiver<Request>,
 ) -> Result<Verdict, TracerError> {
     let mut next_tick = Instant::now();
+    let mut mark = None;
     let reason = loop {
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
         }
-        // What is in the ring came before the mark; a ring that never gets empty cannot be waited
-        // for.
-        if let Ok(Request::Mark(text, answer)) = marks.try_recv() {
+        if mark.is_none() {
+            mark = marks.try_recv().ok().map(|request| (request, Instant::now()));
+        }
+        // What is in the ring came before the mark.
+        let is_next = |(_, asked): &mut (_, Instant)| {
+            drained == Drained::All || asked.elapsed() > MARK_PATIENCE
+        };
+        if let Some((Request::Mark(text, answer), _)) = mark.take_if(is_next) {
             let time = tracer.mark(text);
             // A client that is gone needs no answer.
             let _ = answer.send(time);
@@ -375,7 +384,7 @@ fn count(
 /// What the pipeline's thread does besides.
 struct Aside {
     keyframes: Option<keyframes::Maker>,
-    requests: mpsc_std::Receiver<Request>,
+    requests: RequestReceiver<Request>,
     periodic: Option<Periodic>,
 }
 

@@ -82,6 +82,18 @@ impl Pipeline {
 
         self.tell_session(emit)?;
         self.tell_processes(&running, emit)?;
+        if running.is_empty() && !self.processes.is_empty() {
+            // That there was one decides what an unknown thread means.
+            let (time, pid) = (self.now, self.session_pid());
+            emit(&Record::Process(Process {
+                time,
+                pid,
+                parent: None,
+                exe: vec![],
+                command: vec![],
+            }))?;
+            emit(&Record::Exit { time, pid })?;
+        }
         let sites = blocks.iter().map(|block| block.site);
         let sites = sites.chain(pieces.iter().filter_map(|piece| piece.site)).collect();
         let stacks = StackNames::new(self, purpose, &sites);
@@ -100,6 +112,10 @@ impl Pipeline {
             emit(&Record::Held { pid, tid: Tid(0), api, start, length, stack })?;
         }
         emit(&Record::Tick { time: self.now })
+    }
+
+    fn session_pid(&self) -> Pid {
+        self.session.as_ref().map_or(Pid(0), |session| session.pid)
     }
 
     fn tell_session<E>(&self, emit: &mut impl FnMut(&Record) -> Result<(), E>) -> Result<(), E> {
@@ -145,8 +161,7 @@ impl Pipeline {
         stacks: &StackNames,
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
     ) -> Result<(), E> {
-        let session_pid = self.session.as_ref().map_or(Pid(0), |session| session.pid);
-        let any = running.first().map_or(session_pid, |running| running.pid);
+        let any = running.first().map_or_else(|| self.session_pid(), |running| running.pid);
         let mut by_process: BTreeMap<Pid, Vec<(WireStackId, &Stack)>> = BTreeMap::new();
         for (id, stack) in &stacks.told {
             let pid = stack.frames.iter().find_map(|place| match place {
@@ -155,18 +170,22 @@ impl Pipeline {
             });
             by_process.entry(pid.unwrap_or(any)).or_default().push((*id, stack));
         }
-        for (pid, stacks) in by_process {
+        for (pid, mut stacks) in by_process {
             let is_running = self.processes.find(pid).is_some();
-            let layout = self.lay_out(pid, &stacks);
-            for module in &layout {
-                emit(&Record::Module(module.clone()))?;
-            }
-            for (id, stack) in stacks {
-                let frames = stack.frames.iter().map(address_of).collect();
-                emit(&Record::Stack { id, pid, end: stack.end, frames })?;
-            }
-            for Module { time, pid, start, .. } in layout {
-                emit(&Record::ModuleGone { time, pid, start })?;
+            while !stacks.is_empty() {
+                let (together, others) = compatible(stacks);
+                let layout = self.lay_out(pid, &together);
+                for module in &layout {
+                    emit(&Record::Module(module.clone()))?;
+                }
+                for (id, stack) in together {
+                    let frames = stack.frames.iter().map(address_of).collect();
+                    emit(&Record::Stack { id, pid, end: stack.end, frames })?;
+                }
+                for Module { time, pid, start, .. } in layout {
+                    emit(&Record::ModuleGone { time, pid, start })?;
+                }
+                stacks = others;
             }
             if !is_running {
                 emit(&Record::Exit { time: self.now, pid })?;
@@ -333,6 +352,31 @@ impl Pipeline {
         }
         Ok(())
     }
+}
+
+/// The first stack and those for which every address means the same, and the others.
+///
+/// Code may have come and gone at an address, so it can be anonymous for one and unknown for
+/// another; few are.
+fn compatible<'s>(
+    stacks: Vec<(WireStackId, &'s Stack)>,
+) -> (Vec<(WireStackId, &'s Stack)>, Vec<(WireStackId, &'s Stack)>) {
+    let mut is_anonymous: HashMap<Avma, bool> = HashMap::new();
+    stacks.into_iter().partition(|(_, stack)| {
+        let known = |place: &Place| match *place {
+            Place::InFile { .. } => None,
+            Place::Anonymous { address, .. } => Some((address, true)),
+            Place::Unknown { address, .. } => Some((address, false)),
+        };
+        let mut places = stack.frames.iter().filter_map(known);
+        let fits = places.all(|(address, anonymous)| {
+            is_anonymous.get(&address).is_none_or(|known| *known == anonymous)
+        });
+        if fits {
+            is_anonymous.extend(stack.frames.iter().filter_map(known));
+        }
+        fits
+    })
 }
 
 fn held_blocks(running: &[&Running]) -> Vec<HeldBlock> {

@@ -5,6 +5,7 @@ mod heap;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod range;
 mod stacks;
 mod twin;
 

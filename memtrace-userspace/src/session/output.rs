@@ -127,7 +127,10 @@ mod tests {
         std::fs::write(&path, vec![b'x'; 4096]).expect("temp file");
         let batches = Sender::new(1).subscribe();
 
-        let bytes = Output::open(&path).expect("it can be written").write(&batches);
+        let (make, take) = keyframes::channel();
+        drop(make);
+
+        let bytes = Output::open(&path).expect("it can be written").write(&batches, &take);
 
         let bytes = bytes.expect("the disk has room");
         assert!(bytes < 100, "{bytes} bytes for no record");

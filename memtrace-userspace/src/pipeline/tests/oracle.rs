@@ -401,6 +401,8 @@ impl Oracle {
             }
             Record::Counters(counters) => self.counters.extend(counters),
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
+            Record::Mark { time, text: _ } => self.pass(time.0),
+            Record::Held { .. } => unreachable!("a session does not begin in the middle"),
             Record::Probe(_) | Record::BeforeAttach(_) => {}
         }
         self.settle(allocated);

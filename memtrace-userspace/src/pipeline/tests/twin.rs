@@ -12,7 +12,7 @@ use crate::pipeline::snapshot::{Place, StackUsage};
 const TIMELINE_POINTS: usize = 8;
 
 /// Everything is drawn from few values, so that it collides.
-fn records() -> impl Strategy<Value = Vec<Record>> {
+pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
     let pid = || prop_oneof![Just(MAIN), Just(MAIN + 1), Just(CHILD)].prop_map(Pid);
     let tid = || {
         prop_oneof![4 => Just(MAIN), 2 => Just(MAIN + 1), 2 => Just(CHILD), 3 => 300u32..304]
@@ -147,18 +147,20 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
+        | Record::Mark { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)
         | Record::Probe(_)
         | Record::BeforeAttach(_)
         | Record::Stack { .. }
+        | Record::Held { .. }
         | Record::Counters(_) => {}
     }
     record
 }
 
-fn path(snapshot: &Snapshot, stack: &StackUsage) -> Path {
+pub(super) fn path(snapshot: &Snapshot, stack: &StackUsage) -> Path {
     let place = |place: &Place| match *place {
         Place::InFile { image, offset } => {
             let name = match &*snapshot.images[image as usize] {
@@ -279,7 +281,7 @@ fn assert_adds_up(snapshot: &Snapshot) {
 }
 
 /// 400 cases, or as many as `PROPTEST_CASES` asks for beyond that.
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
     ProptestConfig { cases: config.cases.max(400), ..config }
 }
@@ -319,6 +321,7 @@ proptest! {
             images: room.min(1) as u32,
             probes: room,
             counters: 0,
+            marks: room,
             timeline_points: TIMELINE_POINTS,
             text_bytes: 1,
         };

@@ -18,7 +18,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 26;
+pub(super) const VARIANTS: usize = 28;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -49,6 +49,8 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Counters(_) => 23,
         Record::Tick { .. } => 24,
         Record::End { .. } => 25,
+        Record::Mark { .. } => 26,
+        Record::Held { .. } => 27,
     }
 }
 
@@ -174,6 +176,12 @@ fn life() -> impl Strategy<Value = Record> {
         vec((name(), number()), 0..4).prop_map(Record::Counters),
         time().prop_map(|time| Record::Tick { time }),
         (time(), reason).prop_map(|(time, reason)| Record::End { time, reason }),
+        (time(), name()).prop_map(|(time, text)| Record::Mark { time, text }),
+        (pid(), tid(), proptest::option::of(api()), address(), number(), stack_id()).prop_map(
+            |(pid, tid, api, start, length, stack)| {
+                Record::Held { pid, tid, api, start, length, stack }
+            }
+        ),
     ]
 }
 
