@@ -9,6 +9,40 @@ use crate::trace::{WriteError, Writer};
 /// The most blocks and mappings of a snapshot: 160 MB while it is made.
 pub const MAX_PIECES: usize = 1 << 22;
 
+/// Bytes of trace between two keyframes, at least: 2 to 6 million events.
+const SPACING_BYTES: u64 = 4 << 20;
+
+/// Bytes of trace for each byte of keyframe, at least.
+const SPACING_FACTOR: u64 = 4;
+
+/// When a trace needs a keyframe.
+///
+/// So often that little is read before a range, and so seldom that keyframes are a fifth of the
+/// trace at most.
+#[derive(Debug)]
+pub struct Spacing {
+    next_at: u64,
+}
+
+impl Spacing {
+    /// Nothing is written yet.
+    #[expect(clippy::new_without_default, reason = "a spacing is of a trace that begins")]
+    pub fn new() -> Spacing {
+        Spacing { next_at: SPACING_BYTES }
+    }
+
+    /// Whether one is due when the trace has `written` bytes.
+    pub fn is_due(&self, written: u64) -> bool {
+        written >= self.next_at
+    }
+
+    /// Notes that one of `bytes` was made.
+    pub fn made(&mut self, written: u64, bytes: usize) {
+        let cost = SPACING_FACTOR.saturating_mul(bytes as u64);
+        self.next_at = written.saturating_add(cost.max(SPACING_BYTES));
+    }
+}
+
 /// The bytes of a snapshot of what the pipeline holds.
 pub fn encode(pipeline: &Pipeline, purpose: Purpose) -> Result<Vec<u8>, WriteError> {
     let mut writer = Writer::new(Vec::new())?;

@@ -5,22 +5,15 @@
 //!            ←─ bytes written ──         writer busy is left out, and the next one comes soon
 //! ```
 //!
-//! They come so often that little is read before a range, and so seldom that they are a fifth of
-//! a trace at most.
+//! [`Spacing`] says when one is due.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 
-use crate::heap_snapshot::{self, MAX_PIECES};
+use crate::heap_snapshot::{self, MAX_PIECES, Spacing};
 use crate::pipeline::{Pipeline, Purpose};
 use crate::record::Level;
-
-/// Bytes of trace between two keyframes, at least: 2 to 6 million events.
-const SPACING_BYTES: u64 = 4 << 20;
-
-/// Bytes of trace for each byte of keyframe, at least.
-const SPACING_FACTOR: u64 = 4;
 
 /// A keyframe that is ready to be written.
 #[derive(Debug)]
@@ -35,7 +28,7 @@ pub(super) struct Keyframe {
 pub(super) struct Maker {
     to_writer: SyncSender<Keyframe>,
     written: Arc<AtomicU64>,
-    next_at: u64,
+    spacing: Spacing,
 }
 
 /// The writer's end.
@@ -48,7 +41,7 @@ pub(super) struct Taker {
 pub(super) fn channel() -> (Maker, Taker) {
     let (to_writer, from_pipeline) = sync_channel(1);
     let written = Arc::new(AtomicU64::new(0));
-    let maker = Maker { to_writer, written: Arc::clone(&written), next_at: SPACING_BYTES };
+    let maker = Maker { to_writer, written: Arc::clone(&written), spacing: Spacing::new() };
     (maker, Taker { from_pipeline, written })
 }
 
@@ -56,7 +49,7 @@ impl Maker {
     /// Makes a keyframe if it is time for one.
     pub(super) fn look(&mut self, pipeline: &mut Pipeline) {
         let written = self.written.load(Ordering::Relaxed);
-        if written < self.next_at {
+        if !self.spacing.is_due(written) {
             return;
         }
         let snapshot = match pipeline.held_pieces() {
@@ -68,8 +61,7 @@ impl Maker {
             }
             _ => Vec::new(),
         };
-        let cost = SPACING_FACTOR.saturating_mul(snapshot.len() as u64);
-        self.next_at = written.saturating_add(cost.max(SPACING_BYTES));
+        self.spacing.made(written, snapshot.len());
         match self.to_writer.try_send(Keyframe { level: pipeline.level(), snapshot }) {
             Ok(()) => pipeline.restart_level(),
             // A writer that is gone says why itself.

@@ -63,6 +63,7 @@ impl Report<'_> {
         self.totals()?;
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
+            None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),
             None => (&[SortKey::Peak, SortKey::Live], SortKey::Live),
         };
         for &key in tables {
@@ -103,7 +104,9 @@ impl Report<'_> {
         if let Some(part) = summary::part(self.snapshot) {
             self.field("part", &part)?;
         }
-        self.field("events", &summary::loss(self.snapshot))?;
+        if self.snapshot.scope != Scope::Moment {
+            self.field("events", &summary::loss(self.snapshot))?;
+        }
         self.field("probes", &summary::probes(self.snapshot))
     }
 
@@ -126,38 +129,12 @@ impl Report<'_> {
 
     fn totals(&mut self) -> fmt::Result {
         let totals = &self.snapshot.totals;
-        let Usage {
-            allocations,
-            allocated_bytes,
-            frees,
-            freed_bytes,
-            live_blocks,
-            live_bytes,
-            inherited_blocks,
-            inherited_bytes,
-            peak_bytes: _, // `peak_live_bytes` is the same
-        } = totals.heap;
+        let Usage { live_blocks, live_bytes, inherited_blocks, inherited_bytes, .. } = totals.heap;
         self.heading("Totals")?;
         self.field("live", &format!("{} in {}", bytes(live_bytes), counted(live_blocks, "block")))?;
-        self.field(
-            "peak",
-            &format!(
-                "{} after {}",
-                bytes(totals.peak_live_bytes),
-                quantity::duration(summary::since_start(totals.peak_at))
-            ),
-        )?;
-        self.field(
-            "allocated",
-            &format!(
-                "{} in {}, {} of them temporary ({})",
-                bytes(allocated_bytes),
-                counted(allocations, "allocation"),
-                count(totals.temporary_allocations),
-                share(totals.temporary_allocations, allocations),
-            ),
-        )?;
-        self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))?;
+        if self.snapshot.scope != Scope::Moment {
+            self.work()?;
+        }
         if let Scope::Range(range) = self.snapshot.scope {
             self.field("before", &held_before(&range))?;
         }
@@ -183,6 +160,31 @@ impl Report<'_> {
             self.field("over time", &sparkline(&live, width))?;
         }
         Ok(())
+    }
+
+    /// What was done up to the end, and the peak on the way.
+    fn work(&mut self) -> fmt::Result {
+        let totals = &self.snapshot.totals;
+        let Usage { allocations, allocated_bytes, frees, freed_bytes, .. } = totals.heap;
+        self.field(
+            "peak",
+            &format!(
+                "{} after {}",
+                bytes(totals.peak_live_bytes),
+                quantity::duration(summary::since_start(totals.peak_at))
+            ),
+        )?;
+        self.field(
+            "allocated",
+            &format!(
+                "{} in {}, {} of them temporary ({})",
+                bytes(allocated_bytes),
+                counted(allocations, "allocation"),
+                count(totals.temporary_allocations),
+                share(totals.temporary_allocations, allocations),
+            ),
+        )?;
+        self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))
     }
 
     /// ```text
