@@ -4,6 +4,7 @@
 //! in its middle, for moments and for the whole how long reading takes. That the numbers
 //! do not depend on keyframes is for `part/tests.rs` to prove.
 
+#[expect(dead_code, reason = "not every bench uses every kind of load")]
 mod load;
 
 use std::fs::File;
