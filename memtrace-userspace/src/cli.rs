@@ -32,6 +32,7 @@ Examples:
   sudo memtrace record -p 4711 -o api.mtrace         write a trace; Ctrl-C detaches
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
   memtrace report api.mtrace                         read it, on any machine, without root
+  memtrace report api.mtrace --from 10s --to 25s     a part of it
   memtrace report api.mtrace --format json -o r.json the same for other programs
   sudo memtrace doctor                               what does this machine allow?";
 
