@@ -60,6 +60,7 @@ pub struct Sender {
     receivers: Vec<SyncSender<Batch>>,
     used: SyncSender<Vec<Record>>,
     empty: mpsc::Receiver<Vec<Record>>,
+    sent: u64,
 }
 
 /// A receiver has gone before the end. It says itself why.
@@ -71,7 +72,7 @@ impl Sender {
     pub fn new(waiting: usize) -> Sender {
         // Besides those that wait, one is at each end.
         let (used, empty) = sync_channel(waiting + 2);
-        Sender { waiting, receivers: Vec::new(), used, empty }
+        Sender { waiting, receivers: Vec::new(), used, empty, sent: 0 }
     }
 
     /// A receiver of all batches that are sent from now on.
@@ -81,11 +82,17 @@ impl Sender {
         receiver
     }
 
+    /// How many batches were sent.
+    pub fn sent(&self) -> u64 {
+        self.sent
+    }
+
     /// Sends the records and leaves an empty vector with room for a batch in their place.
     pub fn send(&mut self, records: &mut Vec<Record>) -> Result<(), ReceiverGone> {
         let empty = self.empty.try_recv().unwrap_or_default();
         let records = std::mem::replace(records, empty);
         let batch = Batch(Arc::new(Records { records, used: self.used.clone() }));
+        self.sent += 1;
         let sent = self.receivers.iter().try_for_each(|to| to.send(batch.clone()));
         sent.map_err(|_| ReceiverGone)
     }

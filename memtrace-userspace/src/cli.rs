@@ -6,6 +6,7 @@
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
 mod doctor;
+mod leaks;
 mod log;
 mod mark;
 mod output;
@@ -31,6 +32,7 @@ Examples:
   sudo memtrace top -p 4711                          who is using the memory, live
   sudo memtrace record -p 4711 -o api.mtrace         write a trace; Ctrl-C detaches
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
+  sudo memtrace leaks -p 4711 --duration 1m          what nothing points to any more
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --from 10s --to 25s     a part of it
   memtrace report api.mtrace --format json -o r.json the same for other programs
@@ -54,6 +56,7 @@ enum Command {
     Report(report::Arguments),
     Mark(mark::Arguments),
     Snapshot(snapshot::Arguments),
+    Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
     #[command(name = guardian::ARGUMENT, hide = true)]
@@ -65,6 +68,8 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
+    /// It could be done, and what was looked for was found.
+    Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
 }
@@ -79,6 +84,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Report(arguments) => report::run(arguments),
         Command::Mark(arguments) => mark::run(arguments),
         Command::Snapshot(arguments) => snapshot::run(arguments),
+        Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {
             guardian::run(io::stdin().lock());
@@ -87,6 +93,7 @@ pub(crate) fn main() -> ExitCode {
     };
     match outcome {
         Ok(Outcome::Fine) => ExitCode::SUCCESS,
+        Ok(Outcome::Findings) => ExitCode::from(1),
         Ok(Outcome::Failed) => ExitCode::from(2),
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {

@@ -8,6 +8,7 @@ pub mod decode;
 mod events;
 pub mod finish;
 pub mod guardian;
+pub mod heap_scan;
 mod hooks;
 pub mod images;
 pub mod kernel_types;

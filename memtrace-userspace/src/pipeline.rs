@@ -28,8 +28,10 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod freed;
 mod heap;
 mod held;
+mod held_records;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -54,11 +56,14 @@ use memtrace_common::addr::Avma;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
-pub use self::held::Purpose;
+pub use self::freed::FreedRanges;
+pub use self::held::{HeldBlock, Site};
+pub use self::held_records::Purpose;
 pub use self::limits::Limits;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::freed::Freed;
 use self::marks::Marks;
 use self::processes::Processes;
 use self::range::Before;
@@ -104,6 +109,8 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// Only while somebody wants to know.
+    freed: Option<Freed>,
 }
 
 /// The highest level since a moment, and where it was first reached.
@@ -142,6 +149,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            freed: None,
             limits,
         }
     }
@@ -241,6 +249,7 @@ impl Pipeline {
                 self.end = Some(reason);
             }
         }
+        self.note_use(record);
     }
 
     /// Time of the last record.

@@ -12,6 +12,7 @@
 mod keyframes;
 mod output;
 mod periodic;
+mod scan;
 mod start;
 mod stop;
 
@@ -27,8 +28,11 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 use tokio::sync::mpsc;
 
+pub use self::scan::{ScanError, ScanOptions};
+
 use self::output::Output;
 use self::periodic::Periodic;
+use self::scan::{Desk, Scan};
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
@@ -40,9 +44,10 @@ use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
+use crate::lost::LostBlocks;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Pid};
+use crate::record::{EndReason, Pid, Record};
 use crate::trace::WriteError;
 
 /// Batches that may wait for the writer or the pipeline: about 20 MB of records.
@@ -98,6 +103,8 @@ pub struct RecordOptions {
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
+    /// Whether to look for lost blocks before the probes go, unless the target ends before.
+    pub scan: Option<ScanOptions>,
 }
 
 impl RecordOptions {
@@ -121,6 +128,7 @@ impl RecordOptions {
             new_code: NewCode::CatchUp,
             program: Program::Trace,
             links: None,
+            scan: None,
         }
     }
 }
@@ -178,6 +186,8 @@ pub struct SessionSummary {
     pub verdict: Verdict,
     /// How the launched command ended, if it did.
     pub exit_status: Option<std::process::ExitStatus>,
+    /// The blocks that nothing points to; `None` if there was no scan.
+    pub lost: Option<LostBlocks>,
 }
 
 /// Why a session cannot start or go on.
@@ -197,6 +207,9 @@ pub enum SessionError {
         /// Why.
         source: std::io::Error,
     },
+    /// Lost blocks cannot be looked for.
+    #[error(transparent)]
+    Scan(#[from] ScanError),
     /// The trace file cannot be made.
     #[error("cannot create {}; name another file with -o", path.display())]
     Create {
@@ -272,16 +285,21 @@ pub fn run(
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let interval = options.snapshot_interval;
     let batches = sender.subscribe();
+    let (questions, desk) = Desk::new();
+    let watched = options.scan.map(|scan| scan.pid);
+    let scan = options.scan.map(|options| Scan::new(options, questions));
     let mut aside = Aside {
         keyframes: maker,
         requests: snapshot_requests,
         periodic: options.periodic.clone().map(Periodic::new),
+        desk,
     };
-    let pipeline =
-        spawn("pipeline", move || count(&batches, interval, &snapshot_sender, &mut aside))?;
+    let pipeline = spawn("pipeline", move || {
+        count(&batches, interval, &snapshot_sender, &mut aside, watched)
+    })?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender, &marks))?
+        spawn("tracer", move || trace(tracer, &stop, sender, &marks, scan))?
     };
 
     runtime.block_on(async {
@@ -297,21 +315,25 @@ pub fn run(
     let traced = join(tracer);
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
-    let verdict = traced?;
+    let (verdict, lost) = traced?;
     let exit_status = launched.and_then(|launched| launched.status());
-    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status })
+    let lost = lost.transpose()?;
+    Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
 }
 
-/// The tracer thread.
+/// The tracer thread: gives what could be traced, and what a scan found.
 fn trace(
     mut tracer: Tracer,
     stop: &Stop,
     mut batches: Sender,
     marks: &RequestReceiver<Request>,
-) -> Result<Verdict, TracerError> {
+    mut scan: Option<Scan>,
+) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
     let mut mark = None;
     let reason = loop {
+        // Before the ring is drained, so that it is known to have held what came before.
+        let scan_waits = scan.as_ref().is_some_and(Scan::wants_changes);
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
@@ -331,16 +353,26 @@ fn trace(
         }
         let ready = tracer.records();
         let reason = stop.reason();
+        let is_batch = drained == Drained::Some || ready.len() > 1 || scan_waits;
         if !ready.is_empty()
-            && (drained == Drained::Some || ready.len() > 1)
+            && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
         {
             break EndReason::Interrupted;
         }
-        if let Some(reason) = reason {
-            break reason;
+        if let Some(scan) = scan.as_mut().filter(|_| scan_waits && drained == Drained::All) {
+            scan.ask_for_changes(batches.sent());
         }
-        if tracer.is_done() {
+        match (reason, &mut scan) {
+            (Some(reason), None) => break reason,
+            (Some(reason), Some(scan)) if scan.is_over() => break reason,
+            (Some(_), Some(scan)) if !tracer.is_done() => {
+                scan.begin().map_err(SessionError::Thread)?;
+            }
+            (Some(_) | None, _) => {}
+        }
+        if tracer.is_done() && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
+        {
             break EndReason::TargetExited;
         }
         if drained == Drained::All {
@@ -350,7 +382,7 @@ fn trace(
     let (mut records, verdict) = tracer.finish(reason)?;
     // A receiver that is gone has failed, and says why itself.
     let _ = batches.send(&mut records);
-    Ok(verdict)
+    Ok((verdict, scan.and_then(Scan::finish)))
 }
 
 /// The pipeline thread: gives the last snapshot.
@@ -359,12 +391,16 @@ fn count(
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     aside: &mut Aside,
+    watched: Option<Pid>,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(Limits::default());
+    if let Some(pid) = watched {
+        pipeline.remember_freed(pid);
+    }
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);
-        aside.look(&mut pipeline);
+        aside.look(&mut pipeline, &batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
             if snapshots.try_reserve().is_ok_and(|place| {
@@ -386,10 +422,12 @@ struct Aside {
     keyframes: Option<keyframes::Maker>,
     requests: RequestReceiver<Request>,
     periodic: Option<Periodic>,
+    desk: Desk,
 }
 
 impl Aside {
-    fn look(&mut self, pipeline: &mut Pipeline) {
+    fn look(&mut self, pipeline: &mut Pipeline, batch: &[Record]) {
+        self.desk.applied(pipeline, batch);
         if let Some(keyframes) = &mut self.keyframes {
             keyframes.look(pipeline);
         }

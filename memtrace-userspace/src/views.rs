@@ -21,6 +21,7 @@ mod fixture;
 pub mod frames;
 pub mod label;
 pub mod layout;
+pub mod lost;
 pub mod plain;
 pub mod printable;
 pub mod quantity;

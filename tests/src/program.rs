@@ -48,6 +48,8 @@ impl FramePointers {
 pub enum Toolchain {
     /// C with the system's C library.
     C,
+    /// C with LeakSanitizer in it.
+    LeakSanitizer,
     /// C, as a shared library.
     SharedC,
     /// C, statically linked with the system's C library.
@@ -185,6 +187,15 @@ pub const REWRITTEN_LIBRARY: Program = Program {
     ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
 };
 
+/// Lost blocks of all kinds, and blocks that one place points to.
+pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolchain::C);
+/// [`LOST_BLOCKS`], which LeakSanitizer judges.
+pub const LOST_BLOCKS_LSAN: Program =
+    program("lost_blocks_lsan", "lost_blocks.c", Toolchain::LeakSanitizer);
+/// Loses blocks while other threads replace theirs.
+pub const LOST_UNDER_CHURN: Program =
+    program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
+
 /// Every test program.
 pub const ALL: &[Program] = &[
     LEAK,
@@ -221,6 +232,9 @@ pub const ALL: &[Program] = &[
     EXEC_AGAIN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
+    LOST_BLOCKS,
+    LOST_BLOCKS_LSAN,
+    LOST_UNDER_CHURN,
 ];
 
 impl Program {
@@ -299,7 +313,11 @@ impl Program {
 
     fn command(&self, output: &Path, frame_pointers: FramePointers) -> Command {
         let mut command = Command::new(match self.toolchain {
-            Toolchain::C | Toolchain::SharedC | Toolchain::StaticC | Toolchain::Jemalloc => "gcc",
+            Toolchain::C
+            | Toolchain::LeakSanitizer
+            | Toolchain::SharedC
+            | Toolchain::StaticC
+            | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
             Toolchain::Rust => "rustc",
@@ -307,6 +325,7 @@ impl Program {
         });
         match self.toolchain {
             Toolchain::C
+            | Toolchain::LeakSanitizer
             | Toolchain::SharedC
             | Toolchain::StaticC
             | Toolchain::StaticMusl
@@ -330,6 +349,7 @@ impl Program {
         match self.toolchain {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::LeakSanitizer => command.args(["-fsanitize=leak", "-DWITH_LSAN"]),
             Toolchain::C
             | Toolchain::Musl
             | Toolchain::Jemalloc
@@ -340,7 +360,9 @@ impl Program {
         };
         command.arg("-o").arg(output).arg(self.source_path());
         match self.toolchain {
-            Toolchain::C | Toolchain::StaticC => command.args(["-pthread", "-ldl"]),
+            Toolchain::C | Toolchain::LeakSanitizer | Toolchain::StaticC => {
+                command.args(["-pthread", "-ldl"])
+            }
             Toolchain::Jemalloc => command.args(["-pthread", "-ljemalloc"]),
             Toolchain::SharedC
             | Toolchain::StaticMusl

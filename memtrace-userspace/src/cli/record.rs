@@ -100,7 +100,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         ControlFlow::Continue(())
     });
     progress.finish_and_clear();
-    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status } = ended?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
         write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
@@ -120,7 +120,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
 /// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
-fn started_line(started: &Started) -> String {
+pub(crate) fn started_line(started: &Started) -> String {
     match started {
         Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
             let stepped = match stepped_probes {
@@ -137,7 +137,7 @@ fn started_line(started: &Started) -> String {
 }
 
 /// What is not seen, if it is not everything.
-fn warning(verdict: Verdict) -> Option<String> {
+pub(crate) fn warning(verdict: Verdict) -> Option<String> {
     match verdict {
         Verdict::Traceable => None,
         Verdict::GoWithC | Verdict::Go | Verdict::NoAllocator => {
@@ -150,7 +150,7 @@ fn warning(verdict: Verdict) -> Option<String> {
 ///
 /// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
 /// wraps cannot be cleared.
-fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
+pub(crate) fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
     let line = format!(
         "{}  {}  {} events, {} lost  live {}",
         summary::target(snapshot),

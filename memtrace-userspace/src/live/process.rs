@@ -240,7 +240,8 @@ fn stack_pointers(pid: Pid) -> Result<Vec<Avma>, ProcessError> {
     Ok(pointers)
 }
 
-fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
+/// The ids of its threads, in order.
+pub(super) fn thread_ids(pid: Pid) -> Result<Vec<Tid>, ProcessError> {
     let path = file_of(pid, "task");
     let entries = fs::read_dir(&path).map_err(|source| failed(pid, &path, source))?;
     let mut tids = Vec::new();

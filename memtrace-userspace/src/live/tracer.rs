@@ -431,7 +431,7 @@ fn read_ahead(images: &mut Images, pids: &[Pid]) {
 }
 
 /// Resident memory, from the second field of `/proc/PID/statm`; `None` if the process is gone.
-fn resident_bytes(pid: Pid) -> Option<u64> {
+pub(super) fn resident_bytes(pid: Pid) -> Option<u64> {
     let statm = std::fs::read_to_string(format!("/proc/{}/statm", pid.0)).ok()?;
     let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
     pages.checked_mul(PAGE_BYTES)

@@ -40,8 +40,10 @@ impl Pipeline {
             return;
         }
         let state = self.threads.get_mut(thread);
-        state.retired = None;
         state.newest = None;
+        if let Some(retired) = state.retired.take() {
+            self.note_moved(process, &retired);
+        }
         if self.is_beyond_limit(process, ptr, size_bytes) {
             return;
         }
@@ -69,8 +71,19 @@ impl Pipeline {
             self.anomalies.orphan_frees += 1;
             return;
         };
+        self.note_freed(self.processes.running(actor.process).pid, ptr, block.size_bytes);
         if newest.is_some() && block.thread == actor.thread {
             self.temporary_allocations += 1;
+        }
+    }
+
+    /// `realloc` has moved a block, and so released the old one.
+    fn note_moved(&mut self, process: RunningId, retired: &Retired) {
+        let running = self.processes.running(process);
+        if let Retired { address, block: Some(block), incarnation } = retired
+            && *incarnation == running.incarnation
+        {
+            self.note_freed(running.pid, *address, block.size_bytes);
         }
     }
 

@@ -149,11 +149,10 @@ impl LiveSet {
 
     /// The blocks, in no order that may show.
     pub(super) fn blocks(&self) -> impl Iterator<Item = Block> {
-        let slots = self.shards.iter().flat_map(|shard| &shard.slots);
-        slots.filter(|slot| slot.is_used()).map(Slot::block)
+        self.blocks_at().map(|(_, block)| block)
     }
 
-    /// The blocks with their addresses, in no order that may show.
+    /// The blocks and where they are, in no order that may show.
     pub(super) fn blocks_at(&self) -> impl Iterator<Item = (Avma, Block)> {
         let slots = self.shards.iter().flat_map(|shard| &shard.slots);
         slots.filter(|slot| slot.is_used()).map(|slot| (Avma(slot.address), slot.block()))

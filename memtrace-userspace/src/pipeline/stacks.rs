@@ -322,6 +322,19 @@ impl Stacks {
         self.arrived = [0; End::ALL.len()];
     }
 
+    /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
+    pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
+        let shown_as = self.sites[site.0 as usize].shown_as;
+        let Site { stack, api, shown_as: _ } = &self.sites[shown_as.0 as usize];
+        let known = match &self.entries[stack.0 as usize] {
+            Entry::Known(stack) => Arc::clone(stack),
+            Entry::Awaited | Entry::Duplicate => {
+                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
+            }
+        };
+        (known, *api)
+    }
+
     /// How many distinct stacks have arrived that ended like this.
     pub(super) fn arrived(&self, end: End) -> u64 {
         self.arrived[end as usize]

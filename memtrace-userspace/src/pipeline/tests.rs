@@ -1,6 +1,7 @@
 //! Short traces and what must come of them; [`twin`] compares long ones with a stupid twin.
 
 mod address_space;
+mod freed;
 mod heap;
 mod lifecycle;
 mod limits;

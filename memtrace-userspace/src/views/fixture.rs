@@ -9,16 +9,19 @@
 //! ```
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
+use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{
     Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
     Usage,
 };
+use crate::reach::Cost;
 use crate::record::{
     BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
 };
@@ -141,6 +144,36 @@ pub(crate) fn snapshot() -> Snapshot {
             ("lost_allocations".to_owned(), 5),
             ("stack_walks".to_owned(), 17),
         ],
+    }
+}
+
+/// What a scan at the session's end found: stacks 0, 1 and 4 lost something.
+pub(crate) fn lost() -> LostBlocks {
+    let amount = |bytes, blocks| Amount { bytes, blocks };
+    let losses = [
+        (0, amount(12 * MIB, 12 * KIB), amount(3 * KIB, 24), Amount::default()),
+        (1, Amount::default(), Amount::default(), amount(3 * KIB, 24)),
+        (4, amount(100, 3), Amount::default(), Amount::default()),
+    ];
+    let stacks = snapshot().stacks;
+    LostBlocks {
+        pid: Pid(4242),
+        stacks: losses
+            .into_iter()
+            .map(|(stack, direct, held, indirect): (usize, _, _, _)| LostStack {
+                stack: Arc::clone(&stacks[stack].stack),
+                api: stacks[stack].api,
+                losses: Losses { direct, held, indirect },
+            })
+            .collect(),
+        judged: amount(14 * MIB, 12_323),
+        not_judged: NotJudged { contradictory: 0, out_of_reach: 0, changed: 7 },
+        cost: Cost {
+            stopped: Some(Duration::from_millis(12)),
+            threads: 2,
+            read_bytes: 88 * MIB,
+            unreadable_bytes: 4 * KIB,
+        },
     }
 }
 

@@ -209,7 +209,7 @@ fn compare_stacks(key: SortKey, a: &SymbolizedUsage, b: &SymbolizedUsage) -> Ord
 }
 
 /// As slices compare, without a look into what both share.
-fn compare_frames(a: &[Arc<Frame>], b: &[Arc<Frame>]) -> Ordering {
+pub(super) fn compare_frames(a: &[Arc<Frame>], b: &[Arc<Frame>]) -> Ordering {
     let differing = a.iter().zip(b).filter(|(a, b)| !Arc::ptr_eq(a, b));
     let order = differing.map(|(a, b)| a.cmp(b)).find(|order| order.is_ne());
     order.unwrap_or_else(|| a.len().cmp(&b.len()))

@@ -7,6 +7,7 @@
 //! compared with `diff`.
 
 mod layout;
+pub mod lost;
 mod stacks;
 mod time;
 

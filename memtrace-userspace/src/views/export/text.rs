@@ -5,11 +5,12 @@
 //! names of frames are never cut, they are broken over lines.
 
 use std::fmt::{self, Write};
-use std::sync::Arc;
+
+use memtrace_common::unwind::End;
 
 use crate::pipeline::snapshot::{Amount, Range, Scope, Snapshot, Usage};
 use crate::views::counters::{self, Weight, explain_end};
-use crate::views::frames::{Frame, Miss, Naming};
+use crate::views::frames::{Miss, Naming, SymbolizedStack};
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, wrap};
 use crate::views::printable::{printable, printable_str};
@@ -83,14 +84,8 @@ impl Report<'_> {
         writeln!(self.out, "\n{}", self.options.style.heading(text))
     }
 
-    /// A line of `label` and text, broken where it is too wide.
     fn field(&mut self, label: &str, text: &str) -> fmt::Result {
-        let lines = wrap(text, self.options.width.saturating_sub(13));
-        for (index, line) in lines.into_iter().enumerate() {
-            let label = if index == 0 { label } else { "" };
-            writeln!(self.out, "  {label:<10} {line}")?;
-        }
-        Ok(())
+        write_field(&mut self.out, label, text, self.options.width)
     }
 
     fn header(&mut self) -> fmt::Result {
@@ -116,15 +111,7 @@ impl Report<'_> {
             return Ok(());
         }
         self.heading("Caveats")?;
-        for caveat in caveats {
-            for (index, line) in
-                wrap(&caveat, self.options.width.saturating_sub(4)).into_iter().enumerate()
-            {
-                let mark = if index == 0 { "!" } else { " " };
-                writeln!(self.out, "  {}", self.options.style.warning(&format!("{mark} {line}")))?;
-            }
-        }
-        Ok(())
+        write_caveats(&mut self.out, &caveats, self.options.width, self.options.style)
     }
 
     fn totals(&mut self) -> fmt::Result {
@@ -262,31 +249,7 @@ impl Report<'_> {
                 counted(usage.allocations, "call"),
             );
             writeln!(self.out, "{}", cut(&head, self.options.width))?;
-            self.frames(&stack.stack.frames)?;
-            if stack.stack.end != memtrace_common::unwind::End::Root {
-                let end = format!("cut off here: {}", explain_end(stack.stack.end));
-                writeln!(self.out, "        {}", self.options.style.warning(&end))?;
-            }
-        }
-        Ok(())
-    }
-
-    /// Repeated frames of a recursion are one line, the middle of a deep stack is left out.
-    fn frames(&mut self, frames: &[Arc<Frame>]) -> fmt::Result {
-        let labels = frame_labels(frames);
-        let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
-        for (index, label) in labels.iter().enumerate() {
-            if hidden > 0 && index == INNER_FRAMES {
-                writeln!(self.out, "        … {hidden} more frames …")?;
-            }
-            if hidden > 0 && (INNER_FRAMES..INNER_FRAMES + hidden).contains(&index) {
-                continue;
-            }
-            for (index, part) in
-                wrap(label, self.options.width.saturating_sub(9)).into_iter().enumerate()
-            {
-                writeln!(self.out, "     {}  {part}", if index == 0 { " " } else { "  " })?;
-            }
+            write_stack(&mut self.out, &stack.stack, self.options.width, self.options.style)?;
         }
         Ok(())
     }
@@ -426,6 +389,60 @@ fn held_before(range: &Range) -> String {
         amount(range.held_before),
         amount(range.still_held),
     )
+}
+
+/// A line of `label` and text, broken where it is too wide.
+pub(super) fn write_field(out: &mut String, label: &str, text: &str, width: usize) -> fmt::Result {
+    for (index, line) in wrap(text, width.saturating_sub(13)).into_iter().enumerate() {
+        let label = if index == 0 { label } else { "" };
+        writeln!(out, "  {label:<10} {line}")?;
+    }
+    Ok(())
+}
+
+/// What the numbers cannot see, a paragraph each.
+pub(super) fn write_caveats(
+    out: &mut String,
+    caveats: &[String],
+    width: usize,
+    style: Style,
+) -> fmt::Result {
+    for caveat in caveats {
+        for (index, line) in wrap(caveat, width.saturating_sub(4)).into_iter().enumerate() {
+            let mark = if index == 0 { "!" } else { " " };
+            writeln!(out, "  {}", style.warning(&format!("{mark} {line}")))?;
+        }
+    }
+    Ok(())
+}
+
+/// The frames of a stack, and why they end where they do.
+///
+/// Repeated frames of a recursion are one line, the middle of a deep stack is left out.
+pub(super) fn write_stack(
+    out: &mut String,
+    stack: &SymbolizedStack,
+    width: usize,
+    style: Style,
+) -> fmt::Result {
+    let labels = frame_labels(&stack.frames);
+    let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
+    for (index, label) in labels.iter().enumerate() {
+        if hidden > 0 && index == INNER_FRAMES {
+            writeln!(out, "        … {hidden} more frames …")?;
+        }
+        if hidden > 0 && (INNER_FRAMES..INNER_FRAMES + hidden).contains(&index) {
+            continue;
+        }
+        for (index, part) in wrap(label, width.saturating_sub(9)).into_iter().enumerate() {
+            writeln!(out, "     {}  {part}", if index == 0 { " " } else { "  " })?;
+        }
+    }
+    if stack.end != End::Root {
+        let end = format!("cut off here: {}", explain_end(stack.end));
+        writeln!(out, "        {}", style.warning(&end))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]

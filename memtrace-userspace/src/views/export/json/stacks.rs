@@ -72,7 +72,8 @@ impl Serialize for Stacks<'_> {
     }
 }
 
-fn text(frame: &frames::Frame) -> io::Result<Box<RawValue>> {
+/// The text of a frame.
+pub(super) fn text(frame: &frames::Frame) -> io::Result<Box<RawValue>> {
     let frames::Frame { function, line, inlined, place } = frame;
     let frame = Frame {
         function: function.name.as_deref(),

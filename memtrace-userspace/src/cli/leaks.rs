@@ -1,0 +1,149 @@
+//! `memtrace leaks`: the blocks of a running process that nothing points to any more.
+
+use std::io::Write;
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use clap::{Args, ValueEnum};
+use indicatif::{ProgressBar, ProgressStyle};
+use memtrace_userspace::live::heap_scan::Stop;
+use memtrace_userspace::lost::LostBlocks;
+use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::session::{
+    self, Progress, RecordOptions, ScanOptions, SessionSummary, Started, Target,
+};
+use memtrace_userspace::views::export::json::lost as json;
+use memtrace_userspace::views::export::lost as text;
+use memtrace_userspace::views::lost::rank;
+use memtrace_userspace::views::style::Style;
+
+use super::output::Output;
+use super::record::{progress_line, started_line, warning};
+use super::source::{SymbolArguments, TraceArguments, pid};
+use super::{Outcome, quantity, tell, terminal};
+
+const EXAMPLES: &str = "\
+Examples:
+  sudo memtrace leaks -p 4711                             watch until Ctrl-C, then look
+  sudo memtrace leaks -p 4711 --duration 5m               watch for five minutes, then look
+  sudo memtrace leaks -p 4711 --duration 5m --no-stop     without stopping it for a moment
+  sudo memtrace leaks -p 4711 --duration 1m --format json -o lost.json";
+
+/// Find memory of a running process that nothing points to any more.
+///
+/// Watches the process allocate, then stops its threads for a moment, reads its registers and
+/// memory, and reports the blocks that no pointer leads to, by allocation stack. Blocks from before
+/// the attach cannot be judged; a pointer in them counts. Exit status 1 if anything is lost.
+#[derive(Debug, Args)]
+#[command(before_help = EXAMPLES)]
+pub(crate) struct Arguments {
+    /// The process
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid)]
+    pid: Pid,
+    /// Do not stop the process while it is read; a pointer that moves can be missed
+    #[arg(long, conflicts_with = "max_stop")]
+    no_stop: bool,
+    /// Let the process go on, and give up, after this time [default: 1s, and 1s more for each GiB]
+    #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration)]
+    max_stop: Option<Duration>,
+    /// What the report is for
+    #[arg(long, value_enum, default_value_t = Format::Text)]
+    format: Format,
+    /// Write to this file instead of stdout; it appears when the report is complete
+    #[arg(short, long, value_name = "OUT")]
+    output: Option<PathBuf>,
+    /// The most call paths to list [text: 20, json: all]
+    #[arg(long, value_name = "N")]
+    top: Option<usize>,
+    #[command(flatten)]
+    trace: TraceArguments,
+    #[command(flatten)]
+    symbols: SymbolArguments,
+}
+
+/// What a report is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+enum Format {
+    /// To read
+    Text,
+    /// For other programs; docs/leaks.schema.json describes it
+    Json,
+}
+
+/// Watches, looks, and reports.
+pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
+    let Arguments { pid, no_stop, max_stop, format, output, top, trace, symbols } = arguments;
+    let mut out = Output::open(output.as_deref(), Path::new("/"))?;
+    let stop = if no_stop { Stop::Nothing } else { Stop::All(max_stop) };
+    let options = RecordOptions {
+        scan: Some(ScanOptions { pid, stop }),
+        ..trace.session(Target::Attach(vec![pid]), None)
+    };
+    let SessionSummary { snapshot, trace_bytes: _, verdict: _, exit_status: _, lost } =
+        watch(options)?;
+    let Some(lost) = lost else {
+        bail!("process {} ended before its memory was read; choose a shorter --duration", pid.0);
+    };
+    write(&mut out, &snapshot, &lost, symbols, format, output.is_none(), top).with_context(
+        || match &output {
+            Some(path) => {
+                format!("cannot write {}; free some space or choose another -o", path.display())
+            }
+            None => "cannot write to stdout".to_owned(),
+        },
+    )?;
+    out.commit()?;
+    let total = lost.total();
+    Ok(if total.direct.blocks == 0 { Outcome::Fine } else { Outcome::Findings })
+}
+
+fn watch(options: RecordOptions) -> Result<SessionSummary> {
+    let progress = ProgressBar::new_spinner().with_style(
+        ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
+    );
+    let ended = session::run(options, |step| {
+        match step {
+            Progress::Started(processes) => {
+                for process in processes {
+                    tell(&started_line(process));
+                    if let Started::Attached { verdict, .. } = process {
+                        warning(*verdict).iter().for_each(|line| tell(line));
+                    }
+                }
+            }
+            Progress::Snapshot(snapshot) => {
+                progress.set_message(progress_line(snapshot, terminal::error_width()));
+                progress.tick();
+            }
+        }
+        ControlFlow::Continue(())
+    });
+    progress.finish_and_clear();
+    Ok(ended?)
+}
+
+fn write(
+    out: &mut Output,
+    snapshot: &Snapshot,
+    lost: &LostBlocks,
+    symbols: SymbolArguments,
+    format: Format,
+    to_stdout: bool,
+    top: Option<usize>,
+) -> std::io::Result<()> {
+    let stacks = rank(snapshot, lost, &mut symbols.names());
+    match format {
+        Format::Json => json::write(out, snapshot, lost, &stacks, top),
+        Format::Text => {
+            let options = text::Options {
+                width: terminal::width(),
+                style: if to_stdout { terminal::style() } else { Style::Plain },
+                top,
+            };
+            out.write_all(text::render(snapshot, lost, &stacks, &options).as_bytes())
+        }
+    }
+}

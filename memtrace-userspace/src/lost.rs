@@ -1,0 +1,202 @@
+//! What is lost, by call path: the verdicts of [`reach`](crate::reach) over the pipeline's blocks.
+//!
+//! In: the blocks that a process held, and what was seen of its memory. Out: [`LostBlocks`], for
+//! views. Only blocks whose allocation was observed can be lost here; all other memory is a root.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use memtrace_common::event::Api;
+
+use crate::pipeline::snapshot::Stack;
+use crate::pipeline::{HeldBlock, Site};
+use crate::reach::{Blocks, Cost, Lost, Span};
+use crate::record::Pid;
+
+/// Blocks and their bytes, as the program asked for them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
+pub struct Amount {
+    /// Bytes.
+    pub bytes: u64,
+    /// Blocks.
+    pub blocks: u64,
+}
+
+impl Amount {
+    /// Adds a block.
+    pub fn add(&mut self, block: &HeldBlock) {
+        self.bytes = self.bytes.saturating_add(block.size_bytes);
+        self.blocks += 1;
+    }
+
+    /// The sum of both.
+    pub fn plus(self, other: Amount) -> Amount {
+        Amount { bytes: self.bytes.saturating_add(other.bytes), blocks: self.blocks + other.blocks }
+    }
+}
+
+/// What is lost of the blocks of one call path and API.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Losses {
+    /// Nothing points to these.
+    pub direct: Amount,
+    /// Blocks of any call path that only these directly lost ones lead to.
+    pub held: Amount,
+    /// Blocks of this call path that only other lost blocks lead to.
+    pub indirect: Amount,
+}
+
+/// A call path that lost blocks.
+#[derive(Clone, Debug)]
+pub struct LostStack {
+    /// The call path.
+    pub stack: Arc<Stack>,
+    /// The function of the allocator.
+    pub api: Api,
+    /// What it lost.
+    pub losses: Losses,
+}
+
+/// What a process has lost.
+#[derive(Clone, Debug)]
+pub struct LostBlocks {
+    /// The process.
+    pub pid: Pid,
+    /// By call path and API, in no order that may show.
+    pub stacks: Vec<LostStack>,
+    /// The blocks that were judged, lost or not.
+    pub judged: Amount,
+    /// Live blocks that were taken for roots instead, because too little was sure about them.
+    pub not_judged: NotJudged,
+    /// What the look took.
+    pub cost: Cost,
+}
+
+/// Live blocks that are not judged, by the reason.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct NotJudged {
+    /// They overlap others: an event was lost, so one of the two is not live.
+    pub contradictory: u64,
+    /// They lie where addresses of more than 47 bits are.
+    pub out_of_reach: u64,
+    /// They were released, allocated or moved in the moment before the look.
+    pub changed: u64,
+}
+
+impl LostBlocks {
+    /// The sum over all call paths; `held` is the same as `indirect` here.
+    pub fn total(&self) -> Losses {
+        let mut total = Losses::default();
+        for LostStack { losses: Losses { direct, held, indirect }, .. } in &self.stacks {
+            total.direct = total.direct.plus(*direct);
+            total.held = total.held.plus(*held);
+            total.indirect = total.indirect.plus(*indirect);
+        }
+        total
+    }
+}
+
+/// Puts blocks in order and leaves out those that cannot be judged.
+pub fn judgeable(mut held: Vec<HeldBlock>) -> (Vec<HeldBlock>, NotJudged) {
+    let mut not_judged = NotJudged::default();
+    let all = held.len();
+    held.retain(|block| Blocks::is_possible(span(block)));
+    not_judged.out_of_reach = (all - held.len()) as u64;
+    held.sort_unstable_by_key(|block| block.address);
+    let possible = held.len();
+    let mut end = 0;
+    let mut previous_is_contradictory = false;
+    let mut contradictory = Vec::new();
+    for (index, block) in held.iter().enumerate() {
+        let overlaps = block.address.0 < end;
+        if overlaps && !previous_is_contradictory {
+            contradictory.push(index - 1);
+        }
+        if overlaps {
+            contradictory.push(index);
+        }
+        previous_is_contradictory = overlaps;
+        end = end.max(block.address.0 + block.size_bytes.max(1));
+    }
+    let mut contradictory = contradictory.into_iter().peekable();
+    let mut index = 0;
+    held.retain(|_| {
+        let is_contradictory = contradictory.next_if_eq(&index).is_some();
+        index += 1;
+        !is_contradictory
+    });
+    not_judged.contradictory = (possible - held.len()) as u64;
+    (held, not_judged)
+}
+
+/// Where a block lies.
+pub fn span(block: &HeldBlock) -> Span {
+    Span { start: block.address, size_bytes: block.size_bytes }
+}
+
+/// Sums up by call path. `held` are the blocks that were judged, in the order of their ids.
+pub fn by_site(held: &[HeldBlock], lost: &[Lost]) -> BTreeMap<Site, Losses> {
+    let mut sites: BTreeMap<Site, Losses> = BTreeMap::new();
+    for Lost { block, holder } in lost {
+        let (of_block, of_holder) = (&held[block.index()], &held[holder.index()]);
+        if block == holder {
+            sites.entry(of_block.site).or_default().direct.add(of_block);
+        } else {
+            sites.entry(of_block.site).or_default().indirect.add(of_block);
+            sites.entry(of_holder.site).or_default().held.add(of_block);
+        }
+    }
+    sites
+}
+
+#[cfg(test)]
+mod tests {
+    use memtrace_common::addr::Avma;
+
+    use super::*;
+
+    fn block(address: u64, size_bytes: u64) -> HeldBlock {
+        HeldBlock { address: Avma(address), size_bytes, site: Site::default() }
+    }
+
+    #[test]
+    fn blocks_that_overlap_are_not_judged() {
+        let held = vec![
+            block(0x300, 16),
+            block(0x100, 64),
+            block(0x110, 16),
+            block(0x120, 16),
+            block(0x200, 0),
+            block(0x140, 16),
+        ];
+
+        let (judged, not_judged) = judgeable(held);
+
+        assert_eq!(judged, [block(0x140, 16), block(0x200, 0), block(0x300, 16)]);
+        assert_eq!(not_judged, NotJudged { contradictory: 3, ..NotJudged::default() });
+    }
+
+    #[test]
+    fn blocks_beyond_the_usual_addresses_are_not_judged() {
+        let (judged, not_judged) = judgeable(vec![block(1 << 50, 16), block(0x100, u64::MAX)]);
+
+        assert_eq!((judged.len(), not_judged.out_of_reach), (0, 2));
+    }
+
+    #[test]
+    fn losses_of_a_call_path_add_up() {
+        let held = vec![block(0x100, 16), block(0x200, 24), block(0x300, 8)];
+        let blocks = Blocks::new(held.iter().map(span));
+        let ids: Vec<_> = blocks.ids().collect();
+        let lost = [Lost { block: ids[1], holder: ids[1] }, Lost { block: ids[0], holder: ids[1] }];
+
+        let sites = by_site(&held, &lost);
+
+        let losses = Losses {
+            direct: Amount { bytes: 24, blocks: 1 },
+            held: Amount { bytes: 16, blocks: 1 },
+            indirect: Amount { bytes: 16, blocks: 1 },
+        };
+        assert_eq!(sites, BTreeMap::from([(Site::default(), losses)]));
+    }
+}

@@ -1,0 +1,370 @@
+//! Looking for lost blocks at the end of a session, while its probes are still in place.
+//!
+//! ```text
+//!   scanner    blocks? ─→ index ─→ stop, read, let go ─→ what changed? ─→ judge ─→ call paths?
+//!   pipeline      └→ held, log begins ··················· log up to the look ┘
+//!   tracer     drains all the while; after the look, says which batch holds what came before
+//! ```
+//!
+//! The blocks are taken and put in order while the process runs on: that can take a second, and a
+//! process should stand still for no longer than its memory is read. A block that is released,
+//! allocated or moved between that and the look is not judged. For that the pipeline's thread keeps
+//! a log, which is complete once every event from before the look has been applied.
+
+use std::collections::HashSet;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::mpsc::{self, Receiver, Sender};
+use std::thread::JoinHandle;
+
+use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
+use thiserror::Error;
+
+use crate::hash::Seed;
+use crate::live::heap_scan::{self, Stop};
+use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
+use crate::pipeline::snapshot::Stack;
+use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, Site};
+use crate::reach::{Blocks, Span, judge};
+use crate::record::{Pid, Record};
+
+/// The most addresses that a log keeps: some 500 MB.
+const LOG_LIMIT: usize = 1 << 24;
+
+/// What to look at, and how.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ScanOptions {
+    /// The process.
+    pub pid: Pid,
+    /// Whether it stands still meanwhile.
+    pub stop: Stop,
+}
+
+/// Why nothing is known of lost blocks.
+#[derive(Debug, Error)]
+pub enum ScanError {
+    /// The process cannot be looked at.
+    #[error(transparent)]
+    Look(#[from] heap_scan::ScanError),
+    /// It was replaced or ended in the wrong moment.
+    #[error("process {pid} ended or ran a new program before its memory was read; attach earlier")]
+    Ended {
+        /// The process.
+        pid: u32,
+    },
+    /// It does too much at a time.
+    #[error(
+        "process {pid} allocated and released more than {LOG_LIMIT} blocks while its blocks were \
+         put in order; try again when it does less"
+    )]
+    TooBusy {
+        /// The process.
+        pid: u32,
+    },
+    /// The session has ended for another reason, which is told elsewhere.
+    #[error("the session ended before the memory of process {pid} was judged")]
+    SessionEnded {
+        /// The process.
+        pid: u32,
+    },
+}
+
+/// What the scanner wants to know from the pipeline.
+pub(super) enum Question {
+    /// The blocks of a process. The log begins.
+    Held(Pid, Sender<Option<Vec<HeldBlock>>>),
+    /// The log, once so many batches have been applied.
+    Changed(u64, Sender<Changes>),
+    /// The call paths of these sites.
+    CallPaths(Vec<Site>, Sender<Vec<(Arc<Stack>, Api)>>),
+}
+
+/// What happened since the blocks were taken.
+pub(super) struct Changes {
+    addresses: HashSet<Avma, Seed>,
+    is_full: bool,
+    /// What was released before and is not used since; nothing if events were lost.
+    freed: FreedRanges,
+    /// Whether the process ended or began a new program.
+    has_ended: bool,
+}
+
+/// The scanner's place in the pipeline's thread.
+pub(super) struct Desk {
+    questions: Receiver<Question>,
+    batches: u64,
+    log: Option<(Pid, Changes)>,
+    /// Who waits for the log, and for how many batches.
+    waiting: Option<(u64, Sender<Changes>)>,
+}
+
+impl Desk {
+    /// A place for the questions that are asked through the other end.
+    pub(super) fn new() -> (Sender<Question>, Desk) {
+        let (sender, questions) = mpsc::channel();
+        (sender, Desk { questions, batches: 0, log: None, waiting: None })
+    }
+
+    /// Writes the log and answers questions, after the pipeline has applied a batch.
+    pub(super) fn applied(&mut self, pipeline: &Pipeline, batch: &[Record]) {
+        self.batches += 1;
+        if let Some((pid, changes)) = &mut self.log {
+            batch.iter().for_each(|record| changes.note(*pid, record));
+        }
+        // A scanner that is gone wants no answers.
+        while let Ok(question) = self.questions.try_recv() {
+            match question {
+                Question::Held(pid, answer) => {
+                    self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
+                    let _ = answer.send(pipeline.held_blocks(pid));
+                }
+                Question::Changed(batches, answer) => self.waiting = Some((batches, answer)),
+                Question::CallPaths(sites, answer) => {
+                    let paths = sites.into_iter().map(|site| pipeline.call_path(site));
+                    let _ = answer.send(paths.collect());
+                }
+            }
+        }
+        if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
+            && let Some((_, mut changes)) = self.log.take()
+        {
+            if pipeline.has_lost_events() {
+                changes.freed = FreedRanges::default();
+            }
+            let _ = answer.send(changes);
+        }
+    }
+}
+
+impl Changes {
+    fn since(freed: FreedRanges) -> Changes {
+        let addresses = HashSet::with_hasher(Seed::random());
+        Changes { addresses, is_full: false, freed, has_ended: false }
+    }
+
+    /// Notes the addresses of every process: a block of one that another one has at its address is
+    /// left out once too often, and no thread need be looked up.
+    fn note(&mut self, pid: Pid, record: &Record) {
+        self.freed.note_use(record);
+        match record {
+            Record::Alloc { ptr, .. }
+            | Record::Free { ptr, .. }
+            | Record::Retire { ptr, .. }
+            | Record::Restore { ptr, .. } => {
+                if self.addresses.len() < LOG_LIMIT {
+                    self.addresses.insert(*ptr);
+                } else {
+                    self.is_full |= !self.addresses.contains(ptr);
+                }
+            }
+            Record::Exec { pid: of, .. } | Record::Exit { pid: of, .. } => {
+                self.has_ended |= *of == pid;
+            }
+            _ => {}
+        }
+    }
+}
+
+/// The tracer's side of a scan.
+pub(super) struct Scan {
+    options: ScanOptions,
+    questions: Sender<Question>,
+    running: Option<Running>,
+}
+
+struct Running {
+    thread: JoinHandle<Result<LostBlocks, ScanError>>,
+    has_looked: Arc<AtomicBool>,
+    /// Where the log goes; taken when it is asked for.
+    changes: Option<Sender<Changes>>,
+}
+
+impl Scan {
+    pub(super) fn new(options: ScanOptions, questions: Sender<Question>) -> Scan {
+        Scan { options, questions, running: None }
+    }
+
+    /// Begins, unless it has begun.
+    pub(super) fn begin(&mut self) -> std::io::Result<()> {
+        if self.running.is_some() {
+            return Ok(());
+        }
+        let has_looked = Arc::new(AtomicBool::new(false));
+        let (sender, changes) = mpsc::channel();
+        let (options, questions) = (self.options, self.questions.clone());
+        let thread = {
+            let has_looked = Arc::clone(&has_looked);
+            std::thread::Builder::new()
+                .name("scanner".to_owned())
+                .spawn(move || scan(options, &questions, &has_looked, &changes))?
+        };
+        self.running = Some(Running { thread, has_looked, changes: Some(sender) });
+        Ok(())
+    }
+
+    /// Whether the look is over and the log was not asked for.
+    ///
+    /// To be asked before the ring is drained: what came before the look is in there.
+    pub(super) fn wants_changes(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| {
+            running.changes.is_some() && running.has_looked.load(Ordering::Acquire)
+        })
+    }
+
+    /// Asks for the log, which is complete after so many batches.
+    pub(super) fn ask_for_changes(&mut self, batches: u64) {
+        if let Some(sender) = self.running.as_mut().and_then(|running| running.changes.take()) {
+            // A pipeline that is gone has failed, and says why itself.
+            let _ = self.questions.send(Question::Changed(batches, sender));
+        }
+    }
+
+    /// Whether it has begun.
+    pub(super) fn has_begun(&self) -> bool {
+        self.running.is_some()
+    }
+
+    /// Whether it has begun and is over.
+    pub(super) fn is_over(&self) -> bool {
+        self.running.as_ref().is_some_and(|running| running.thread.is_finished())
+    }
+
+    /// What it found; `None` if it never began, or the session is over before it is.
+    pub(super) fn finish(self) -> Option<Result<LostBlocks, ScanError>> {
+        let running = self.running.filter(|running| running.thread.is_finished())?;
+        Some(super::join(running.thread))
+    }
+}
+
+/// The scanner thread.
+fn scan(
+    options: ScanOptions,
+    questions: &Sender<Question>,
+    has_looked: &AtomicBool,
+    changes: &Receiver<Changes>,
+) -> Result<LostBlocks, ScanError> {
+    let ScanOptions { pid, stop } = options;
+    let held = ask(questions, pid, |answer| Question::Held(pid, answer))?;
+    let held = held.ok_or(ScanError::Ended { pid: pid.0 })?;
+    let (held, mut not_judged) = judgeable(held);
+    let blocks = Blocks::new(held.iter().map(span));
+    let seen = heap_scan::look(pid, &blocks, stop);
+    has_looked.store(true, Ordering::Release);
+    let seen = seen?;
+    let changes = changes.recv().map_err(|_| ScanError::SessionEnded { pid: pid.0 })?;
+    if changes.has_ended {
+        return Err(ScanError::Ended { pid: pid.0 });
+    }
+    if changes.is_full {
+        return Err(ScanError::TooBusy { pid: pid.0 });
+    }
+    let is_judged = |block: &HeldBlock| !changes.addresses.contains(&block.address);
+    let mut judged = Amount::default();
+    for block in &held {
+        if is_judged(block) {
+            judged.add(block);
+        } else {
+            not_judged.changed += 1;
+        }
+    }
+    let freed = changes
+        .freed
+        .iter()
+        .map(|range| Span { start: range.start, size_bytes: range.end.0 - range.start.0 });
+    let freed = Blocks::new(freed.filter(|span| Blocks::is_possible(*span)));
+    let lost = judge(&blocks, &freed, &seen.loose, seen.pieces, |id| is_judged(&held[id.index()]));
+    let sites = by_site(&held, &lost);
+    let asked = sites.keys().copied().collect();
+    let paths = ask(questions, pid, |answer| Question::CallPaths(asked, answer))?;
+    let stacks = paths
+        .into_iter()
+        .zip(sites.into_values())
+        .map(|((stack, api), losses)| LostStack { stack, api, losses })
+        .collect();
+    Ok(LostBlocks { pid, stacks, judged, not_judged, cost: seen.cost })
+}
+
+fn ask<T>(
+    questions: &Sender<Question>,
+    pid: Pid,
+    question: impl FnOnce(Sender<T>) -> Question,
+) -> Result<T, ScanError> {
+    let (sender, answer) = mpsc::channel();
+    // A pipeline that is gone drops the question, and the sender in it.
+    let _ = questions.send(question(sender));
+    answer.recv().map_err(|_| ScanError::SessionEnded { pid: pid.0 })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pipeline::Limits;
+    use crate::record::{Process, Tid, Time, WireStackId};
+
+    const PID: Pid = Pid(7);
+
+    fn process() -> Record {
+        let (exe, command) = (Vec::new(), Vec::new());
+        Record::Process(Process { time: Time(0), pid: PID, parent: None, exe, command })
+    }
+
+    fn alloc(ptr: u64) -> Record {
+        Record::Alloc {
+            time: Time(0),
+            tid: Tid(7),
+            api: Api::Malloc,
+            ptr: Avma(ptr),
+            size: 16,
+            stack: WireStackId(0),
+        }
+    }
+
+    fn free(ptr: u64) -> Record {
+        Record::Free { time: Time(0), tid: Tid(7), api: Api::Free, ptr: Avma(ptr) }
+    }
+
+    #[test]
+    fn log_has_what_changed_after_the_blocks_were_taken_and_up_to_the_batch() {
+        let (questions, mut desk) = Desk::new();
+        let mut pipeline = Pipeline::new(Limits::default());
+        let mut apply = |desk: &mut Desk, batch: &[Record]| {
+            pipeline.apply_all(batch);
+            desk.applied(&pipeline, batch);
+        };
+        let (held_sender, held) = mpsc::channel();
+        let (changed_sender, changed) = mpsc::channel();
+
+        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        apply(&mut desk, &[process(), alloc(0x10), alloc(0x20), free(0x10)]);
+        questions.send(Question::Changed(3, changed_sender)).expect("the desk is there");
+        apply(&mut desk, &[alloc(0x30)]);
+        assert!(changed.try_recv().is_err(), "the third batch has not come");
+        apply(&mut desk, &[free(0x20)]);
+
+        let held = held.try_recv().expect("an answer").expect("the process runs");
+        assert_eq!(held.iter().map(|block| block.address).collect::<Vec<_>>(), [Avma(0x20)]);
+        let changes = changed.try_recv().expect("the log");
+        let mut addresses: Vec<_> = changes.addresses.iter().copied().collect();
+        addresses.sort();
+        assert_eq!(addresses, [Avma(0x20), Avma(0x30)]);
+        assert!(!changes.is_full && !changes.has_ended);
+    }
+
+    #[test]
+    fn process_that_ends_meanwhile_is_noticed() {
+        let (questions, mut desk) = Desk::new();
+        let mut pipeline = Pipeline::new(Limits::default());
+        let (held_sender, _held) = mpsc::channel();
+        let (changed_sender, changed) = mpsc::channel();
+        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        questions.send(Question::Changed(2, changed_sender)).expect("the desk is there");
+
+        for batch in [[process()], [Record::Exit { time: Time(1), pid: PID }]] {
+            pipeline.apply_all(&batch);
+            desk.applied(&pipeline, &batch);
+        }
+
+        assert!(changed.try_recv().expect("the log").has_ended);
+    }
+}

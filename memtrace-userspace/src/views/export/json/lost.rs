@@ -1,0 +1,198 @@
+//! Lost blocks as JSON, as `docs/leaks.schema.json` describes it.
+
+use std::io::{self, Write};
+
+use serde::Serialize;
+use serde_json::value::RawValue;
+
+use super::layout::OneEntryPerLine;
+use super::stacks::text;
+use crate::lost::{Amount, Losses, LostBlocks, NotJudged};
+use crate::pipeline::snapshot::Snapshot;
+use crate::reach::Cost;
+use crate::views::lost::{SymbolizedLosses, caveats};
+use crate::views::printable::printable;
+
+/// The report's `version`.
+pub const VERSION: u32 = 1;
+
+#[derive(Serialize)]
+struct Report {
+    format: &'static str,
+    version: u32,
+    target: Target,
+    scan: Scan,
+    totals: Totals,
+    stacks: Vec<Stack>,
+    caveats: Vec<String>,
+}
+
+#[derive(Serialize)]
+struct Target {
+    pid: u32,
+    exe: Option<String>,
+}
+
+#[derive(Serialize)]
+struct Scan {
+    observed_ns: u64,
+    stopped_ns: Option<u64>,
+    threads: u64,
+    read_bytes: u64,
+    unreadable_bytes: u64,
+    judged_blocks: u64,
+    judged_bytes: u64,
+    contradictory_blocks: u64,
+    out_of_reach_blocks: u64,
+    changed_blocks: u64,
+}
+
+#[derive(Serialize)]
+struct Totals {
+    direct_blocks: u64,
+    direct_bytes: u64,
+    indirect_blocks: u64,
+    indirect_bytes: u64,
+}
+
+#[derive(Serialize)]
+struct Stack {
+    api: &'static str,
+    end: &'static str,
+    direct_blocks: u64,
+    direct_bytes: u64,
+    held_blocks: u64,
+    held_bytes: u64,
+    indirect_blocks: u64,
+    indirect_bytes: u64,
+    frames: Vec<Box<RawValue>>,
+}
+
+/// Writes the losses; `stacks` are those of `lost`, in order, of which at most `top` are written.
+pub fn write(
+    out: impl Write,
+    snapshot: &Snapshot,
+    lost: &LostBlocks,
+    stacks: &[SymbolizedLosses],
+    top: Option<usize>,
+) -> io::Result<()> {
+    let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
+    let Cost { stopped, threads, read_bytes, unreadable_bytes } = lost.cost;
+    let Losses { direct, held: _, indirect } = lost.total();
+    let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
+    let report = Report {
+        format: "memtrace-leaks",
+        version: VERSION,
+        target: Target {
+            pid: lost.pid.0,
+            exe: exe.map(|process| printable(&process.exe).into_owned()),
+        },
+        scan: Scan {
+            observed_ns: snapshot.now.0,
+            stopped_ns: stopped.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+            threads,
+            read_bytes,
+            unreadable_bytes,
+            judged_blocks: lost.judged.blocks,
+            judged_bytes: lost.judged.bytes,
+            contradictory_blocks: contradictory,
+            out_of_reach_blocks: out_of_reach,
+            changed_blocks: changed,
+        },
+        totals: Totals {
+            direct_blocks: direct.blocks,
+            direct_bytes: direct.bytes,
+            indirect_blocks: indirect.blocks,
+            indirect_bytes: indirect.bytes,
+        },
+        stacks: stacks
+            .iter()
+            .take(top.unwrap_or(usize::MAX))
+            .map(stack)
+            .collect::<io::Result<_>>()?,
+        caveats: caveats(snapshot, lost),
+    };
+    let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
+    report.serialize(&mut serializer).map_err(io::Error::from)?;
+    serializer.into_inner().write_all(b"\n")
+}
+
+fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
+    let SymbolizedLosses { stack, api, losses } = symbolized;
+    let Losses { direct, held, indirect } = *losses;
+    let Amount { bytes: direct_bytes, blocks: direct_blocks } = direct;
+    let Amount { bytes: held_bytes, blocks: held_blocks } = held;
+    let Amount { bytes: indirect_bytes, blocks: indirect_blocks } = indirect;
+    Ok(Stack {
+        api: api.name(),
+        end: stack.end.name(),
+        direct_blocks,
+        direct_bytes,
+        held_blocks,
+        held_bytes,
+        indirect_blocks,
+        indirect_bytes,
+        frames: stack.frames.iter().map(|frame| text(frame)).collect::<io::Result<_>>()?,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::Value;
+
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::lost::rank;
+
+    fn json(lost: &LostBlocks, top: Option<usize>) -> Value {
+        let snapshot = fixture::snapshot();
+        let stacks = rank(&snapshot, lost, &mut fixture::names());
+        let mut out = Vec::new();
+        write(&mut out, &snapshot, lost, &stacks, top).expect("a Vec takes all");
+        serde_json::from_slice(&out).expect("the report is JSON")
+    }
+
+    fn is_valid(report: &Value) -> bool {
+        let schema = include_str!("../../../../../docs/leaks.schema.json");
+        let schema = serde_json::from_str(schema).expect("the schema is JSON");
+        jsonschema::is_valid(&schema, report)
+    }
+
+    #[test]
+    fn report_is_valid_and_every_number_is_in_its_place() {
+        let report = json(&fixture::lost(), None);
+
+        assert!(is_valid(&report), "{report:#}");
+        let totals = serde_json::json!({
+            "direct_blocks": 12_291, "direct_bytes": (12 << 20) + 100,
+            "indirect_blocks": 24, "indirect_bytes": 3 << 10,
+        });
+        assert_eq!(report["totals"], totals);
+        let scan = serde_json::json!({
+            "observed_ns": 12_345_000_000u64, "stopped_ns": 12_000_000, "threads": 2,
+            "read_bytes": 88 << 20, "unreadable_bytes": 4096,
+            "judged_blocks": 12_323, "judged_bytes": 14 << 20,
+            "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
+        });
+        assert_eq!(report["scan"], scan);
+        assert_eq!(report["stacks"][0]["frames"][0]["function"], "leak_per_request");
+        assert_eq!(report["stacks"][0]["held_blocks"], 24);
+    }
+
+    #[test]
+    fn top_limits_stacks_and_not_totals() {
+        let report = json(&fixture::lost(), Some(1));
+
+        assert!(is_valid(&report), "{report:#}");
+        assert_eq!(report["stacks"].as_array().map(Vec::len), Some(1));
+        assert_eq!(report["totals"]["direct_blocks"], 12_291);
+    }
+
+    #[test]
+    fn report_with_a_key_of_another_type_is_invalid() {
+        let mut report = json(&fixture::lost(), None);
+        report["scan"]["threads"] = "2".into();
+
+        assert!(!is_valid(&report));
+    }
+}

@@ -1,0 +1,239 @@
+//! `memtrace leaks`: blocks that nothing points to, told from outside.
+
+use std::collections::BTreeMap;
+use std::process::{Command, Stdio};
+
+use anyhow::{Context, Result, ensure};
+use memtrace_tests::privileged;
+use memtrace_tests::program::{self, FramePointers, Program};
+use memtrace_tests::recording::{ATTACHED, Finished, Running, memtrace, run, start_waiting};
+use serde_json::Value;
+
+/// What of one function's blocks is lost: (directly, indirectly).
+type ByFunction = BTreeMap<String, (u64, u64)>;
+
+/// Starts `memtrace leaks` and waits until it sees every call.
+fn watch(target: &Running, arguments: &[&str]) -> Result<Running> {
+    let mut command = memtrace()?;
+    command.args(["leaks", "-p", &target.pid().to_string()]).args(arguments);
+    let mut leaks = Running::start(command.stdin(Stdio::null()))?;
+    leaks.wait_for_stderr(ATTACHED)?;
+    Ok(leaks)
+}
+
+/// Has a waiting program do its work under `memtrace leaks`; it must end well afterwards.
+fn leaks_of(program: Program, arguments: &[&str]) -> Result<Value> {
+    let mut target = start_waiting(&program.build(FramePointers::Omitted)?)?;
+    let leaks = watch(&target, &[&["--format", "json"], arguments].concat())?;
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    leaks.signal("INT")?;
+    let found = leaks.finish()?;
+    ensure!(target.is_running()?, "the target does not run after the scan");
+    target.go_on()?;
+    target.finish()?.require_success("the target, after the scan,")?;
+    report(&found)
+}
+
+fn report(found: &Finished) -> Result<Value> {
+    ensure!(found.status.code() == Some(1), "{}\n{}\n{}", found.status, found.stdout, found.stderr);
+    serde_json::from_str(&found.stdout).context(found.stdout.clone())
+}
+
+fn number(report: &Value, pointer: &str) -> Result<u64> {
+    report.pointer(pointer).and_then(Value::as_u64).with_context(|| format!("{pointer}: {report}"))
+}
+
+fn by_function(report: &Value) -> Result<ByFunction> {
+    let mut functions = ByFunction::new();
+    for stack in report["stacks"].as_array().context("stacks")? {
+        let function = stack.pointer("/frames/0/function").and_then(Value::as_str);
+        let losses = functions.entry(function.unwrap_or("??").to_owned()).or_default();
+        losses.0 += number(stack, "/direct_blocks")?;
+        losses.1 += number(stack, "/indirect_blocks")?;
+    }
+    Ok(functions)
+}
+
+/// What `lost_blocks.c` says of itself.
+fn expected() -> ByFunction {
+    [
+        ("lose_head_of_list", (1, 9)),
+        ("lose_cycle", (1, 2)),
+        ("lose_plain", (7, 0)),
+        ("lose_hidden", (1, 0)),
+        ("lose_large", (1, 0)),
+        ("lose_with_owner", (1, 0)),
+        ("lose_in_moved_table", (20, 0)),
+    ]
+    .map(|(function, losses)| (function.to_owned(), losses))
+    .into()
+}
+
+#[test]
+fn lost_blocks_are_found_and_no_others() -> Result<()> {
+    privileged!();
+
+    let report = leaks_of(program::LOST_BLOCKS, &[])?;
+
+    ensure!(by_function(&report)? == expected(), "{report:#}");
+    ensure!(number(&report, "/totals/direct_blocks")? == 32, "{report:#}");
+    ensure!(number(&report, "/totals/indirect_blocks")? == 11, "{report:#}");
+    ensure!(
+        number(&report, "/totals/direct_bytes")?
+            == 56 + 56 + 7 * 113 + 211 + 300_000 + 47 + 20 * 49
+    );
+    ensure!(number(&report, "/scan/threads")? == 3, "{report:#}");
+    ensure!(number(&report, "/scan/stopped_ns")? > 0, "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn process_that_waits_and_is_not_stopped_gives_the_same() -> Result<()> {
+    privileged!();
+
+    let report = leaks_of(program::LOST_BLOCKS, &["--no-stop"])?;
+
+    let mut found = by_function(&report)?;
+    let mut expected = expected();
+    // A register is not seen; what earlier calls have left below the stack pointer is.
+    for either in ["thread_with_register", "lose_in_moved_table"] {
+        found.remove(either);
+        expected.remove(either);
+    }
+    ensure!(found == expected, "{report:#}");
+    ensure!(report["scan"]["stopped_ns"].is_null(), "{report:#}");
+    Ok(())
+}
+
+/// LeakSanitizer knows neither epoll, nor mappings of the program's own, nor tags in the highest bits,
+/// and no block of a cycle is its direct loss; otherwise both agree on every block.
+#[test]
+fn lost_blocks_are_those_of_leak_sanitizer() -> Result<()> {
+    privileged!();
+    let executable = program::LOST_BLOCKS_LSAN.build(FramePointers::Kept)?;
+    let judged = run(Command::new(executable).env("LSAN_OPTIONS", "exitcode=0:detect_leaks=1"))?;
+
+    let ours = by_function(&leaks_of(program::LOST_BLOCKS, &[])?)?;
+
+    let mut theirs = leak_sanitizer(&judged.stderr)?;
+    for kept in ["keep_in_epoll", "keep_in_mapping", "keep_with_high_tag"] {
+        ensure!(theirs.remove(kept) == Some((1, 0)), "{kept}\n{}", judged.stderr);
+    }
+    let cycle = theirs.get_mut("lose_cycle").context("the cycle")?;
+    ensure!(*cycle == (0, 3), "{}", judged.stderr);
+    *cycle = (1, 2);
+    ensure!(ours == theirs, "{ours:?}\n{}", judged.stderr);
+    Ok(())
+}
+
+/// `Direct leak of 791 byte(s) in 7 object(s) allocated from:`, and the caller of malloc below.
+fn leak_sanitizer(text: &str) -> Result<ByFunction> {
+    // The first report alone: a second one comes at the end of the program.
+    let text = text.split("SUMMARY:").next().unwrap_or_default();
+    let mut functions = ByFunction::new();
+    for part in text.split("\n\n") {
+        let Some((kind, rest)) = part.trim().split_once(" leak of ") else { continue };
+        let blocks = rest.split_once(" in ").and_then(|(_, rest)| rest.split(' ').next());
+        let blocks: u64 = blocks.context(part.to_owned())?.parse()?;
+        let caller = rest.lines().find(|line| line.trim_start().starts_with("#1 "));
+        let function = caller.and_then(|line| line.split(" in ").nth(1)?.split(' ').next());
+        let losses = functions.entry(function.context(part.to_owned())?.to_owned()).or_default();
+        match kind.rsplit('\n').next() {
+            Some("Direct") => losses.0 += blocks,
+            _ => losses.1 += blocks,
+        }
+    }
+    Ok(functions)
+}
+
+#[test]
+fn process_that_allocates_meanwhile_loses_nothing_to_the_scan() -> Result<()> {
+    privileged!();
+    for _ in 0..3 {
+        let report = leaks_of(program::LOST_UNDER_CHURN, &[])?;
+
+        let expected = ByFunction::from([("lose_some".to_owned(), (100, 0))]);
+        ensure!(by_function(&report)? == expected, "{report:#}");
+        ensure!(number(&report, "/scan/threads")? == 5, "{report:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn process_under_a_debugger_is_refused_and_can_be_read_without_a_stop() -> Result<()> {
+    privileged!();
+    let mut target = start_waiting(&program::LOST_BLOCKS.build(FramePointers::Omitted)?)?;
+    let mut debugger = Running::start(
+        Command::new("strace").args(["-f", "-p", &target.pid().to_string()]).stdin(Stdio::null()),
+    )?;
+    debugger.wait_for_stderr("attached")?;
+
+    let refused = watch(&target, &[])?;
+    refused.signal("INT")?;
+    let refused = refused.finish()?;
+    let found = watch(&target, &["--no-stop", "--format", "json"])?;
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    found.signal("INT")?;
+    let found = found.finish()?;
+
+    let reason = format!("is being debugged by process {}", debugger.pid());
+    ensure!(refused.status.code() == Some(2), "{refused:?}");
+    ensure!(refused.stderr.contains(&reason), "{}", refused.stderr);
+    ensure!(number(&report(&found)?, "/totals/direct_blocks")? >= 12, "{}", found.stdout);
+    debugger.signal("INT")?;
+    debugger.finish()?;
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    Ok(())
+}
+
+#[test]
+fn process_that_ends_before_the_scan_is_an_error() -> Result<()> {
+    privileged!();
+    let mut target = start_waiting(&program::LEAK.build(FramePointers::Omitted)?)?;
+    let leaks = watch(&target, &[])?;
+
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    let leaks = leaks.finish()?;
+
+    ensure!(leaks.status.code() == Some(2), "{leaks:?}");
+    ensure!(leaks.stderr.contains("ended before its memory was read"), "{}", leaks.stderr);
+    Ok(())
+}
+
+#[test]
+fn process_without_losses_ends_with_status_0() -> Result<()> {
+    privileged!();
+    let target = start_waiting(&program::LEAK.build(FramePointers::Omitted)?)?;
+    let leaks = watch(&target, &[])?;
+
+    leaks.signal("INT")?;
+    let leaks = leaks.finish()?.require_success("memtrace leaks")?;
+
+    ensure!(leaks.stdout.contains("Nothing is lost"), "{}", leaks.stdout);
+    Ok(())
+}
+
+#[test]
+fn stop_that_would_take_too_long_is_given_up_and_the_target_goes_on() -> Result<()> {
+    privileged!();
+    let mut target = start_waiting(&program::LEAK.build(FramePointers::Omitted)?)?;
+    let leaks = watch(&target, &["--max-stop", "1ms"])?;
+
+    leaks.signal("INT")?;
+    let leaks = leaks.finish()?;
+
+    ensure!(leaks.status.code() == Some(2), "{leaks:?}");
+    ensure!(leaks.stderr.contains("--max-stop"), "{}", leaks.stderr);
+    ensure!(target.is_running()?, "the target does not run");
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    Ok(())
+}
