@@ -45,6 +45,9 @@ pub enum Purpose {
     GoOn,
 }
 
+/// Stacks and the ids under which they are told.
+type NamedStacks<'s> = Vec<(WireStackId, &'s Stack)>;
+
 /// A heap block, in the order in which blocks are told.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 struct ToldBlock {
@@ -162,7 +165,7 @@ impl Pipeline {
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
     ) -> Result<(), E> {
         let any = running.first().map_or_else(|| self.session_pid(), |running| running.pid);
-        let mut by_process: BTreeMap<Pid, Vec<(WireStackId, &Stack)>> = BTreeMap::new();
+        let mut by_process: BTreeMap<Pid, NamedStacks<'_>> = BTreeMap::new();
         for (id, stack) in &stacks.told {
             let pid = stack.frames.iter().find_map(|place| match place {
                 Place::InFile { .. } => None,
@@ -358,9 +361,7 @@ impl Pipeline {
 ///
 /// Code may have come and gone at an address, so it can be anonymous for one and unknown for
 /// another; few are.
-fn compatible<'s>(
-    stacks: Vec<(WireStackId, &'s Stack)>,
-) -> (Vec<(WireStackId, &'s Stack)>, Vec<(WireStackId, &'s Stack)>) {
+fn compatible(stacks: NamedStacks<'_>) -> (NamedStacks<'_>, NamedStacks<'_>) {
     let mut is_anonymous: HashMap<Avma, bool> = HashMap::new();
     stacks.into_iter().partition(|(_, stack)| {
         let known = |place: &Place| match *place {
