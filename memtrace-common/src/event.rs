@@ -119,6 +119,12 @@ wire_enum! {
         Mremap = 15,
         /// `brk`.
         Brk = 16,
+        /// A function that the user has named as one that gives memory.
+        CustomAlloc = 17,
+        /// A function that the user has named as one that gives memory in exchange for a block.
+        CustomRealloc = 18,
+        /// A function that the user has named as one that takes memory back.
+        CustomFree = 19,
     }
 }
 
@@ -137,8 +143,16 @@ impl Api {
             | Api::Memalign
             | Api::Valloc
             | Api::Pvalloc
-            | Api::New => true,
-            Api::Free | Api::Delete | Api::Mmap | Api::Munmap | Api::Mremap | Api::Brk => false,
+            | Api::New
+            | Api::CustomAlloc
+            | Api::CustomRealloc => true,
+            Api::Free
+            | Api::Delete
+            | Api::Mmap
+            | Api::Munmap
+            | Api::Mremap
+            | Api::Brk
+            | Api::CustomFree => false,
         }
     }
 
@@ -161,6 +175,9 @@ impl Api {
             Api::Munmap => "munmap",
             Api::Mremap => "mremap",
             Api::Brk => "brk",
+            Api::CustomAlloc => "custom alloc",
+            Api::CustomRealloc => "custom realloc",
+            Api::CustomFree => "custom free",
         }
     }
 }

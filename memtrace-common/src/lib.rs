@@ -7,6 +7,7 @@
 #![deny(unsafe_code)]
 
 pub mod addr;
+pub mod call;
 pub mod config;
 pub mod counter;
 pub mod event;

@@ -1,5 +1,7 @@
 //! The allocator's functions: acquire on return, release on entry.
 //!
+//! Which argument is what is told by the probe's attach cookie (`memtrace_common::call`).
+//!
 //! Only the outermost allocator call of a thread counts: `calloc` may call `malloc`, jemalloc's
 //! `operator new` does. The thread's slot knows the stack pointer at which that call was entered.
 //! A call that is entered further down is inside it, if the call is still on the stack; else the
@@ -11,17 +13,18 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use memtrace_common::call::{Cookie, action};
 use memtrace_common::counter::Counter;
-use memtrace_common::event::{Alloc, Api, Free, Kind};
+use memtrace_common::event::{Alloc, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header_of};
 use crate::maps::{PROCESS_INDEX, Slot, count};
 use crate::{slots, task, unwind};
 
-/// A function that gives memory was entered.
+/// A function whose return is probed as well was entered.
 #[inline(always)]
-pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
+pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uprobe program the registers.
     let regs = unsafe { &*ctx.regs };
     let slot = current_slot()?;
@@ -33,22 +36,24 @@ pub fn enter_acquire(ctx: &ProbeContext) -> Option<()> {
         }
         return None;
     }
-    let api = attach_api(ctx);
-    let (size, ptr) = arguments(api, regs);
-    slot.api = api as u16;
+    let call = attach_cookie(ctx);
+    let arguments = Arguments::of(regs);
+    slot.call = call.0;
     slot.tail_calls = 0;
     slot.entry_sp = regs.rsp;
-    slot.size = size;
-    slot.ptr = ptr;
-    if is_realloc(api) && ptr != 0 {
-        send_block(slot.tid as u32, Kind::Retire, api, ptr);
+    slot.size = arguments.product(call.size(), call.times());
+    slot.ptr = arguments.get(call.block());
+    slot.given = arguments.get(call.given());
+    if slot.ptr != 0 {
+        let kind = if call.action() == action::ACQUIRE { Kind::Retire } else { Kind::Free };
+        send_block(slot.tid as u32, kind, call, slot.ptr);
     }
     Some(())
 }
 
-/// A function that gives memory has returned.
+/// A function whose return is probed as well has returned.
 #[inline(always)]
-pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
+pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uretprobe program the registers.
     let regs = unsafe { &*ctx.regs };
     let tid = bpf_get_current_pid_tgid() as u32;
@@ -59,7 +64,7 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     // SAFETY: a map value; a thread is in one program at a time.
     let slot = unsafe { &mut *slot };
     let entry_sp = regs.rsp.wrapping_sub(8);
-    if slot.api == 0 || entry_sp > slot.entry_sp {
+    if slot.call == 0 || entry_sp > slot.entry_sp {
         count(Counter::OrphanReturns);
         return None;
     }
@@ -70,19 +75,22 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
         slot.tail_calls -= 1;
         return None;
     }
-    let api = slot.api as u32;
-    slot.api = 0;
-    let ptr = if api == Api::PosixMemalign as u32 {
+    let call = Cookie(slot.call);
+    slot.call = 0;
+    if call.action() != action::ACQUIRE {
+        return None;
+    }
+    let ptr = if call.given() != 0 {
         // SAFETY: the helper checks the address.
-        let ptr = unsafe { bpf_probe_read_user(slot.ptr as *const u64) }.unwrap_or(0);
+        let ptr = unsafe { bpf_probe_read_user(slot.given as *const u64) }.unwrap_or(0);
         if regs.rax as u32 == 0 { ptr } else { 0 }
     } else {
         regs.rax
     };
     if ptr == 0 {
         // `realloc(p, 0)` frees and returns NULL; any other NULL leaves the block alone.
-        if is_realloc(api) && slot.ptr != 0 && slot.size != 0 {
-            send_block(tid, Kind::Restore, api, slot.ptr);
+        if slot.ptr != 0 && slot.size != 0 {
+            send_block(tid, Kind::Restore, call, slot.ptr);
         }
         count(Counter::FailedCalls);
         return None;
@@ -90,7 +98,7 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
     let event =
-        Alloc { header: header_of(tid, Kind::Alloc, api as u8, 0), ptr, size: slot.size, stack };
+        Alloc { header: header_of(tid, Kind::Alloc, call.api(), 0), ptr, size: slot.size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
     Some(())
 }
@@ -100,7 +108,9 @@ pub fn leave_acquire(ctx: &RetProbeContext) -> Option<()> {
 pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uprobe program the registers.
     let regs = unsafe { &*ctx.regs };
-    if regs.rdi == 0 {
+    let call = attach_cookie(ctx);
+    let ptr = Arguments::of(regs).get(call.block());
+    if ptr == 0 {
         return None;
     }
     let slot = current_slot()?;
@@ -109,13 +119,33 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     if is_nested(slot, regs.rsp) {
         return None;
     }
-    send_block(slot.tid as u32, Kind::Free, attach_api(ctx), regs.rdi);
+    send_block(slot.tid as u32, Kind::Free, call, ptr);
+    Some(())
+}
+
+/// An exception was thrown, or a thread is about to end: the stack will be unwound.
+///
+/// The unwinder finds the trampoline where the return address of a pending call was, knows no
+/// function there and ends the program. So the addresses are put back, and the call, which will not
+/// return, is forgotten.
+#[inline(always)]
+pub fn unwind_starts(ctx: &ProbeContext) -> Option<()> {
+    // SAFETY: the kernel gives a uprobe program the registers.
+    let regs = unsafe { &*ctx.regs };
+    let slot = slots::find(bpf_get_current_pid_tgid() as u32)?;
+    // SAFETY: a map value; a thread is in one program at a time.
+    let slot = unsafe { &mut *slot };
+    if is_nested(slot, regs.rsp) {
+        task::restore_return_addresses(regs.rsp, slot.entry_sp, slot.trampoline);
+        slot.call = 0;
+        count(Counter::AbandonedCalls);
+    }
     Some(())
 }
 
 #[inline(always)]
-fn send_block(tid: u32, kind: Kind, api: u32, ptr: u64) {
-    let event = Free { header: header_of(tid, kind, api as u8, 0), ptr };
+fn send_block(tid: u32, kind: Kind, call: Cookie, ptr: u64) {
+    let event = Free { header: header_of(tid, kind, call.api(), 0), ptr };
     emit::send(event, Counter::LostFrees, Urgency::Normal, Context::Preemptible);
 }
 
@@ -140,7 +170,7 @@ pub fn current_slot() -> Option<*mut Slot> {
 /// Whether a call entered at `sp` is inside the slot's outermost call.
 #[inline(always)]
 fn is_nested(slot: &mut Slot, sp: u64) -> bool {
-    if slot.api == 0 {
+    if slot.call == 0 {
         return false;
     }
     if sp <= slot.entry_sp {
@@ -154,40 +184,47 @@ fn is_nested(slot: &mut Slot, sp: u64) -> bool {
             return true;
         }
     }
-    slot.api = 0;
+    slot.call = 0;
     count(Counter::AbandonedCalls);
     false
 }
 
-/// The `Api` that the daemon attached the probe for.
+/// What the daemon has attached the probe for.
 #[inline(always)]
-fn attach_api<C: EbpfContext>(ctx: &C) -> u32 {
+fn attach_cookie<C: EbpfContext>(ctx: &C) -> Cookie {
     // SAFETY: a helper without preconditions.
-    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u32 }
+    Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u32 })
 }
 
-#[inline(always)]
-fn is_realloc(api: u32) -> bool {
-    api == Api::Realloc as u32 || api == Api::Reallocarray as u32
-}
+/// The arguments of a call, by the System V calling convention; the one at 0 is none and 0.
+///
+/// An array on the stack and not a choice between registers: the compiler would make that into a
+/// load through a changed pointer to the context, which the verifier refuses.
+struct Arguments([u64; 8]);
 
-/// (size, pointer) that a call asks for, by the System V calling convention.
-#[inline(always)]
-fn arguments(api: u32, regs: &pt_regs) -> (u64, u64) {
-    if api == Api::Calloc as u32 {
-        (regs.rdi.wrapping_mul(regs.rsi), 0)
-    } else if api == Api::Realloc as u32 {
-        (regs.rsi, regs.rdi)
-    } else if api == Api::Reallocarray as u32 {
-        // An overflow makes the call fail, so it must not look like a size of 0.
-        let size = regs.rsi.wrapping_mul(regs.rdx);
-        let size = if size == 0 { regs.rsi | regs.rdx } else { size };
-        (if regs.rsi == 0 || regs.rdx == 0 { 0 } else { size }, regs.rdi)
-    } else if api == Api::PosixMemalign as u32 {
-        (regs.rdx, regs.rdi)
-    } else if api == Api::AlignedAlloc as u32 || api == Api::Memalign as u32 {
-        (regs.rsi, 0)
-    } else {
-        (regs.rdi, 0)
+impl Arguments {
+    #[inline(always)]
+    fn of(regs: &pt_regs) -> Arguments {
+        Arguments([0, regs.rdi, regs.rsi, regs.rdx, regs.rcx, regs.r8, regs.r9, 0])
+    }
+
+    /// The argument that a field of a [`Cookie`] names.
+    #[inline(always)]
+    fn get(&self, field: u32) -> u64 {
+        // SAFETY: the mask keeps the index below 8.
+        unsafe { *self.0.get_unchecked((field & 7) as usize) }
+    }
+
+    /// The size that a call asks for. One that overflows must not look like a size of 0: the call
+    /// fails.
+    #[inline(always)]
+    fn product(&self, size: u32, times: u32) -> u64 {
+        let size = self.get(size);
+        if times == 0 {
+            return size;
+        }
+        let times = self.get(times);
+        let product = size.wrapping_mul(times);
+        if product == 0 && size != 0 && times != 0 { size | times } else { product }
     }
 }

@@ -1,7 +1,8 @@
 //! memtrace's kernel programs: entry points only.
 //!
 //! ```text
-//!   uprobes       acquire_enter, acquire_return, release     the allocator's functions
+//!   uprobes       call_enter, call_return, release_enter      the allocator's functions
+//!                 unwind_enter                               exceptions that leave them
 //!   functions     {mmap,munmap,mremap,mprotect,brk}_{enter,exit}  mappings
 //!   of the kernel schedule_tail_exit                         the first steps of a process
 //!   tracepoints   sched_process_{fork,exec,exit}, task_rename  life of processes and threads
@@ -31,19 +32,19 @@ use aya_ebpf::programs::{
 use crate::maps::never_taken;
 use crate::vm::syscall;
 
-/// `malloc` and its kin are entered.
+/// `malloc` and its kin, and what the user has named, are entered.
 #[uprobe]
-pub fn acquire_enter(ctx: ProbeContext) -> u32 {
+pub fn call_enter(ctx: ProbeContext) -> u32 {
     never_taken(&ctx);
-    let _ = alloc::enter_acquire(&ctx);
+    let _ = alloc::enter_call(&ctx);
     0
 }
 
-/// `malloc` and its kin have returned.
+/// `malloc` and its kin, and what the user has named, have returned.
 #[uretprobe]
-pub fn acquire_return(ctx: RetProbeContext) -> u32 {
+pub fn call_return(ctx: RetProbeContext) -> u32 {
     never_taken(&ctx);
-    let _ = alloc::leave_acquire(&ctx);
+    let _ = alloc::leave_call(&ctx);
     0
 }
 
@@ -52,6 +53,13 @@ pub fn acquire_return(ctx: RetProbeContext) -> u32 {
 pub fn release_enter(ctx: ProbeContext) -> u32 {
     never_taken(&ctx);
     let _ = alloc::enter_release(&ctx);
+    0
+}
+
+/// The stack is about to be unwound. Loaded only where that could concern a probed function.
+#[uprobe]
+pub fn unwind_enter(ctx: ProbeContext) -> u32 {
+    let _ = alloc::unwind_starts(&ctx);
     0
 }
 

@@ -138,17 +138,18 @@ pub struct Slot {
     pub process: u32,
     /// That process's tgid: not the thread's own after `vfork`.
     pub tgid: u32,
-    /// An `Api`: the outermost allocator call that has not returned; 0 if there is none.
-    pub api: u16,
+    /// A [`memtrace_common::call::Cookie`]: the outermost allocator call that has not returned; 0 if there is none.
+    pub call: u32,
     /// How many probed functions that call has jumped to: all return at once.
-    pub tail_calls: u16,
-    pub unused: u32,
+    pub tail_calls: u32,
     /// Stack pointer (AVMA) at the entry of that call, where its return address is.
     pub entry_sp: u64,
     /// Bytes that the call asks for.
     pub size: u64,
-    /// `realloc`: the block; `posix_memalign`: where the address goes.
+    /// `realloc` and its kin: the block that is taken back.
     pub ptr: u64,
+    /// `posix_memalign` and its kin: where the address goes.
+    pub given: u64,
     /// Address of the return-probe trampoline, once it is known; else 0.
     pub trampoline: u64,
 }
@@ -160,12 +161,12 @@ impl Slot {
             tid: tid as u64,
             process,
             tgid,
-            api: 0,
+            call: 0,
             tail_calls: 0,
-            unused: 0,
             entry_sp: 0,
             size: 0,
             ptr: 0,
+            given: 0,
             trampoline: 0,
         }
     }

@@ -1,6 +1,8 @@
 //! What the kernel's own structures say of the current thread's return probes.
 
-use aya_ebpf::helpers::{bpf_probe_read_kernel, generated};
+use aya_ebpf::helpers::{
+    bpf_probe_read_kernel, bpf_probe_read_user, bpf_probe_write_user, generated,
+};
 
 use crate::maps::setting;
 
@@ -27,6 +29,34 @@ pub fn hijacked_address(slot: u64) -> u64 {
         instance = kernel_word(instance, setting!(offsets.return_instance_next));
     }
     0
+}
+
+/// Puts back the return addresses of the current thread's calls from `sp` down to `entry_sp`.
+///
+/// These are words that the kernel has replaced by the trampoline's address, for its return probes.
+#[inline(always)]
+pub fn restore_return_addresses(sp: u64, entry_sp: u64, trampoline: u64) {
+    // SAFETY: a helper without preconditions.
+    let task = unsafe { generated::bpf_get_current_task() };
+    let utask = kernel_word(task, setting!(offsets.task_utask));
+    let mut instance = kernel_word(utask, setting!(offsets.utask_return_instances));
+    for _ in 0..RETURN_INSTANCES {
+        if instance == 0 {
+            break;
+        }
+        let stack = kernel_word(instance, setting!(offsets.return_instance_stack));
+        let address = kernel_word(instance, setting!(offsets.return_instance_address));
+        if stack >= sp && stack <= entry_sp && address != 0 {
+            // SAFETY: the helper checks the address.
+            let word = unsafe { bpf_probe_read_user(stack as *const u64) }.unwrap_or(0);
+            if word == trampoline {
+                // Should it fail, the program ends as it would have without the attempt.
+                // SAFETY: as above.
+                let _ = unsafe { bpf_probe_write_user(stack as *mut u64, &address) };
+            }
+        }
+        instance = kernel_word(instance, setting!(offsets.return_instance_next));
+    }
 }
 
 /// Where the current process's return probes return to; 0 if it has none yet.

@@ -2,7 +2,8 @@
 //!
 //! In: a parsed x86-64 ELF file. Out: a [`Table`] that covers all its executable text, in the
 //! form that the kernel's walk searches. `.eh_frame` comes first; `.debug_frame` fills what it
-//! lacks (Go's code, for example, has only that).
+//! lacks (Go's code, for example, has only that). In a C library without either, the places where
+//! threads start get rows of their own (`starts`).
 //!
 //! ```text
 //!   section ─split→ entries ─run→ rules ─encode→ rows of a function ─flatten→ rows, index
@@ -16,6 +17,7 @@ mod encode;
 mod entries;
 mod program;
 mod spans;
+mod starts;
 #[cfg(test)]
 mod tests;
 
@@ -35,7 +37,7 @@ use program::Broken;
 use spans::{Functions, GAP, Span};
 
 /// Changes whenever [`compile`] gives another table of the same file: tables are kept on disk.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// The unwind table of one ELF file.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -130,6 +132,9 @@ pub fn compile<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> Result
         spans::fill_gaps(&mut functions, others);
     }
 
+    let starts = starts::of(elf, text);
+    spans::fill_gaps(&mut functions, starts);
+
     let rows = spans::flatten(&functions, text.bytes);
     let buckets = spans::index(&rows, text.bytes);
     Ok(Table { base: text.base, rows, buckets, skipped })
@@ -152,6 +157,22 @@ pub fn lookup(table: &Table, pc: Svma) -> Row {
     let rows = &table.rows[first as usize..=last as usize];
     let above = rows.partition_point(|row| u64::from(row.pc) <= pc);
     above.checked_sub(1).map_or(GAP, |at| rows[at])
+}
+
+/// Start and end of the function around `pc`, as its FDE states them.
+///
+/// It reads the section from its beginning: for a question or two, and not for a whole stack.
+pub fn function_around<'data, R: ReadRef<'data>>(
+    elf: &object::File<'data, R>,
+    pc: Svma,
+) -> Option<(Svma, Svma)> {
+    let bases = base_addresses(elf);
+    let section = read_section(elf, ".eh_frame", &mut Skipped::default())?;
+    let mut frames = EhFrame::new(&section, LittleEndian);
+    frames.set_address_size(8);
+    let fde = frames.fde_for_address(&bases, pc.0, EhFrame::cie_from_offset).ok()?;
+    let end = fde.initial_address().checked_add(fde.len())?;
+    Some((Svma(fde.initial_address()), Svma(end)))
 }
 
 /// The executable text: all segments and what lies between them.

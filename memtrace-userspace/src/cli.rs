@@ -5,18 +5,22 @@
 //!
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
+mod check;
+mod diff;
 mod doctor;
 mod leaks;
 mod log;
 mod mark;
 mod output;
 mod part;
+mod profile;
 mod quantity;
 mod record;
 mod replay;
 mod report;
 mod snapshot;
 mod source;
+mod target;
 mod terminal;
 mod top;
 
@@ -36,6 +40,8 @@ Examples:
   memtrace report api.mtrace                         read it, on any machine, without root
   memtrace report api.mtrace --from 10s --to 25s     a part of it
   memtrace report api.mtrace --format json -o r.json the same for other programs
+  memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
+  sudo memtrace check --budget mem.toml -- ./test    a memory budget for a test
   sudo memtrace doctor                               what does this machine allow?";
 
 /// Which functions allocate, hold and leak the memory of a running program.
@@ -56,6 +62,8 @@ enum Command {
     Report(report::Arguments),
     Mark(mark::Arguments),
     Snapshot(snapshot::Arguments),
+    Diff(diff::Arguments),
+    Check(Box<check::Arguments>),
     Leaks(leaks::Arguments),
     Doctor(doctor::Arguments),
     /// What memtrace starts beside itself; not for people
@@ -68,7 +76,7 @@ enum Command {
 enum Outcome {
     /// Nothing to complain about.
     Fine,
-    /// It could be done, and what was looked for was found.
+    /// Something that was to be checked does not hold; the output says what.
     Findings,
     /// What was asked for cannot be done; the output says why.
     Failed,
@@ -84,6 +92,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Report(arguments) => report::run(arguments),
         Command::Mark(arguments) => mark::run(arguments),
         Command::Snapshot(arguments) => snapshot::run(arguments),
+        Command::Diff(arguments) => diff::run(arguments),
+        Command::Check(arguments) => check::run(*arguments),
         Command::Leaks(arguments) => leaks::run(arguments),
         Command::Doctor(arguments) => doctor::run(arguments),
         Command::Guardian => {

@@ -22,7 +22,7 @@ use crate::batches::BATCH_RECORDS;
 use crate::heap_snapshot;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline, Purpose};
-use crate::record::{Record, Time};
+use crate::record::{Pid, Record, Time};
 use crate::trace::{Index, Keyframe, Reader, TraceError, Truncation, WriteError, read_snapshot};
 
 /// A place in a session.
@@ -95,6 +95,8 @@ fn seconds(Time(ns): Time) -> f64 {
 pub struct Excerpt {
     /// The part.
     pub snapshot: Arc<Snapshot>,
+    /// The processes that were there, counted or not.
+    pub pids: Vec<Pid>,
     /// Known only if the trace was read to its end.
     pub truncation: Option<Truncation>,
 }
@@ -113,17 +115,24 @@ enum Stop {
 }
 
 /// Reads a part of a trace. `progress` learns how many bytes of the file have been passed.
+///
+/// `only` names the processes that count; none for all.
 pub fn read_part<R: Read + Seek>(
     file: R,
+    only: &[Pid],
     part: &Part,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Excerpt, PartError> {
-    let mut source = Source::open(file, progress)?;
+    let mut source = Source::open(file, only, progress)?;
     let mut pipeline = match part {
         Part::Moment(at) => source.moment(at)?,
         Part::Range { from, to } => source.range(from, to)?,
     };
-    Ok(Excerpt { snapshot: pipeline.snapshot(), truncation: source.reader.truncation() })
+    Ok(Excerpt {
+        snapshot: pipeline.snapshot(),
+        pids: pipeline.pids(),
+        truncation: source.reader.truncation(),
+    })
 }
 
 /// Reads what was held at a place, as a heap snapshot: a trace of its own.
@@ -132,7 +141,7 @@ pub fn read_held<R: Read + Seek>(
     at: &Place,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<u8>, PartError> {
-    let mut source = Source::open(file, progress)?;
+    let mut source = Source::open(file, &[], progress)?;
     let cursor = source.run_to_moment(at)?;
     Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
@@ -161,21 +170,27 @@ fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline) {
 struct Source<'p, R: Read + Seek> {
     reader: Reader<R>,
     index: Index,
+    only: &'p [Pid],
     progress: &'p mut dyn FnMut(u64),
 }
 
 impl<'p, R: Read + Seek> Source<'p, R> {
-    fn open(file: R, progress: &'p mut dyn FnMut(u64)) -> Result<Source<'p, R>, TraceError> {
+    fn open(
+        file: R,
+        only: &'p [Pid],
+        progress: &'p mut dyn FnMut(u64),
+    ) -> Result<Source<'p, R>, TraceError> {
         // The header first: it tells a trace from another file.
         let mut reader = Reader::new(file)?;
         let index = Index::read(reader.input())?;
         reader.seek(&index, 0)?;
-        Ok(Source { reader, index, progress })
+        Ok(Source { reader, index, only, progress })
     }
 
     fn moment(&mut self, at: &Place) -> Result<Pipeline, PartError> {
+        let only = self.only;
         let cursor = self.run_to_moment(at)?;
-        let mut moment = Pipeline::new(Limits::default());
+        let mut moment = Pipeline::of(Limits::default(), only);
         tell(&cursor.pipeline, Purpose::Show, &mut moment);
         Ok(moment)
     }
@@ -194,6 +209,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
     fn range(&mut self, from: &Place, to: &Place) -> Result<Pipeline, PartError> {
         let from = self.find(from, Stop::Before)?;
         let to = self.find(to, Stop::After)?;
+        let only = self.only;
         let mut cursor = self.cursor(from)?;
         let reached = cursor.run_to(from)?;
         let start = match from {
@@ -206,7 +222,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         if is_backwards(start, cursor.position, to) {
             return Err(PartError::Backwards);
         }
-        let mut range = Pipeline::of_range(Limits::default());
+        let mut range = Pipeline::of_range(Limits::default(), only);
         tell(&cursor.pipeline, Purpose::GoOn, &mut range);
         range.go_on_from(cursor.position);
         range.begin_range(start);
@@ -266,6 +282,14 @@ impl<'p, R: Read + Seek> Source<'p, R> {
 
     /// After how many records the peak was reached.
     fn find_peak(&mut self) -> Result<u64, PartError> {
+        if !self.only.is_empty() {
+            // Keyframes know the peak of all processes.
+            let pipeline = Pipeline::of(Limits::default(), self.only);
+            self.reader.seek(&self.index, 0)?;
+            let mut cursor = self.cursor_at(pipeline, 0);
+            cursor.run_to(Stop::Never)?;
+            return Ok(cursor.pipeline.level().peak_records);
+        }
         let mut peak = (0, 0);
         for keyframe in self.index.keyframes() {
             if keyframe.peak_live_bytes > peak.0 {
@@ -300,7 +324,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
             let snapshot = read_snapshot(self.reader.input(), keyframe)?;
             let mut reader = Reader::new(snapshot.as_slice())?;
             let mut records = Vec::new();
-            pipeline = Pipeline::of_range(Limits::default());
+            pipeline = Pipeline::of_range(Limits::default(), &[]);
             while reader.read(&mut records, BATCH_RECORDS)? > 0 {
                 pipeline.apply_all(&records);
                 records.clear();
@@ -310,13 +334,17 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         }
         pipeline.go_on_from(position);
         self.reader.seek(&self.index, position)?;
-        Ok(Cursor {
+        Ok(self.cursor_at(pipeline, position))
+    }
+
+    fn cursor_at(&mut self, pipeline: Pipeline, position: u64) -> Cursor<'_, R> {
+        Cursor {
             reader: &mut self.reader,
             progress: self.progress,
             pipeline,
             pending: Vec::new(),
             position,
-        })
+        }
     }
 }
 

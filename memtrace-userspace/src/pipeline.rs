@@ -65,7 +65,7 @@ use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::freed::Freed;
 use self::marks::Marks;
-use self::processes::Processes;
+use self::processes::{EntryId, Processes};
 use self::range::Before;
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::{SiteId, Stacks};
@@ -91,6 +91,8 @@ pub struct Pipeline {
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
+    /// The most that ever was.
+    peak_resident_bytes: u64,
     /// Live blocks of all running processes.
     live_blocks: usize,
     /// Pieces of mappings of all running processes.
@@ -135,6 +137,7 @@ impl Pipeline {
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
+            peak_resident_bytes: 0,
             live_blocks: 0,
             mapping_pieces: 0,
             modules: 0,
@@ -152,6 +155,29 @@ impl Pipeline {
             freed: None,
             limits,
         }
+    }
+
+    /// A pipeline that counts what these processes do, and nothing else.
+    ///
+    /// It follows the memory of all, because children inherit it. Numbers of events, and what was
+    /// lost or unusual, are those of the whole session: few of these belong to one process.
+    pub fn only(limits: Limits, pids: Vec<Pid>) -> Pipeline {
+        let mut pipeline = Pipeline::new(limits);
+        pipeline.processes.show_only(pids);
+        pipeline
+    }
+
+    /// [`Pipeline::only`] of `pids`, or of all processes if there are none.
+    pub fn of(limits: Limits, pids: &[Pid]) -> Pipeline {
+        match pids {
+            [] => Pipeline::new(limits),
+            pids => Pipeline::only(limits, pids.to_vec()),
+        }
+    }
+
+    #[inline(always)]
+    fn is_shown(&mut self, entry: EntryId) -> bool {
+        self.processes.entry_mut(entry).is_shown
     }
 
     /// Takes in the next record.
@@ -202,6 +228,7 @@ impl Pipeline {
                 self.process(process);
             }
             Record::BeforeAttach(before) => self.before_attach(before),
+            Record::Namespaces(namespaces) => self.namespaces(namespaces),
             Record::Module(module) => {
                 self.advance(module.time);
                 self.module(module);
@@ -250,6 +277,11 @@ impl Pipeline {
             }
         }
         self.note_use(record);
+    }
+
+    /// Every process seen, counted or not, each id once, in ascending order.
+    pub fn pids(&self) -> Vec<Pid> {
+        self.processes.pids()
     }
 
     /// Time of the last record.

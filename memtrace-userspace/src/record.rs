@@ -41,6 +41,8 @@ pub enum Record {
     Process(Process),
     /// What a process held before it was observed.
     BeforeAttach(BeforeAttach),
+    /// Where a process lives. Replaces what was known of it.
+    Namespaces(Namespaces),
     /// An executable mapping of a process. Replaces what overlapped it.
     Module(Module),
     /// The executable mapping that starts here is gone.
@@ -122,6 +124,7 @@ impl Record {
             Record::Session(_)
             | Record::Probe(_)
             | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
             | Record::Stack { .. }
             | Record::Held { .. }
             | Record::Counters(_) => None,
@@ -220,6 +223,19 @@ pub struct BeforeAttach {
     pub anonymous_bytes: u64,
     /// Resident set size.
     pub resident_bytes: u64,
+}
+
+/// Where a process lives, as the host sees it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Namespaces {
+    /// The process.
+    pub pid: Pid,
+    /// Its ids in the PID namespaces inside the host's that it is in, its own last.
+    pub inner_pids: Vec<u32>,
+    /// Path of its cgroup, if that is known: of version 2 or, if that is the root, of version 1.
+    pub cgroup: Option<Vec<u8>>,
+    /// The id of the container that it is in, which its runtime chose.
+    pub container: Option<Vec<u8>>,
 }
 
 /// An executable mapping.

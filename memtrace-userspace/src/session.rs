@@ -38,10 +38,13 @@ use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
 use crate::control::{Control, Request, Requests};
 use crate::heap_snapshot;
+use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted::WantedError;
 use crate::live::loader::Program;
 use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
+use crate::live::selection::Selection;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
 use crate::lost::LostBlocks;
@@ -62,6 +65,9 @@ const TICK: Duration = Duration::from_millis(100);
 /// How long a mark waits for a ring that never gets empty.
 const MARK_PATIENCE: Duration = Duration::from_millis(200);
 
+/// How often processes are looked for that match.
+const FOLLOW: Duration = Duration::from_secs(1);
+
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Target {
@@ -69,6 +75,15 @@ pub enum Target {
     Attach(Vec<Pid>),
     /// A command, from its first instruction, and its children.
     Launch(Vec<OsString>),
+}
+
+/// What happens when a process cannot be attached to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refused {
+    /// The session does not begin: somebody has asked for this one.
+    End,
+    /// It is left out, unless none is left.
+    Skip,
 }
 
 pub use self::periodic::PeriodicSnapshots;
@@ -99,12 +114,18 @@ pub struct RecordOptions {
     pub children: Children,
     /// What happens when a process that is attached to maps code.
     pub new_code: NewCode,
+    /// What happens when one of the processes cannot be attached to.
+    pub refused: Refused,
+    /// Attach to processes that match later, too.
+    pub follow: Option<Selection>,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
     /// Whether to look for lost blocks before the probes go, unless the target ends before.
     pub scan: Option<ScanOptions>,
+    /// Further functions to probe.
+    pub probes: Vec<ProbeSpec>,
 }
 
 impl RecordOptions {
@@ -126,9 +147,12 @@ impl RecordOptions {
             back_pressure: Duration::from_millis(500),
             children,
             new_code: NewCode::CatchUp,
+            refused: Refused::End,
+            follow: None,
             program: Program::Trace,
             links: None,
             scan: None,
+            probes: Vec::new(),
         }
     }
 }
@@ -158,6 +182,13 @@ pub enum Started {
         /// What can be traced in it.
         verdict: Verdict,
     },
+    /// A running one that cannot be traced, or not any more.
+    Skipped {
+        /// Its id.
+        pid: Pid,
+        /// Why.
+        reason: String,
+    },
     /// The command. What it will load, and so its probes, are not known yet.
     Launched {
         /// Its id.
@@ -168,9 +199,11 @@ pub enum Started {
 }
 
 impl Started {
-    fn pid(&self) -> Pid {
+    /// The process, if it is traced.
+    fn pid(&self) -> Option<Pid> {
         match self {
-            Started::Attached { pid, .. } | Started::Launched { pid, .. } => *pid,
+            Started::Attached { pid, .. } | Started::Launched { pid, .. } => Some(*pid),
+            Started::Skipped { .. } => None,
         }
     }
 }
@@ -199,6 +232,9 @@ pub enum SessionError {
     /// The target cannot be traced, or no longer.
     #[error(transparent)]
     Tracer(#[from] TracerError),
+    /// A function that the user has named is not there.
+    #[error(transparent)]
+    NoSuchProbe(#[from] WantedError),
     /// The command cannot be run.
     #[error("cannot run {command}; check its name and that it may be executed")]
     Command {
@@ -279,7 +315,7 @@ pub fn run(
     }
     let (control, requests) = {
         let _context = runtime.enter();
-        Control::listen(started.iter().map(Started::pid))
+        Control::listen(started.iter().filter_map(Started::pid))
     };
     let Requests { marks, snapshots: snapshot_requests } = requests;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
@@ -299,7 +335,8 @@ pub fn run(
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        spawn("tracer", move || trace(tracer, &stop, sender, &marks, scan))?
+        let follow = options.follow.clone();
+        spawn("tracer", move || trace(tracer, follow, &stop, sender, &marks, scan))?
     };
 
     runtime.block_on(async {
@@ -316,7 +353,7 @@ pub fn run(
     let snapshot = join(pipeline);
     let trace_bytes = writer.map(join).transpose()?;
     let (verdict, lost) = traced?;
-    let exit_status = launched.and_then(|launched| launched.status());
+    let exit_status = launched.and_then(|launched| launched.status(snapshot.end));
     let lost = lost.transpose()?;
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
 }
@@ -324,6 +361,7 @@ pub fn run(
 /// The tracer thread: gives what could be traced, and what a scan found.
 fn trace(
     mut tracer: Tracer,
+    follow: Option<Selection>,
     stop: &Stop,
     mut batches: Sender,
     marks: &RequestReceiver<Request>,
@@ -331,6 +369,7 @@ fn trace(
 ) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
     let mut mark = None;
+    let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
         // Before the ring is drained, so that it is known to have held what came before.
         let scan_waits = scan.as_ref().is_some_and(Scan::wants_changes);
@@ -350,6 +389,12 @@ fn trace(
             let time = tracer.mark(text);
             // A client that is gone needs no answer.
             let _ = answer.send(time);
+        }
+        if let Some(selection) = &follow
+            && Instant::now() >= next_look
+        {
+            tracer.attach_to_matching(selection)?;
+            next_look = Instant::now() + FOLLOW;
         }
         let ready = tracer.records();
         let reason = stop.reason();
@@ -371,7 +416,9 @@ fn trace(
             }
             (Some(_) | None, _) => {}
         }
-        if tracer.is_done() && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
+        if tracer.is_done()
+            && follow.is_none()
+            && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
         {
             break EndReason::TargetExited;
         }

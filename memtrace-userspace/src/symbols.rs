@@ -34,7 +34,7 @@ use crate::hash::Seed;
 use crate::record::Image;
 
 mod debug_files;
-mod demangle;
+pub(crate) mod demangle;
 mod dwarf;
 mod loaded;
 mod mapped;
@@ -112,13 +112,19 @@ pub struct Options {
     /// Directories with copies of the target's files, for analysis on another machine: as a whole
     /// file tree, flat, or by build id.
     pub search_dirs: Vec<PathBuf>,
+    /// Root directories of the target's processes, where their paths hold: looked into first.
+    pub roots: Vec<PathBuf>,
     /// Directories where the system keeps debug files, like `/usr/lib/debug`.
     pub debug_dirs: Vec<PathBuf>,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { search_dirs: Vec::new(), debug_dirs: vec!["/usr/lib/debug".into()] }
+        Options {
+            search_dirs: Vec::new(),
+            roots: Vec::new(),
+            debug_dirs: vec!["/usr/lib/debug".into()],
+        }
     }
 }
 

@@ -13,8 +13,10 @@
 //! All foreign text goes through [`printable`].
 
 pub mod attribution;
+pub mod budget;
 pub mod caveats;
 pub mod counters;
+pub mod diff;
 pub mod export;
 #[cfg(test)]
 mod fixture;
@@ -24,6 +26,7 @@ pub mod layout;
 pub mod lost;
 pub mod plain;
 pub mod printable;
+pub mod profile;
 pub mod quantity;
 pub mod ranking;
 pub mod style;

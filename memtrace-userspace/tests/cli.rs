@@ -1,5 +1,8 @@
 //! The command as a user meets it: arguments in; stdout, stderr, exit status and files out.
 
+#[path = "cli/comparison.rs"]
+mod comparison;
+
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};

@@ -17,7 +17,11 @@
 #include <unistd.h>
 
 // Not inlined, not cloned, not analysed: the function keeps its name and its own frame.
+#ifdef __clang__
+#define NOINLINE __attribute__((noinline))
+#else
 #define NOINLINE __attribute__((noipa))
+#endif
 
 // Makes the compiler believe that `pointer` is used, so that no allocation is optimised away and
 // no call that precedes it becomes a tail call (which would remove the caller's frame).

@@ -23,6 +23,8 @@ use crate::table::{Column, Row, Subject, Table};
 pub enum Stacks {
     /// Every stack of the session reaches the root of its thread.
     Complete,
+    /// Every stack of a heap block does. A C library without unwind information makes mappings.
+    HeapComplete,
     /// They may end early: the C library has no unwind information, or code switches stacks.
     MayEndEarly,
 }
@@ -133,7 +135,7 @@ fn compare_row(row: &Row, report: &Report, stacks: Stacks, differences: &mut Dif
             differences.push(&subject, "frames", &expected, &found);
         }
     }
-    if stacks == Stacks::Complete {
+    if stacks != Stacks::MayEndEarly {
         for stack in selected {
             if stack.end != "root" || !stack.root().is_some_and(|root| root.is_thread_root()) {
                 differences.push(

@@ -12,7 +12,9 @@
 //! It knows the command line and the JSON report of memtrace, as any other tool would; it links
 //! none of its code. Tests that trace need root and run one at a time ([`privilege`]).
 
+pub mod allocators;
 pub mod compare;
+pub mod container;
 pub mod elf;
 pub mod privilege;
 pub mod program;

@@ -62,6 +62,8 @@ pub enum Toolchain {
     Jemalloc,
     /// C++.
     Cxx,
+    /// C++ by clang, with LLVM's libc++.
+    LibCxx,
     /// Rust.
     Rust,
     /// Go without C.
@@ -92,10 +94,12 @@ pub struct Program {
     pub startup: Startup,
     /// Files that it loads or executes, to be built beside it.
     pub companions: &'static [Program],
+    /// What it is linked with besides: arguments of the compiler.
+    pub link: &'static [&'static str],
 }
 
 const fn program(name: &'static str, source: &'static str, toolchain: Toolchain) -> Program {
-    Program { name, source, toolchain, startup: Startup::Silent, companions: &[] }
+    Program { name, source, toolchain, startup: Startup::Silent, companions: &[], link: &[] }
 }
 
 /// Leaks, frees, nested callers.
@@ -114,6 +118,11 @@ pub const LEAK_MUSL: Program = program("leak_musl", "leak.c", Toolchain::Musl);
 pub const LEAK_MUSL_STATIC: Program = program("leak_musl_static", "leak.c", Toolchain::StaticMusl);
 /// Allocated by one thread, freed by another.
 pub const CROSS_THREAD: Program = program("cross_thread", "cross_thread.c", Toolchain::C);
+/// [`CROSS_THREAD`] with musl as a shared library.
+pub const CROSS_THREAD_MUSL: Program = Program {
+    startup: Startup::Allocates,
+    ..program("cross_thread_musl", "cross_thread.c", Toolchain::Musl)
+};
 /// `realloc` in all its ways.
 pub const REALLOC_CHAIN: Program = program("realloc_chain", "realloc_chain.c", Toolchain::C);
 /// `calloc`, overflow included.
@@ -130,6 +139,10 @@ pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
 pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", Toolchain::C);
 /// A fork after which all sides allocate.
 pub const FORK_BOTH: Program = program("fork_both", "fork_both.c", Toolchain::C);
+/// [`FORK_BOTH`] with musl as a shared library.
+pub const FORK_BOTH_MUSL: Program = program("fork_both_musl", "fork_both.c", Toolchain::Musl);
+/// Children that have one process id, one after the other.
+pub const PID_REUSE: Program = program("pid_reuse", "pid_reuse.c", Toolchain::C);
 /// A thousand short threads.
 pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
 /// `mmap`, `munmap`, `mremap`, `brk`.
@@ -170,6 +183,11 @@ pub const EXEC_AGAIN: Program = Program {
     companions: &[program("exec_another", "exec_another.c", Toolchain::C)],
     ..program("exec_again", "exec_again.c", Toolchain::C)
 };
+/// Fills the ring, then executes another program.
+pub const EXEC_UNSEEN: Program = Program {
+    companions: &[program("exec_unseen_next", "leak.c", Toolchain::C)],
+    ..program("exec_unseen", "exec_unseen.c", Toolchain::C)
+};
 /// Loads libraries that allocate.
 pub const DLOPEN_PLUGINS: Program = Program {
     companions: &[
@@ -178,6 +196,10 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// A program, to be compared with its next build.
+pub const BUILD_BEFORE: Program = program("build_before", "build_before.c", Toolchain::C);
+/// The next build of [`BUILD_BEFORE`].
+pub const BUILD_AFTER: Program = program("build_after", "build_after.c", Toolchain::C);
 /// Rewrites a library with an allocator in place.
 pub const REWRITTEN_LIBRARY: Program = Program {
     companions: &[
@@ -195,6 +217,20 @@ pub const LOST_BLOCKS_LSAN: Program =
 /// Loses blocks while other threads replace theirs.
 pub const LOST_UNDER_CHURN: Program =
     program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
+/// A pool allocator under names that only the user knows.
+pub const POOL: Program = program("pool", "pool.c", Toolchain::C);
+/// jemalloc's `operator new` throws, and the program goes on.
+pub const THROWING_JEMALLOC: Program = Program {
+    link: &["-ljemalloc"],
+    startup: Startup::Allocates,
+    ..program("throwing_jemalloc", "throwing.cc", Toolchain::Cxx)
+};
+/// tcmalloc's does.
+pub const THROWING_TCMALLOC: Program = Program {
+    link: &["-ltcmalloc_minimal"],
+    startup: Startup::Allocates,
+    ..program("throwing_tcmalloc", "throwing.cc", Toolchain::Cxx)
+};
 
 /// Every test program.
 pub const ALL: &[Program] = &[
@@ -204,6 +240,7 @@ pub const ALL: &[Program] = &[
     LEAK_MUSL,
     LEAK_MUSL_STATIC,
     CROSS_THREAD,
+    CROSS_THREAD_MUSL,
     REALLOC_CHAIN,
     CALLOC_BLOCKS,
     ALIGNED,
@@ -212,6 +249,8 @@ pub const ALL: &[Program] = &[
     LONGJMP,
     OWN_ALLOCATOR,
     FORK_BOTH,
+    FORK_BOTH_MUSL,
+    PID_REUSE,
     THREAD_CHURN,
     MAPPINGS,
     BIG_MAPPING,
@@ -230,11 +269,17 @@ pub const ALL: &[Program] = &[
     GO_PROGRAM,
     CGO_PROGRAM,
     EXEC_AGAIN,
+    EXEC_UNSEEN,
     DLOPEN_PLUGINS,
     REWRITTEN_LIBRARY,
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
     LOST_UNDER_CHURN,
+    BUILD_BEFORE,
+    BUILD_AFTER,
+    POOL,
+    THROWING_JEMALLOC,
+    THROWING_TCMALLOC,
 ];
 
 impl Program {
@@ -320,6 +365,7 @@ impl Program {
             | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
+            Toolchain::LibCxx => "clang++",
             Toolchain::Rust => "rustc",
             Toolchain::Go | Toolchain::Cgo => "go",
         });
@@ -334,7 +380,7 @@ impl Program {
                 command.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
-            Toolchain::Cxx => {
+            Toolchain::Cxx | Toolchain::LibCxx => {
                 command.args(["-std=c++17", "-O2", "-g", "-Wall", "-Wextra", "-Werror"]);
                 command.arg(frame_pointers.gcc_flag());
             }
@@ -350,6 +396,7 @@ impl Program {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
             Toolchain::LeakSanitizer => command.args(["-fsanitize=leak", "-DWITH_LSAN"]),
+            Toolchain::LibCxx => command.arg("-stdlib=libc++"),
             Toolchain::C
             | Toolchain::Musl
             | Toolchain::Jemalloc
@@ -368,10 +415,12 @@ impl Program {
             | Toolchain::StaticMusl
             | Toolchain::Musl
             | Toolchain::Cxx
+            | Toolchain::LibCxx
             | Toolchain::Rust
             | Toolchain::Go
             | Toolchain::Cgo => &mut command,
         };
+        command.args(self.link);
         command
     }
 }

@@ -111,8 +111,17 @@ impl Frame {
     ///
     /// The C library is often stripped of the names of its inner functions.
     pub fn is_thread_root(&self) -> bool {
-        const ROOTS: [&str; 6] =
-            ["_start", "__clone3", "clone3", "__clone", "clone", "_dl_start_user"];
+        const ROOTS: [&str; 8] = [
+            "_start",
+            "__clone3",
+            "clone3",
+            "__clone",
+            "clone",
+            "_dl_start_user",
+            // musl's, with names only where it is linked statically.
+            "libc_start_main_stage2",
+            "start",
+        ];
         let file = self.module.rsplit('/').next().unwrap_or_default();
         match self.function.as_deref() {
             Some(function) => ROOTS.contains(&function),

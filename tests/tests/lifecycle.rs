@@ -146,6 +146,45 @@ fn target_whose_end_was_lost_ends_the_recording() -> Result<()> {
 }
 
 #[test]
+fn program_whose_beginning_was_lost_is_followed() -> Result<()> {
+    privileged!();
+    let trace = trace_path("lost_exec")?;
+    let mut target = start_waiting(&program::EXEC_UNSEEN.build(FramePointers::Omitted)?)?;
+    let mut record = memtrace()?;
+    record.args(["record", "-v", "-p", &target.pid().to_string(), "-o"]).arg(&trace);
+    record.args(["--ring-size", "1M", "--back-pressure", "0ms"]).stdin(Stdio::null());
+    let mut recorder = Running::start(&mut record)?;
+    recorder.wait_for_stderr("attached to")?;
+
+    recorder.signal("STOP")?;
+    target.go_on()?;
+    target.wait_for_stdout("ready")?;
+    recorder.signal("CONT")?;
+    recorder.wait_for_stderr("the event of it was lost")?;
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    recorder.signal("INT")?;
+    recorder.finish()?.require_success("memtrace record")?;
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+
+    let report = report(&trace)?;
+    ensure!(report.counter("lost_lifecycle_events") > 0, "counters: {}", report.json["counters"]);
+    let exe = report.json["target"]["processes"][0]["exe"].as_str().unwrap_or_default();
+    ensure!(exe.ends_with("/exec_unseen_next"), "{exe}");
+    let leaks: Vec<_> = report
+        .stacks
+        .iter()
+        .filter(|stack| {
+            stack.is_heap() && stack.frames.first().is_some_and(|f| f.is("leak_blocks"))
+        })
+        .collect();
+    ensure!(leaks.len() == 1 && leaks[0].end == "root", "{leaks:?}");
+    ensure!(leaks[0].json["live_blocks"] == 1009, "{}", leaks[0].json);
+    Ok(())
+}
+
+#[test]
 fn doctor_says_that_memtrace_can_attach_where_it_can() -> Result<()> {
     privileged!();
 

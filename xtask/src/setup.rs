@@ -69,6 +69,7 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "go", package: "golang-go" },
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
+    Program { name: "/bin/busybox", package: "busybox-static" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
     Program { name: "/usr/bin/perl", package: "perl" },
     Program { name: "/usr/bin/python3", package: "python3" },
@@ -76,6 +77,16 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libmimalloc.so", package: "libmimalloc-dev" },
+    Program {
+        name: "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.a",
+        package: "libgoogle-perftools-dev",
+    },
+    Program { name: "clang++", package: "clang" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++.so", package: "libc++-dev" },
+    Program { name: "/usr/lib/x86_64-linux-gnu/libc++abi.so", package: "libc++abi-dev" },
+    // The names in Debian's python3, which is stripped.
+    Program { name: "/usr/bin/python3-dbg", package: "python3-dbg" },
 ];
 
 /// What boots other kernels.

@@ -68,6 +68,7 @@ const SELECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("links", &["vfork", "outlive"]),
+    ("allocators", &["exception_out", "user_names"]),
     ("lifecycle", &[]),
 ];
 

@@ -22,7 +22,8 @@ use memtrace_userspace::views::style::Style;
 
 use super::output::Output;
 use super::record::{progress_line, started_line, warning};
-use super::source::{SymbolArguments, TraceArguments, pid};
+use super::source::{SymbolArguments, TraceArguments};
+use super::target::pid;
 use super::{Outcome, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\

@@ -7,7 +7,7 @@ use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::printable::printable_str;
 use memtrace_userspace::views::{quantity, summary};
 
-use super::source::pid;
+use super::target::pid;
 use super::{Outcome, tell};
 
 const EXAMPLES: &str = "\

@@ -33,8 +33,13 @@ impl Output {
     /// Opened before the work begins, so that a path that cannot be written costs no time.
     /// `input` is what the result is made of; it is not overwritten.
     pub(crate) fn open(path: Option<&Path>, input: &Path) -> Result<Output> {
+        Output::open_beside(path, &[input])
+    }
+
+    /// [`Output::open`] for what is made of several files, or of none.
+    pub(crate) fn open_beside(path: Option<&Path>, inputs: &[&Path]) -> Result<Output> {
         match path {
-            Some(path) if path != Path::new("-") => open_file(path, input)
+            Some(path) if path != Path::new("-") => open_file(path, inputs)
                 .with_context(|| format!("cannot write {}; choose another file", path.display())),
             Some(_) | None => {
                 Ok(Output::Stdout(BufWriter::with_capacity(BUFFER_BYTES, io::stdout())))
@@ -80,7 +85,7 @@ impl Write for Output {
     }
 }
 
-fn open_file(path: &Path, input: &Path) -> Result<Output> {
+fn open_file(path: &Path, inputs: &[&Path]) -> Result<Output> {
     let existing = match path.metadata() {
         Ok(existing) => Some(existing),
         Err(error) if error.kind() == io::ErrorKind::NotFound => None,
@@ -97,7 +102,8 @@ fn open_file(path: &Path, input: &Path) -> Result<Output> {
             path: path.to_owned(),
         });
     }
-    if input.metadata().is_ok_and(|input| same_file(&input, &existing)) {
+    let is_read = |input: &&Path| input.metadata().is_ok_and(|input| same_file(&input, &existing));
+    if inputs.iter().any(is_read) {
         bail!("it is the trace that is read");
     }
     // Behind a symbolic link, the file is replaced and the link stays.

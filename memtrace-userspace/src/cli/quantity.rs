@@ -75,6 +75,24 @@ pub(crate) fn positive_duration(text: &str) -> Result<Duration, String> {
     }
 }
 
+/// Parses a share: `5%`, `0.5%`; in parts per million.
+pub(crate) fn share(text: &str) -> Result<u64, QuantityError> {
+    let (number, unit) = number_and_unit(text, "5% or 0.5%")?;
+    match unit {
+        "%" => scale(number, 10_000),
+        _ => Err(QuantityError::UnknownUnit { found: unit.to_owned(), known: "%" }),
+    }
+}
+
+/// Parses a count: `1000000`, `1_000_000`.
+pub(crate) fn count(text: &str) -> Result<u64, QuantityError> {
+    let digits = text.replace('_', "");
+    match number_and_unit(&digits, "1000000 or 1_000_000")? {
+        (number @ Decimal { fraction_digits: 0, .. }, "") => scale(number, 1),
+        _ => Err(QuantityError::NoNumber { example: "1000000 or 1_000_000" }),
+    }
+}
+
 /// A decimal number as its digits and the power of ten to divide them by.
 #[derive(Clone, Copy)]
 struct Decimal {
@@ -145,6 +163,16 @@ mod tests {
         for (text, ms) in cases {
             assert_eq!(duration(text), Ok(Duration::from_millis(ms)), "{text}");
         }
+    }
+
+    #[test]
+    fn shares_and_counts_are_exact() {
+        assert_eq!(share("5%"), Ok(50_000));
+        assert_eq!(share("0.5 %"), Ok(5_000));
+        assert_eq!(share("5").expect_err("no unit").to_string(), "unknown unit ``; use one of %");
+        assert_eq!(count("1_000_000"), Ok(1_000_000));
+        assert_eq!(count("20"), Ok(20));
+        assert!(count("20K").is_err() && count("1.5").is_err() && count("").is_err());
     }
 
     #[test]

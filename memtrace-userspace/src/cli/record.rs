@@ -13,7 +13,7 @@ use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
-    self, PeriodicSnapshots, Progress, SessionSummary, Started, Target,
+    self, PeriodicSnapshots, Progress, RecordOptions, SessionSummary, Started, Target,
 };
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -21,7 +21,8 @@ use memtrace_userspace::views::{caveats, quantity, summary};
 
 use super::output::Output;
 use super::report::write_json;
-use super::source::{SymbolArguments, TraceArguments, pid};
+use super::source::{SymbolArguments, TraceArguments};
+use super::target::{TargetArguments, one_target};
 use super::{Outcome, quantity as quantity_arguments, tell, terminal};
 
 const EXAMPLES: &str = "\
@@ -30,7 +31,10 @@ Examples:
   sudo memtrace record -p 4711 -o api.mtrace --duration 30s
   sudo memtrace record -p 4711 -p 4712                    two processes, one trace
   sudo memtrace record -p 4711 --children                 and what it starts from now on
+  sudo memtrace record --comm nginx --follow              all of a name, later ones too
+  sudo memtrace record --container 3f2a9c1d5b7e           all of a container
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children
+  sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
   sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
 /// How many names are tried for a trace whose name is not given.
@@ -39,11 +43,10 @@ const NAMES: u32 = 1000;
 /// Attach to running processes, or start a command, and write a trace.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "command"]))]
+#[command(group = one_target().arg("command"))]
 pub(crate) struct Arguments {
-    /// The process to attach to; may be given again
-    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
-    pids: Vec<Pid>,
+    #[command(flatten)]
+    target: TargetArguments,
     /// The trace [default: memtrace.PID.mtrace or memtrace.CMD.mtrace, with a number if it exists]
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -56,18 +59,21 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     trace: TraceArguments,
     /// The command to trace, from its first instruction
-    #[arg(last = true, value_name = "CMD")]
+    #[arg(last = true, value_name = "CMD", conflicts_with = "processes")]
     command: Vec<OsString>,
 }
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pids, output, report, snapshot_every, trace, command } = arguments;
-    let target = if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
-    let is_launch = matches!(target, Target::Launch(_));
+    let Arguments { target, output, report, snapshot_every, trace, command } = arguments;
+    let options = match command.is_empty() {
+        true => trace.attach(target.resolve()?, None),
+        false => trace.session(Target::Launch(command), None),
+    };
+    let is_launch = matches!(options.target, Target::Launch(_));
     let output = match output {
         Some(output) => output,
-        None => free_name(&target)?,
+        None => free_name(&options.target)?,
     };
     if report.as_ref() == Some(&output) {
         bail!(
@@ -79,12 +85,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let mut options = trace.session(target, Some(output.clone()));
-    options.periodic =
-        snapshot_every.map(|every| PeriodicSnapshots { every, beside: output.clone() });
+    let periodic = snapshot_every.map(|every| PeriodicSnapshots { every, beside: output.clone() });
+    let options = RecordOptions { output: Some(output.clone()), periodic, ..options };
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
+                if processes.is_empty() {
+                    tell("nothing matches yet; waiting, Ctrl-C ends");
+                }
                 for process in processes {
                     tell(&started_line(process));
                     if let Started::Attached { verdict, .. } = process {
@@ -103,7 +111,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = ended?;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
-        write_json(report, &snapshot, &mut SymbolArguments::default().names())?;
+        let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
+        let running: Vec<Pid> = running.map(|process| process.pid).collect();
+        let mut names = SymbolArguments::default().names_of_running(&running);
+        write_json(report, &snapshot, &mut names)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
@@ -130,6 +141,7 @@ pub(crate) fn started_line(started: &Started) -> String {
             let probes = quantity::counted(*probes, "probe");
             format!("attached to {pid} ({}): {probes}{stepped}; Ctrl-C detaches", printable(exe))
         }
+        Started::Skipped { pid: _, reason } => format!("left out: {}", printable_str(reason)),
         Started::Launched { pid: Pid(pid), command } => {
             format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
         }
@@ -212,6 +224,7 @@ mod tests {
     use clap::Parser;
     use memtrace_userspace::live::tracer::Children;
 
+    use super::super::target::Resolved;
     use super::super::{Cli, Command};
     use super::*;
 
@@ -221,6 +234,10 @@ mod tests {
             Command::Record(arguments) => Ok(arguments),
             other => panic!("{other:?}"),
         }
+    }
+
+    fn resolved(target: TargetArguments) -> Resolved {
+        target.resolve().expect("ids need no look")
     }
 
     #[test]
@@ -234,7 +251,7 @@ mod tests {
     fn several_processes_are_one_target() {
         let arguments = parse(&["-p", "1", "-p", "2,3"]).expect("valid");
 
-        assert_eq!(arguments.pids, [Pid(1), Pid(2), Pid(3)]);
+        assert_eq!(resolved(arguments.target).pids, [Pid(1), Pid(2), Pid(3)]);
     }
 
     #[test]
@@ -243,6 +260,31 @@ mod tests {
         assert!(parse(&["-p", "1", "--", "ls"]).is_err());
         assert!(parse(&["-p", "0"]).is_err());
         assert!(parse(&["-p", "self"]).is_err());
+        assert!(parse(&["--comm", "x", "--", "ls"]).is_err());
+        assert!(parse(&["--follow"]).is_err());
+    }
+
+    #[test]
+    fn target_may_be_given_in_any_way_and_in_several() {
+        for arguments in [
+            &["--comm", "nginx", "--follow"][..],
+            &["--cgroup", "/system.slice"],
+            &["--container", "3f2a9c1d"],
+            &["-p", "1", "--comm", "a*", "--comm", "b", "--container", "3f2a"],
+        ] {
+            assert!(parse(arguments).is_ok(), "{arguments:?}");
+        }
+        assert!(parse(&["--comm", "/usr/bin/nginx"]).is_err());
+        assert!(parse(&["--container", "web"]).is_err());
+    }
+
+    #[test]
+    fn id_cannot_be_followed() {
+        let arguments = parse(&["-p", "1", "--follow"]).expect("the parser lets it pass");
+
+        let error = arguments.target.resolve().expect_err("an id means one process");
+
+        assert!(error.to_string().contains("--comm"), "{error}");
     }
 
     #[test]
@@ -250,7 +292,7 @@ mod tests {
         let arguments =
             parse(&["-p", "1", "--ring-size", "8M", "--duration", "500ms"]).expect("valid");
 
-        let session = arguments.trace.session(Target::Attach(arguments.pids), None);
+        let session = arguments.trace.attach(resolved(arguments.target), None);
         assert_eq!(session.ring_bytes, 8 << 20);
         assert_eq!(session.duration, Some(Duration::from_millis(500)));
         assert!(parse(&["-p", "1", "--ring-size", "2G"]).is_err());
@@ -259,10 +301,11 @@ mod tests {
     #[test]
     fn children_of_a_process_are_traced_when_asked_for() {
         let children = |arguments: &[&str]| {
-            let Arguments { pids, trace, command, .. } = parse(arguments).expect("valid");
-            let target =
-                if command.is_empty() { Target::Attach(pids) } else { Target::Launch(command) };
-            trace.session(target, None).children
+            let Arguments { target, trace, command, .. } = parse(arguments).expect("valid");
+            match command.is_empty() {
+                true => trace.attach(resolved(target), None).children,
+                false => trace.session(Target::Launch(command), None).children,
+            }
         };
 
         assert_eq!(children(&["-p", "1"]), Children::Ignore);

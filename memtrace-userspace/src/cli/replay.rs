@@ -13,7 +13,7 @@ use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use memtrace_userspace::part::{Excerpt, Part, PartError, Place, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline};
-use memtrace_userspace::record::Time;
+use memtrace_userspace::record::{Pid, Time};
 use memtrace_userspace::trace::{Reader, TraceError, Truncation};
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
@@ -23,6 +23,9 @@ use super::tell;
 /// Batches that may be decoded ahead. They hide what decoding takes, and few are enough; a file
 /// made to do harm can make each of them large.
 const WAITING_BATCHES: usize = 2;
+
+/// How many processes an error suggests.
+const SUGGESTIONS: usize = 10;
 
 /// When a replay gives a snapshot before its end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,9 +40,12 @@ pub(crate) enum Pace {
 
 /// Replays a trace and returns its last snapshot, or the one at which `on_snapshot` broke off.
 ///
+/// `only` names the processes that count; none for all.
+///
 /// A trace that stops early gives what it has, a warning on stderr and a counter.
 pub(crate) fn replay(
     path: &Path,
+    only: &[Pid],
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
@@ -50,7 +56,7 @@ pub(crate) fn replay(
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::of(Limits::default(), only);
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {
@@ -69,13 +75,24 @@ pub(crate) fn replay(
     })
     .with_context(what)?;
     progress.finish_and_clear();
-    Ok(with_truncation(pipeline.snapshot(), truncation, path))
+    let snapshot = pipeline.snapshot();
+    require_processes(path, only, &snapshot, &pipeline.pids())?;
+    Ok(with_truncation(snapshot, truncation, path))
+}
+
+/// Fails if a process that is asked for is not in the trace; `pids` are those that are.
+fn require_processes(path: &Path, only: &[Pid], snapshot: &Snapshot, pids: &[Pid]) -> Result<()> {
+    match only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid)) {
+        Some(missing) => bail!("{}", not_in_trace(path, *missing, pids)),
+        None => Ok(()),
+    }
 }
 
 /// Reads a part of a trace.
-pub(crate) fn replay_part(path: &Path, part: &Part) -> Result<Arc<Snapshot>> {
-    let Excerpt { snapshot, truncation } =
-        read_at_once(path, |file, progress| read_part(file, part, progress))?;
+pub(crate) fn replay_part(path: &Path, only: &[Pid], part: &Part) -> Result<Arc<Snapshot>> {
+    let Excerpt { snapshot, truncation, pids } =
+        read_at_once(path, |file, progress| read_part(file, only, part, progress))?;
+    require_processes(path, only, &snapshot, &pids)?;
     Ok(with_truncation(snapshot, truncation, path))
 }
 
@@ -134,6 +151,20 @@ fn with_truncation(
         counters.sort();
     }
     snapshot
+}
+
+/// What to write instead of an id that no process of the trace has.
+fn not_in_trace(path: &Path, Pid(missing): Pid, pids: &[Pid]) -> String {
+    let shown: Vec<String> = pids.iter().take(SUGGESTIONS).map(|pid| pid.0.to_string()).collect();
+    let more = match pids.len().saturating_sub(shown.len()) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let has = match shown.is_empty() {
+        true => "none at all".to_owned(),
+        false => shown.join(", "),
+    };
+    format!("no process of {} has the id {missing}; it has {has}{more}", path.display())
 }
 
 /// Sends the records of the file, until its end or until nobody wants more.

@@ -7,6 +7,7 @@ use std::path::PathBuf;
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::export::{json, text};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
@@ -16,6 +17,7 @@ use super::output::Output;
 use super::part::PartArguments;
 use super::replay::{Pace, replay, replay_part};
 use super::source::{Sort, SymbolArguments};
+use super::target::pid;
 use super::{Outcome, terminal};
 
 const EXAMPLES: &str = "\
@@ -24,6 +26,7 @@ Examples:
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
   memtrace report api.mtrace --from 10s --to 25s          what happened then
   memtrace report api.mtrace --at peak                    what was held then
+  memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
@@ -35,6 +38,9 @@ pub(crate) struct Arguments {
     file: PathBuf,
     #[command(flatten)]
     part: PartArguments,
+    /// Count only this process of the trace; may be given again
+    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
+    pids: Vec<Pid>,
     /// What the report is for
     #[arg(long, value_enum, default_value_t = Format::Text)]
     format: Format,
@@ -62,11 +68,11 @@ enum Format {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, part, format, output, top, sort, symbols } = arguments;
+    let Arguments { file, part, pids, format, output, top, sort, symbols } = arguments;
     let mut out = Output::open(output.as_deref(), &file)?;
     let snapshot = match part.part()? {
-        Some(part) => replay_part(&file, &part)?,
-        None => replay(&file, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+        Some(part) => replay_part(&file, &pids, &part)?,
+        None => replay(&file, &pids, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
     };
     let sort = sort.map(SortKey::from);
     let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));

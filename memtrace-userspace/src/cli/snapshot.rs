@@ -14,7 +14,7 @@ use memtrace_userspace::views::quantity;
 use super::output::Output;
 use super::part::place;
 use super::replay::snapshot_of;
-use super::source::pid;
+use super::target::pid;
 use super::{Outcome, tell};
 
 const EXAMPLES: &str = "\

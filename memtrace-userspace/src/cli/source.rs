@@ -8,18 +8,21 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
+use memtrace_userspace::live::process;
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, Progress, RecordOptions, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
 use memtrace_userspace::symbols::{Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
 use super::quantity;
 use super::replay::{Pace, replay};
+use super::target::Resolved;
 
 /// What to put first in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -55,10 +58,19 @@ pub(crate) struct SymbolArguments {
 
 impl SymbolArguments {
     /// Names from the files of this machine and the directories given.
-    pub(crate) fn names(self) -> Names {
+    pub(crate) fn names(&self) -> Names {
+        self.names_of_running(&[])
+    }
+
+    /// The same, and from the files of these processes, if those have others than this machine.
+    pub(crate) fn names_of_running(&self, pids: &[Pid]) -> Names {
         let defaults = Options::default();
-        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Names::new(Symbolizer::new(Options { search_dirs: self.debug_dirs, debug_dirs }))
+        let roots = process::foreign_roots(pids);
+        let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
+        let debug_dirs = debug_dirs.collect();
+        let search_dirs = self.debug_dirs.iter().chain(&roots).cloned().collect();
+        Names::new(Symbolizer::new(Options { search_dirs, roots, debug_dirs }))
     }
 }
 
@@ -82,6 +94,11 @@ pub(crate) struct TraceArguments {
     /// How long the target may be made to wait for room there before an event is lost [default: 500ms]
     #[arg(long, value_name = "TIME", value_parser = quantity::duration)]
     back_pressure: Option<Duration>,
+    /// Probe this function as well, an allocator of the program's own: such as
+    /// 'alloc:pool_alloc(size=arg1)->ret' with 'free:pool_free(ptr=arg1)', 'realloc:…' or 'ignore:…';
+    /// may be given again. docs/probes.md has the grammar
+    #[arg(long = "probe", value_name = "SPEC")]
+    probes: Vec<ProbeSpec>,
     /// Trace the children of the process as well; those of a command always are
     #[arg(long)]
     children: bool,
@@ -116,6 +133,19 @@ enum ProbeLinks {
 }
 
 impl TraceArguments {
+    /// A session that attaches to running processes.
+    pub(crate) fn attach(self, resolved: Resolved, output: Option<PathBuf>) -> RecordOptions {
+        let Resolved { pids, selection, follow } = resolved;
+        RecordOptions {
+            refused: match selection {
+                Some(_) => Refused::Skip,
+                None => Refused::End,
+            },
+            follow: selection.filter(|_| follow),
+            ..self.session(Target::Attach(pids), output)
+        }
+    }
+
     /// A session that traces `target` into `output`.
     pub(crate) fn session(self, target: Target, output: Option<PathBuf>) -> RecordOptions {
         let TraceArguments {
@@ -124,6 +154,7 @@ impl TraceArguments {
             unwind_memory,
             table_cache,
             back_pressure,
+            probes,
             children,
             stop_for_code,
             probe_cost,
@@ -154,6 +185,7 @@ impl TraceArguments {
                 ProbeLinks::Multi => LinkKind::Multi,
                 ProbeLinks::Perf => LinkKind::Perf,
             }),
+            probes,
             ..usual
         }
     }
@@ -172,14 +204,6 @@ fn unwind_memory(text: &str) -> Result<u64, String> {
     match quantity::size(text).map_err(|error| error.to_string())? {
         bytes @ 0x10_0000..=0x1400_0000 => Ok(bytes),
         _ => Err("must be 1M to 320M".to_owned()),
-    }
-}
-
-/// A process id, as `-p` takes it.
-pub(crate) fn pid(text: &str) -> Result<Pid, String> {
-    match text.parse() {
-        Ok(0) | Err(_) => Err("expected a process id, such as 4711".to_owned()),
-        Ok(pid) => Ok(Pid(pid)),
     }
 }
 
@@ -206,14 +230,14 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             session::run(options, deliver)?.snapshot
         }
         Source::File(path, pace @ Pace::WallTime(_)) => {
-            replay(&path, pace, |snapshot| offer(snapshots, &snapshot))?
+            replay(&path, &[], pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, pace, deliver)?
+            replay(&path, &[], pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

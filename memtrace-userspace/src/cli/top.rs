@@ -15,8 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{RecordOptions, Target};
+use memtrace_userspace::session::RecordOptions;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
 use memtrace_userspace::views::ranking::{SortKey, rank};
@@ -24,12 +23,14 @@ use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 
 use super::record::summary_line;
 use super::replay::Pace;
-use super::source::{self, Sort, Source, SymbolArguments, TraceArguments, pid};
+use super::source::{self, Sort, Source, SymbolArguments, TraceArguments};
+use super::target::{TargetArguments, one_target};
 use super::{Outcome, log, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
   sudo memtrace top -p 4711                               live; q leaves and detaches
+  sudo memtrace top --comm nginx                          all processes of a name
   sudo memtrace top -p 4711 --duration 30s -o api.mtrace  and write a trace at the same time
   sudo memtrace top -p 4711 --interval 5s | tee api.log   lines instead of a screen
   memtrace top api.mtrace                                 browse a trace";
@@ -44,14 +45,13 @@ const BLOCK_FUNCTIONS: usize = 10;
 /// Show the top consumers of a process, or of a trace.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
-#[command(group = clap::ArgGroup::new("target").required(true).args(["pids", "file"]))]
+#[command(group = one_target().arg("file"))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(conflicts_with_all = ["duration", "ring_size", "back_pressure", "children", "output"])]
+    #[arg(conflicts_with_all = ["processes", "duration", "ring_size", "back_pressure", "children", "output"])]
     file: Option<PathBuf>,
-    /// The process to attach to; may be given again
-    #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
-    pids: Vec<Pid>,
+    #[command(flatten)]
+    target: TargetArguments,
     /// Write a trace as well
     #[arg(short, long, value_name = "FILE")]
     output: Option<PathBuf>,
@@ -75,9 +75,10 @@ pub(crate) struct Arguments {
 
 /// Shows snapshots until the source ends or the user leaves.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, pids, output, trace, interval, sort, top, plain, symbols } = arguments;
+    let Arguments { file, target, output, trace, interval, sort, top, plain, symbols } = arguments;
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
             file,
@@ -87,12 +88,16 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 (None, false) => Pace::AtEnd,
             },
         ),
-        None => Source::Live(RecordOptions {
-            snapshot_interval: interval.unwrap_or(INTERVAL),
-            ..trace.session(Target::Attach(pids), output.clone())
-        }),
+        None => {
+            let target = target.resolve()?;
+            pids.clone_from(&target.pids);
+            Source::Live(RecordOptions {
+                snapshot_interval: interval.unwrap_or(INTERVAL),
+                ..trace.attach(target, output.clone())
+            })
+        }
     };
-    let names = symbols.names();
+    let names = symbols.names_of_running(&pids);
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);

@@ -19,31 +19,42 @@
 //!   start-up, before libc's are there to replace them; since 2.31 it does not export any.
 
 use memtrace_common::addr::{FileOffset, Svma};
+use memtrace_common::call::Call;
 use memtrace_common::event::Api;
 use object::ReadRef;
 use thiserror::Error;
 
-use crate::live::placement::{self, Site};
+use crate::live::placement::{self, Need, Site};
 use crate::record;
 
 mod elf;
+pub mod facts;
 mod forwards;
+pub mod named;
 mod names;
+pub mod spec;
 pub mod survey;
 #[cfg(test)]
 mod tests;
+pub mod wanted;
 
 use elf::{Elf, Symbol, SymbolType};
+use facts::Facts;
+use named::NotFound;
 use names::{Family, Name};
+use spec::ProbeSpec;
 
 /// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
 const MAX_FUNCTIONS: usize = 512;
+
+/// The most functions of one file that unwind the stack; libgcc has three.
+const MAX_UNWINDERS: usize = 8;
 
 /// The most bytes of one function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
 
 /// Why a file's allocator functions could not be looked for.
-#[derive(Debug, Error, PartialEq, Eq)]
+#[derive(Clone, Debug, Error, PartialEq, Eq)]
 pub enum AllocatorsError {
     /// Not an ELF file, or a broken one.
     #[error("not a readable ELF file: {reason}")]
@@ -70,16 +81,23 @@ pub enum Role {
     Acquire,
     /// Memory is gone when it returns: it needs a probe at its entry only.
     Release,
+    /// What it calls is part of it: it needs a probe at its entry and at its return.
+    ///
+    /// Functions that the user has named, and that do not give memory. An allocator's own `free`
+    /// calls no other, so its return is of no interest.
+    Enclose,
+    /// It unwinds the stack, past probed functions if need be: it needs a probe at its entry.
+    Unwind,
 }
 
 /// A function to probe.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
-    /// What it does.
-    pub api: Api,
+    /// What it does, and which arguments say so.
+    pub call: Call,
     /// Whether it needs a return probe.
     pub role: Role,
-    /// Its name in the symbol table, without a version.
+    /// Its name in the symbol table, without a version; or as the user has named it.
     pub symbol: String,
     /// Where in the file its first instruction is.
     pub offset: FileOffset,
@@ -106,7 +124,7 @@ pub struct Probe {
 }
 
 impl Probe {
-    /// Where in the file the probe goes, both at entry and, for [`Role::Acquire`], at return.
+    /// Where in the file the probe goes, at entry and, unless for [`Role::Release`], at return.
     pub fn offset(&self) -> FileOffset {
         // The site lies in the function, and the function lies in the file.
         FileOffset(self.target.offset.0.saturating_add(self.site.delta))
@@ -153,6 +171,9 @@ pub enum Skip {
     /// The dynamic linker's own allocator, which is used only before libc's is there.
     #[error("belongs to the dynamic linker")]
     DynamicLinker,
+    /// The user has named it, and it cannot be probed.
+    #[error(transparent)]
+    NotFound(NotFound),
 }
 
 /// A function that gets no probe.
@@ -171,19 +192,39 @@ pub struct Plan {
     pub probes: Vec<Probe>,
     /// What was passed over, by name.
     pub skipped: Vec<Skipped>,
+    /// Where exceptions start to unwind the stack. They are probed where a probed function of the
+    /// process, in whichever file, may be left by one.
+    pub unwinders: Vec<Probe>,
 }
 
 impl Plan {
+    /// Every place at which the file may have a breakpoint.
+    pub fn all_probes(&self) -> impl Iterator<Item = &Probe> {
+        self.probes.iter().chain(&self.unwinders)
+    }
+
+    /// Whether a function whose return is probed may be left by an exception.
+    pub fn may_throw(&self) -> bool {
+        self.probes.iter().any(|probe| match probe.target.role {
+            // C's functions do not throw, and the operators that may not say so in their names.
+            Role::Acquire => names::may_throw(&probe.target.symbol),
+            Role::Enclose => true,
+            Role::Release | Role::Unwind => false,
+        })
+    }
+
     /// The probes in the order in which a running process gets them: what takes memory back first.
     ///
     /// Placing them takes a while, and the process runs on. A block that is acquired in view and
     /// released out of it would be live for ever.
     pub fn in_placing_order(&self) -> Vec<&Probe> {
         let mut probes: Vec<&Probe> = self.probes.iter().collect();
-        probes.sort_by_key(|probe| match (probe.target.role, probe.target.api) {
+        probes.sort_by_key(|probe| match (probe.target.role, probe.target.call) {
             (Role::Release, _) => 0,
-            (Role::Acquire, Api::Realloc | Api::Reallocarray) => 1,
-            (Role::Acquire, _) => 2,
+            (Role::Enclose, _) => 1,
+            (Role::Acquire, Call::Acquire { block: Some(_), .. }) => 2,
+            (Role::Acquire, _) => 3,
+            (Role::Unwind, _) => 4,
         });
         probes
     }
@@ -196,20 +237,40 @@ pub struct Found {
     pub targets: Vec<Target>,
     /// What was passed over, by name.
     pub skipped: Vec<Skipped>,
+    /// The functions that unwind the stack, by address.
+    pub unwinders: Vec<Target>,
 }
 
 /// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
-pub fn plan<'data>(file: impl ReadRef<'data>) -> Result<Plan, AllocatorsError> {
-    let Found { targets, skipped } = find(file)?;
-    let probes = targets
-        .into_iter()
-        .map(|target| {
-            let site =
-                placement::place(target.code(file), target.svma.0, names::need(&target.symbol));
-            Probe { target, site }
-        })
-        .collect();
-    Ok(Plan { probes, skipped })
+///
+/// `named` are the functions that the user wants to be probed in it. One that is an allocator's as
+/// well is what the user says it is.
+pub fn plan<'data>(
+    file: impl ReadRef<'data>,
+    named: &[&ProbeSpec],
+) -> Result<Plan, AllocatorsError> {
+    let Found { mut targets, mut skipped, unwinders } = find(file)?;
+    for spec in named {
+        match named::resolve(file, spec) {
+            Ok(target) => {
+                let (of, svma) = (target.symbol.clone(), target.svma);
+                for known in targets.extract_if(.., |known| known.svma == svma) {
+                    let reason = Skip::Alias { of: of.clone() };
+                    skipped.push(Skipped { symbol: known.symbol, reason });
+                }
+                targets.push(target);
+            }
+            Err(error) => skipped
+                .push(Skipped { symbol: spec.function.to_string(), reason: Skip::NotFound(error) }),
+        }
+    }
+    let place = |target: Target| {
+        let need = Need { arguments: target.call.arguments() };
+        let site = placement::place(target.code(file), target.svma.0, need);
+        Probe { target, site }
+    };
+    let probes = targets.into_iter().map(place).collect();
+    Ok(Plan { probes, skipped, unwinders: unwinders.into_iter().map(place).collect() })
 }
 
 /// Finds the allocator functions of the ELF file `file`.
@@ -244,9 +305,39 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> 
             found.targets.push(target);
         }
     }
+    found.unwinders = unwinders(&elf);
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
     Ok(found)
+}
+
+/// The functions with which an exception, or the forced end of a thread, starts to unwind.
+fn unwinders<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<Target> {
+    let mut found: Vec<Target> = elf
+        .defined_symbols()
+        .filter(|symbol| names::unwinds(symbol.name) && symbol.kind == SymbolType::Function)
+        .filter_map(|Symbol { name, svma, size, .. }| {
+            let offset = elf.code_offset(svma, size)?;
+            let symbol = name.to_owned();
+            Some(Target { call: Call::Ignore, role: Role::Unwind, symbol, offset, svma, size })
+        })
+        .collect();
+    found.sort_by_key(|target| target.svma);
+    found.dedup_by_key(|target| target.svma);
+    found.truncate(MAX_UNWINDERS);
+    found
+}
+
+/// What else the ELF file `file` says of itself.
+pub fn facts<'data, R>(file: R) -> Result<Facts, AllocatorsError>
+where
+    R: ReadRef<'data> + Send + Sync,
+{
+    let elf = Elf::parse(file)?;
+    let marks = elf.defined_symbols().map(|symbol| symbol.name).filter(|name| facts::is_mark(name));
+    let whole = object::File::parse(file)
+        .map_err(|error| AllocatorsError::NotElf { reason: error.to_string() })?;
+    Ok(Facts::of(&whole, marks))
 }
 
 /// Whether the ELF file `file` holds a Go program.
@@ -271,7 +362,7 @@ fn named_symbols<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<(Name, Sy
         .defined_symbols()
         .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
         .collect();
-    let has_malloc = named.iter().any(|(name, _)| name.api == Api::Malloc);
+    let has_malloc = named.iter().any(|(name, _)| name.call.api() == Some(Api::Malloc));
     named.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
     named
 }
@@ -291,7 +382,7 @@ fn target<'data, R: ReadRef<'data>>(
     }
     let offset = elf.code_offset(symbol.svma, symbol.size).ok_or(Skip::NotInCode)?;
     Ok(Target {
-        api: name.api,
+        call: name.call,
         role: name.role(),
         symbol: symbol.name.to_owned(),
         offset,

@@ -14,7 +14,7 @@ use super::images::{self, ImageId, Images, Key, Reading};
 use super::kernel_version::{KernelVersion, kernel_release};
 use super::pidfd::PidFd;
 use super::probed::Probed;
-use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, Seccomp};
+use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, ProgramId, Seccomp};
 use super::tables::{self, NoRoom, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
@@ -24,14 +24,18 @@ pub(super) struct Traced {
     pub(super) handle: PidFd,
     /// Whether it had ended at the last sample.
     pub(super) had_ended: bool,
+    /// Which program it was last seen to begin.
+    pub(super) program: ProgramId,
+    /// The one that it ran at the last sample, if that was another.
+    pub(super) other_program: Option<ProgramId>,
     /// Its place in the kernel's table of processes.
-    index: u32,
+    pub(super) index: u32,
     flags: u32,
     /// How often it had made code executable when its mappings were read.
     code_changes: u64,
     /// The mappings of code that the kernel knows, by start.
     pub(super) modules: BTreeMap<Avma, Module>,
-    regions: Option<Regions>,
+    pub(super) regions: Option<Regions>,
     /// Code that the thread's `munmap` took last; it comes back if the call fails.
     unmapped: Option<(Tid, Vec<(Avma, Module)>)>,
     /// Its probes.
@@ -75,7 +79,17 @@ impl Tracer {
         let info = process::inspect(pid)?;
         check_hazards(&info)?;
         self.watch(pid);
-        self.begin(&info, Arrival::Running)?;
+        let before = self.out.len();
+        let attached = self.attach_running(pid, &info);
+        if attached.is_err() {
+            self.let_go(pid);
+            self.out.truncate(before);
+        }
+        attached
+    }
+
+    fn attach_running(&mut self, pid: Pid, info: &ProcessInfo) -> Result<Verdict, TracerError> {
+        self.begin(info, Arrival::Running)?;
         let Some(traced) = self.processes.get(&pid) else {
             return Err(TracerError::TooManyProcesses { pid: pid.0 });
         };
@@ -92,9 +106,10 @@ impl Tracer {
 
     /// Attaches to a child that waits at its first instruction.
     pub(super) fn attach_child(&mut self, pid: Pid, parent: Pid) -> Result<(), TracerError> {
-        let begun = process::inspect(pid)
-            .map_err(TracerError::from)
-            .and_then(|info| self.begin(&info, Arrival::Forked(parent)));
+        let begun = process::inspect(pid).map_err(TracerError::from).and_then(|info| {
+            check_hazards(&info)?;
+            self.begin(&info, Arrival::Forked(parent))
+        });
         self.survive(begun)
     }
 
@@ -104,15 +119,25 @@ impl Tracer {
             Ok(info) => info,
             Err(error) => return self.survive(Err(error.into())),
         };
+        if let Err(hazard) = check_hazards(&info) {
+            // Its probes would stay, and it waits at its first instruction: they go before it runs.
+            self.leave(pid, time);
+            return self.survive(Err(hazard));
+        }
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
             let outdated = traced.probed.executed(pid);
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
+            traced.program = info.program;
+            traced.other_program = None;
             // Nobody has seen the new program run; it may wait while its libraries are read.
             traced.flags |= process_flag::STOP_FOR_CODE;
+            // A runtime moves a process into its container before it runs the program.
+            let namespaces = process::namespaces(&info);
             let ProcessInfo { exe, command, .. } = info;
             self.out.push(Record::Exec { time, pid, exe, command });
+            self.out.push(Record::Namespaces(namespaces));
             let updated = self.update_code(pid);
             self.closer.close(outdated);
             updated
@@ -121,15 +146,6 @@ impl Tracer {
             self.begin(&info, Arrival::Started)
         };
         self.survive(begun)
-    }
-
-    /// A process has ended.
-    pub(super) fn exited(&mut self, pid: Pid, time: Time) {
-        let Some(traced) = self.processes.remove(&pid) else { return };
-        self.out.push(Record::Exit { time, pid });
-        self.closer.close(traced.probed.into_links());
-        self.tables.give_back(traced.regions);
-        self.free_indices.push(traced.index);
     }
 
     /// The unwind row of the code at `pc`; `None` if `pid` has none there.
@@ -218,6 +234,11 @@ impl Tracer {
                 }
                 Ok(())
             }
+            Err(error @ (TracerError::Seccomp { .. } | TracerError::ShadowStack { .. })) => {
+                tracing::warn!("left out: {error}");
+                self.anomalies.attach_failures += 1;
+                Ok(())
+            }
             other => other,
         }
     }
@@ -246,6 +267,7 @@ impl Tracer {
             exe: info.exe.clone(),
             command: info.command.clone(),
         }));
+        self.out.push(Record::Namespaces(process::namespaces(info)));
         if arrival == Arrival::Running {
             self.out.push(Record::BeforeAttach(process::before_attach(pid)?));
         }
@@ -269,6 +291,8 @@ impl Tracer {
             Traced {
                 handle,
                 had_ended: false,
+                program: info.program,
+                other_program: None,
                 index,
                 flags,
                 code_changes: 0,
@@ -460,7 +484,11 @@ fn module_record(
 /// Refuses what would harm the process.
 fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
     let kernel = kernel_release();
-    let kills_filtered = KernelVersion::parse(&kernel).is_some_and(KernelVersion::kills_filtered);
+    let version = KernelVersion::parse(&kernel);
+    if info.has_shadow_stack && version.is_some_and(KernelVersion::crashes_shadow_stacks) {
+        return Err(TracerError::ShadowStack { pid: info.identity.pid.0, kernel });
+    }
+    let kills_filtered = version.is_some_and(KernelVersion::kills_filtered);
     if kills_filtered && info.seccomp != Seccomp::Off {
         return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
     }

@@ -14,6 +14,7 @@ mod kernel_held;
 mod memory;
 mod resident;
 mod threads;
+mod urgent;
 
 use std::time::{Duration, Instant};
 
@@ -23,6 +24,7 @@ use self::kernel_held::KernelHeld;
 use self::memory::Memory;
 use self::resident::Resident;
 use self::threads::{StopError, Stopped};
+use self::urgent::ComesFirst;
 use super::process::{self, ProcessError};
 use crate::reach::{Blocks, Cost, Piece};
 use crate::record::Pid;
@@ -76,6 +78,9 @@ pub enum ScanError {
         /// The time that it may stand still.
         limit: Duration,
     },
+    /// There are no threads to read with.
+    #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
+    Threads(#[from] rayon::ThreadPoolBuildError),
     /// Its memory cannot be read.
     #[error("cannot read the memory of process {pid}: {source}; run memtrace as root (sudo)")]
     Memory {
@@ -98,6 +103,8 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let resident = Resident::open(pid)?;
     let kernel_held = KernelHeld::of(pid);
     let limit = limit.unwrap_or_else(|| usual_limit(super::tracer::resident_bytes(pid)));
+    let readers = urgent::readers()?;
+    let comes_first = ComesFirst::begin();
     let started = Instant::now();
     let until = started + limit;
     let stopped = Stopped::stop(pid, until)?;
@@ -106,11 +113,13 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let mappings = process::mappings(pid)?;
     let memory = Memory::of(&mappings, &registers.stack_pointers, &resident)
         .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
-    let read = memory.read(pid, blocks, Some(until))?;
+    let read = readers.install(|| memory.read(pid, blocks, Some(until)))?;
     let loose = kernel_held.words();
     drop(stopped);
+    let duration = started.elapsed();
+    drop(comes_first);
     let cost = Cost {
-        stopped: Some(started.elapsed()),
+        stopped: Some(duration),
         threads,
         read_bytes: read.bytes,
         unreadable_bytes: read.unreadable_bytes,

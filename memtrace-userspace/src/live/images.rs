@@ -18,7 +18,9 @@ use memtrace_common::addr::{Avma, FileOffset, Svma};
 use object::{Object, ObjectSegment, ReadRef, SegmentFlags};
 use rayon::prelude::*;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::Runtime;
+use super::allocators::wanted::Wanted;
 use super::allocators::{self, Plan};
 use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
@@ -142,7 +144,7 @@ impl Analysis {
     }
 
     /// What the bytes of a file tell. Its table is kept under `identity`, if there is one.
-    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>) -> Self
+    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>, named: &[&ProbeSpec]) -> Self
     where
         R: ReadRef<'data> + Send + Sync,
     {
@@ -163,7 +165,7 @@ impl Analysis {
         // A file without text that can be unwound is walked by frame pointer; one that is not
         // for this machine has no allocator that this process could call.
         let ((table, unsaved), plan) =
-            rayon::join(|| kept.table(&elf), || allocators::plan(bytes).unwrap_or_default());
+            rayon::join(|| kept.table(&elf), || allocators::plan(bytes, named).unwrap_or_default());
         let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
@@ -214,12 +216,14 @@ pub struct Images {
     /// Whether any file that was ever read is Go's.
     runtime: Runtime,
     cache: Option<Arc<TableCache>>,
+    /// The functions that the user has named.
+    named: Vec<ProbeSpec>,
     savers: Vec<JoinHandle<()>>,
 }
 
 impl Images {
     /// Nothing is known yet.
-    pub fn new(cache: Option<TableCache>) -> Self {
+    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>) -> Self {
         Images {
             known: HashMap::new(),
             current: HashMap::new(),
@@ -227,6 +231,7 @@ impl Images {
             forget_at: MAX_IMAGES,
             runtime: Runtime::Other,
             cache: cache.map(Arc::new),
+            named,
             savers: Vec::new(),
         }
     }
@@ -264,8 +269,9 @@ impl Images {
             });
         }
         let cache = self.cache.as_deref();
+        let wanted = Wanted::of(pid, &self.named);
         let analyses: Vec<Analysis> =
-            new.par_iter().map(|mapping| analyse(pid, mapping, cache)).collect();
+            new.par_iter().map(|mapping| analyse(pid, mapping, cache, &wanted)).collect();
         for (mapping, analysis) in new.into_iter().zip(analyses) {
             let key = Key::of(mapping);
             let before = self.current.get(&key).copied();
@@ -353,15 +359,20 @@ pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Run
 }
 
 /// Reads the image behind one mapping. What cannot be read has no table and no probes.
-fn analyse(pid: Pid, mapping: &Mapping, cache: Option<&TableCache>) -> Analysis {
+fn analyse(
+    pid: Pid,
+    mapping: &Mapping,
+    cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
+) -> Analysis {
     match &mapping.mapped {
-        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache)
+        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted)
             .unwrap_or_else(|| {
                 let image = Image::File { path: path.clone(), build_id: Vec::new() };
                 Analysis::nothing(image, Reading::Failed)
             }),
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere, &[]),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
@@ -376,6 +387,7 @@ fn analyse_file(
     mapping: &Mapping,
     path: &[u8],
     cache: Option<&TableCache>,
+    wanted: &Wanted<'_>,
 ) -> Option<Analysis> {
     let file = process::open_mapped(pid, mapping).ok()?;
     // The stamp comes first: what is changed afterwards has another.
@@ -387,9 +399,10 @@ fn analyse_file(
         None => Kept::Nowhere,
     };
     let image = Image::File { path: path.to_vec(), build_id };
-    let analysis = Analysis::of_bytes(image, &bytes, kept);
+    let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path));
     drop(bytes);
-    let file = (!analysis.plan.probes.is_empty()).then_some(file);
+    let Plan { probes, unwinders, .. } = &analysis.plan;
+    let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);
     Some(Analysis { file, stamp: Some(stamp), ..analysis })
 }
 

@@ -41,6 +41,13 @@ impl KernelVersion {
             _ => false,
         }
     }
+
+    /// Whether return probes crash processes with shadow stacks (CET).
+    ///
+    /// User space has these since 6.6; return probes keep to them since 6.11.
+    pub fn crashes_shadow_stacks(self) -> bool {
+        self.major == 6 && (6..11).contains(&self.minor)
+    }
 }
 
 /// `uname -r`.

@@ -323,7 +323,11 @@ impl Kernel {
 fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<Probes, LoadError> {
     let kind = links.unwrap_or_else(LinkKind::of_this_kernel);
     if kind == LinkKind::Perf {
-        let programs: Vec<_> = ebpf.programs_mut().map(|(_, program)| program).collect();
+        let programs: Vec<_> = ebpf
+            .programs_mut()
+            .filter(|(name, _)| *name != probes::UNWIND)
+            .map(|(_, program)| program)
+            .collect();
         programs
             .into_par_iter()
             .try_for_each(|program| match program {

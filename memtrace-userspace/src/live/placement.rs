@@ -42,14 +42,15 @@ const ARGUMENTS: [Register; 6] =
 /// What a probe reads at its site, apart from the return address at `rsp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Need {
-    /// How many of the function's arguments, in the order `rdi, rsi, rdx, rcx, r8, r9`.
+    /// Which of the function's arguments: bit 0 is `rdi`, then `rsi, rdx, rcx, r8, r9`.
     pub arguments: u8,
 }
 
 impl Need {
     fn is_needed(self, register: Register) -> bool {
+        let mut arguments = ARGUMENTS.iter().enumerate();
         register == Register::RSP
-            || ARGUMENTS.iter().take(usize::from(self.arguments)).any(|&r| r == register)
+            || arguments.any(|(i, &argument)| argument == register && self.arguments >> i & 1 == 1)
     }
 }
 

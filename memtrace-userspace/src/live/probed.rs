@@ -35,13 +35,20 @@ pub(super) struct Probed {
     first_thread_ended: bool,
     /// The probes, by the file that they stand in; also files whose probes were refused.
     links: BTreeMap<ImageId, Vec<Link>>,
+    /// The probes of functions that unwind the stack, likewise.
+    unwinders: BTreeMap<ImageId, Vec<Link>>,
 }
 
 impl Probed {
     /// No probes.
     pub(super) fn new(pid: Pid) -> Self {
         let task = Tid(pid.0);
-        Probed { task, first_thread_ended: false, links: BTreeMap::new() }
+        Probed {
+            task,
+            first_thread_ended: false,
+            links: BTreeMap::new(),
+            unwinders: BTreeMap::new(),
+        }
     }
 
     /// Whether there are none.
@@ -51,13 +58,15 @@ impl Probed {
 
     /// All of them.
     pub(super) fn into_links(self) -> Vec<Link> {
-        self.links.into_values().flatten().collect()
+        self.links.into_values().chain(self.unwinders.into_values()).flatten().collect()
     }
 
     /// Takes those that stand in files that are not `wanted` any more.
     fn take_unless(&mut self, wanted: impl Fn(ImageId) -> bool) -> Vec<Link> {
-        let taken = self.links.extract_if(.., |id, _| !wanted(*id));
-        taken.flat_map(|(_, links)| links).collect()
+        let Probed { links, unwinders, .. } = self;
+        let taken = links.extract_if(.., |id, _| !wanted(*id));
+        let unwinders = unwinders.extract_if(.., |id, _| !wanted(*id));
+        taken.chain(unwinders).flat_map(|(_, links)| links).collect()
     }
 
     /// The process runs a new program. Gives the links that are to be closed once there are others.
@@ -118,7 +127,44 @@ impl Tracer {
                 }
             }
         }
+        self.protect_exceptions(pid);
         Ok(())
+    }
+
+    /// Has exceptions find their way past probed functions, where there may be such.
+    fn protect_exceptions(&mut self, pid: Pid) {
+        let Some(traced) = self.processes.get_mut(&pid) else { return };
+        let probed = &mut traced.probed;
+        let may_throw = |id: &ImageId| self.images.get(*id).is_some_and(|i| i.plan.may_throw());
+        if !probed.links.keys().any(may_throw) {
+            return;
+        }
+        let mapped: BTreeSet<ImageId> =
+            traced.modules.values().map(|module| module.image).collect();
+        for id in mapped {
+            let Entry::Vacant(placed) = probed.unwinders.entry(id) else { continue };
+            let Some(image) = self.images.get(id) else { continue };
+            let Some(file) = &image.file else { continue };
+            let points: Vec<Point> = image.plan.unwinders.iter().map(point).collect();
+            if points.is_empty() {
+                continue;
+            }
+            let place = Place { pid, task: probed.task, file, points: &points };
+            let Attached { links, outcomes } =
+                self.kernel.attach(self.options.program, Role::Unwind, &place);
+            placed.insert(links);
+            if let Some(error) = outcomes.into_iter().find_map(Result::err) {
+                tracing::debug!("no probe of the unwinder: {}", chain(&error));
+                if !self.exceptions_unprotected {
+                    tracing::warn!(
+                        "should a probed function (an allocator's operator new, or one named with \
+                         --probe) be left by an exception, the program ends: this kernel does not \
+                         let memtrace put return addresses back (lockdown, Secure Boot)"
+                    );
+                }
+                self.exceptions_unprotected = true;
+            }
+        }
     }
 
     /// The first thread has ended, perhaps not the last.
@@ -154,13 +200,14 @@ impl Tracer {
         let mut files: HashMap<ImageId, Pid> = HashMap::new();
         for (pid, traced) in &self.processes {
             if !traced.probed.first_thread_ended {
-                files.extend(traced.probed.links.keys().map(|id| (*id, *pid)));
+                let Probed { links, unwinders, .. } = &traced.probed;
+                files.extend(links.keys().chain(unwinders.keys()).map(|id| (*id, *pid)));
             }
         }
         for (id, pid) in files {
             let Some(image) = self.images.get(id) else { continue };
             let Some(file) = &image.file else { continue };
-            let points: Vec<Point> = image.plan.probes.iter().map(point).collect();
+            let points: Vec<Point> = image.plan.all_probes().map(point).collect();
             let place = Place { pid, task: Tid(pid.0), file, points: &points };
             // What is refused here was refused before, and counted.
             let Attached { links, outcomes: _ } =
@@ -171,7 +218,7 @@ impl Tracer {
 }
 
 fn point(probe: &Probe) -> Point {
-    Point { offset: probe.offset(), api: probe.target.api }
+    Point { offset: probe.offset(), call: probe.target.call }
 }
 
 fn chain(error: &LoadError) -> String {

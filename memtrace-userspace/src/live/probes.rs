@@ -24,12 +24,16 @@ use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use memtrace_common::addr::FileOffset;
-use memtrace_common::event::Api;
+use memtrace_common::call::Call;
 
 use super::allocators::Role;
 use super::loader::{LoadError, Program};
 use super::uprobe_multi::{self, Programs};
 use crate::record::{Pid, Tid};
+
+/// The program that puts return addresses back. It is loaded when it is needed and not before: the
+/// kernel notes in its log that such a program can write to a process's memory.
+pub(super) const UNWIND: &str = "unwind_enter";
 
 /// The map that programs mention to be spared a private stack.
 const NO_PROGRAMS: &str = "NO_PROGRAMS";
@@ -83,7 +87,7 @@ pub struct Point {
     /// Where it stands in the file.
     pub offset: FileOffset,
     /// What the program is told of it.
-    pub api: Api,
+    pub call: Call,
 }
 
 /// Where probes are to be placed.
@@ -110,7 +114,14 @@ pub struct Attached {
 /// The uprobe programs.
 pub(super) enum Probes {
     /// For multi links; those for perf links are loaded when they are needed.
-    Multi(Programs),
+    Multi {
+        /// Those that are loaded.
+        programs: Programs,
+        /// The object that has them all.
+        object: &'static [u8],
+        /// Its maps.
+        maps: HashMap<String, OwnedFd>,
+    },
     /// For perf links; aya has them.
     Perf,
 }
@@ -119,7 +130,7 @@ impl Probes {
     /// Loads the uprobe programs of `object` with these [`maps`], unless aya loads them.
     pub(super) fn load(
         kind: LinkKind,
-        object: &[u8],
+        object: &'static [u8],
         mut maps: HashMap<String, OwnedFd>,
     ) -> Result<Self, LoadError> {
         tracing::info!("probes are attached through {kind}");
@@ -134,7 +145,9 @@ impl Probes {
                 .map_err(LoadError::refused)?;
                 let no_programs = no_programs.fd().as_fd().try_clone_to_owned();
                 maps.insert(NO_PROGRAMS.to_owned(), no_programs.map_err(LoadError::refused)?);
-                Programs::load(object, &maps).map(Probes::Multi).map_err(LoadError::refused)
+                let programs = Programs::load(object, &maps, |name| name != UNWIND)
+                    .map_err(LoadError::refused)?;
+                Ok(Probes::Multi { programs, object, maps })
             }
             LinkKind::Perf => Ok(Probes::Perf),
         }
@@ -143,14 +156,14 @@ impl Probes {
     /// The kind of link that is used as long as a process's first thread lives.
     pub(super) fn kind(&self) -> LinkKind {
         match self {
-            Probes::Multi(_) => LinkKind::Multi,
+            Probes::Multi { .. } => LinkKind::Multi,
             Probes::Perf => LinkKind::Perf,
         }
     }
 
     /// Places probes for functions with one role. One that is refused does not cost the others.
     pub(super) fn attach(
-        &self,
+        &mut self,
         ebpf: &mut Ebpf,
         program: Program,
         role: Role,
@@ -159,14 +172,27 @@ impl Probes {
         let &Place { pid, task, file, points } = place;
         let names: &[&str] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire) => &["acquire_return", "acquire_enter"],
+            (Program::Trace, Role::Acquire | Role::Enclose) => &["call_return", "call_enter"],
             (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Empty, Role::Acquire) => &["empty_return", "empty_enter"],
+            (Program::Empty, Role::Acquire | Role::Enclose) => &["empty_return", "empty_enter"],
             (Program::Empty, Role::Release) => &["empty_enter"],
+            // Empty programs have return probes that an exception must not meet, either.
+            (Program::Trace | Program::Empty, Role::Unwind) => &[UNWIND],
         };
+        if let (Probes::Multi { programs, object, maps }, Role::Unwind) = (&mut *self, role)
+            && !programs.has(UNWIND)
+        {
+            match Programs::load(object, maps, |name| name == UNWIND) {
+                Ok(more) => programs.extend(more),
+                Err(error) => {
+                    let error = error.to_string();
+                    return one_by_one(points, |_| Err(LoadError::refused(error.clone())));
+                }
+            }
+        }
         let path = format!("/proc/self/fd/{}", file.as_raw_fd());
         match self {
-            Probes::Multi(programs) if task.0 == pid.0 => {
+            Probes::Multi { programs, .. } if task.0 == pid.0 => {
                 let path = CString::new(path).expect("there is no zero in it");
                 let links = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
                     let link = |name: &&str| programs.attach(name, pid, &path, points);
@@ -180,7 +206,7 @@ impl Probes {
                     Err(_) => one_by_one(points, |point| links(&[point])),
                 }
             }
-            Probes::Multi(_) | Probes::Perf => one_by_one(points, |point| {
+            Probes::Multi { .. } | Probes::Perf => one_by_one(points, |point| {
                 names.iter().map(|name| perf_link(ebpf, name, task, &path, point)).collect()
             }),
         }
@@ -215,7 +241,7 @@ fn perf_link(
         program.load().map_err(LoadError::refused)?;
     }
     let location = UProbeAttachLocation::AbsoluteOffset(point.offset.0);
-    let cookie = Some(point.api as u64);
+    let cookie = Some(point.call.cookie());
     let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
     let id = program
         .attach(UProbeAttachPoint { location, cookie }, path, UProbeScope::OneProcess(task))

@@ -11,14 +11,17 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 
 use memtrace_common::addr::Avma;
 use thiserror::Error;
 
-use crate::record::{BeforeAttach, Pid, Tid};
+use super::selection::Candidate;
+use crate::record::{BeforeAttach, Namespaces, Pid, Tid};
 
 pub mod binary;
+pub mod cgroup;
 pub mod maps;
 mod smaps;
 mod status;
@@ -27,12 +30,15 @@ mod tests;
 
 pub use binary::{BuildIdError, build_id, open_mapped};
 pub use maps::{Mapped, Mapping};
-pub use status::Seccomp;
+pub use status::{ProgramId, Seccomp};
 
 use status::{Stat, State};
 
 /// The most bytes read of one file of `/proc`; the maps of 65,530 mappings have about 10 MB.
 const MAX_PROC_FILE_BYTES: u64 = 256 << 20;
+
+/// How many file trees beside one's own are looked into for names.
+const MAX_ROOTS: usize = 16;
 
 /// Why a process cannot be traced, or could not be looked at.
 #[derive(Debug, Error)]
@@ -153,6 +159,10 @@ pub struct ProcessInfo {
     pub namespaced_pids: Vec<u32>,
     /// Whether its system calls are filtered.
     pub seccomp: Seccomp,
+    /// Which of its programs it runs.
+    pub program: ProgramId,
+    /// Whether the processor checks its return addresses (CET).
+    pub has_shadow_stack: bool,
 }
 
 /// A thread.
@@ -188,7 +198,77 @@ pub fn inspect(pid: Pid) -> Result<ProcessInfo, ProcessError> {
         command,
         namespaced_pids: status.namespaced_pids,
         seccomp: status.seccomp,
+        program: stat.program,
+        has_shadow_stack: status.has_shadow_stack,
     })
+}
+
+/// Where the process lives: its ids in inner PID namespaces, its cgroup, its container.
+///
+/// Best effort: what cannot be read is not known.
+pub fn namespaces(info: &ProcessInfo) -> Namespaces {
+    let pid = info.identity.pid;
+    let (cgroups, containers) = surroundings(pid);
+    Namespaces {
+        pid,
+        inner_pids: info.namespaced_pids.iter().skip(1).copied().collect(),
+        cgroup: cgroup::telling_path(&cgroups).map(<[u8]>::to_vec),
+        container: containers.into_iter().next_back(),
+    }
+}
+
+/// Ways into the file trees of processes that do not have this one's, each tree once.
+///
+/// They hold while the process runs. What cannot be looked at is left out.
+pub fn foreign_roots(pids: &[Pid]) -> Vec<PathBuf> {
+    let tree = |of: &str| {
+        let mounts = fs::read_link(format!("/proc/{of}/ns/mnt")).ok()?;
+        let root = fs::metadata(format!("/proc/{of}/root/")).ok()?;
+        Some((mounts, root.dev(), root.ino()))
+    };
+    let mut seen = vec![tree("self")];
+    let mut roots = Vec::new();
+    for pid in pids {
+        let tree = tree(&pid.0.to_string());
+        if roots.len() < MAX_ROOTS && tree.is_some() && !seen.contains(&tree) {
+            seen.push(tree);
+            roots.push(file_of(*pid, "root"));
+        }
+    }
+    roots
+}
+
+/// What a process is called and where it lives; `None` if it runs no program, or no longer.
+pub(super) fn candidate(pid: Pid) -> Option<Candidate> {
+    let text = read(pid, &file_of(pid, "stat")).ok()?;
+    let stat = status::parse_stat(&text)?;
+    check_alive(pid, &stat).ok()?;
+    // memtrace's own guardian.
+    if stat.parent == std::process::id() {
+        return None;
+    }
+    let comm = status::parse_comm(&text)?.to_vec();
+    let exe = exe(pid).map(|(path, _)| path).unwrap_or_default();
+    let exe_name = exe.rsplit(|&byte| byte == b'/').next().unwrap_or_default().to_vec();
+    let (cgroups, containers) = surroundings(pid);
+    Some(Candidate { pid, comm, exe_name, cgroups, containers })
+}
+
+/// The cgroups of a process and its containers, the innermost last.
+fn surroundings(pid: Pid) -> (Vec<cgroup::Cgroup>, Vec<Vec<u8>>) {
+    let cgroups = read(pid, &file_of(pid, "cgroup")).unwrap_or_default();
+    let cgroups = cgroup::parse_cgroups(&cgroups);
+    let mut containers = cgroup::containers(&cgroups);
+    if containers.is_empty() {
+        let mounts = read(pid, &file_of(pid, "mountinfo")).unwrap_or_default();
+        containers.extend(cgroup::container_of_mounts(&mounts));
+    }
+    (cgroups, containers)
+}
+
+/// The program that the process runs now; `None` if it or its first thread has ended.
+pub fn program(pid: Pid) -> Option<ProgramId> {
+    stat(pid).ok().filter(|stat| stat.state == State::Alive).map(|stat| stat.program)
 }
 
 /// All mappings of a process, by address.
@@ -259,7 +339,8 @@ fn stat(pid: Pid) -> Result<Stat, ProcessError> {
     status::parse_stat(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
 }
 
-fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
+/// Path of the executable of `pid`, and whether it was deleted since.
+pub fn exe(pid: Pid) -> Result<(Vec<u8>, bool), ProcessError> {
     let path = file_of(pid, "exe");
     let target = fs::read_link(&path).map_err(|source| failed(pid, &path, source))?;
     let target = target.into_os_string().into_vec();

@@ -18,11 +18,13 @@ use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind};
 use thiserror::Error;
 
+use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
+use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
@@ -59,6 +61,8 @@ pub struct Options {
     pub children: Children,
     /// What happens when a process that was running maps code.
     pub new_code: NewCode,
+    /// The functions that the user has named.
+    pub probes: Vec<ProbeSpec>,
 }
 
 /// Whether to trace the children of a traced process.
@@ -119,6 +123,17 @@ pub enum TracerError {
         /// The process.
         pid: u32,
     },
+    /// The process would crash at the first return probe.
+    #[error(
+        "process {pid} has a shadow stack (CET), and on kernel {kernel} a return probe would crash \
+         it; update the kernel to 6.11 or later"
+    )]
+    ShadowStack {
+        /// The process.
+        pid: u32,
+        /// `uname -r`.
+        kernel: String,
+    },
     /// The kernel would kill the process at the first return probe.
     #[error(
         "process {pid} filters its system calls (seccomp), and kernel {kernel} would kill it at \
@@ -130,6 +145,23 @@ pub enum TracerError {
         /// `uname -r`.
         kernel: String,
     },
+}
+
+impl TracerError {
+    /// Whether others can be traced all the same.
+    pub fn concerns_one_process(&self) -> bool {
+        match self {
+            TracerError::Process(_)
+            | TracerError::NoAllocator { .. }
+            | TracerError::TooManyProcesses { .. }
+            | TracerError::Seccomp { .. }
+            | TracerError::ShadowStack { .. } => true,
+            TracerError::Load(_)
+            | TracerError::Decode(_)
+            | TracerError::Ring(_)
+            | TracerError::Guardian(_) => false,
+        }
+    }
 }
 
 /// What the last look at the ring gave.
@@ -156,6 +188,8 @@ pub struct Tracer {
     pub(super) children: HashMap<Pid, Pid>,
     /// Processes that memtrace has made and that have not run their program yet.
     pub(super) expected: HashSet<Pid>,
+    /// Processes that match and cannot be traced.
+    pub(super) refusals: Refusals,
     pub(super) free_indices: Vec<u32>,
     /// Changes with every change of any process's code.
     pub(super) generation: u32,
@@ -169,6 +203,8 @@ pub struct Tracer {
     pub(super) forks_not_traced: u64,
     /// Whether any probe was ever placed.
     pub(super) found: Found,
+    /// Whether the kernel has refused what lets exceptions leave probed functions.
+    pub(super) exceptions_unprotected: bool,
     pub(super) closer: Closer,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
@@ -195,7 +231,8 @@ impl Tracer {
     /// Loads the kernel half, with room for the tables of `pids`. Nothing is traced yet.
     pub fn new(mut options: Options, pids: &[Pid]) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
-        let mut images = Images::new(options.table_cache.as_deref().and_then(TableCache::open));
+        let cache = options.table_cache.as_deref().and_then(TableCache::open);
+        let mut images = Images::new(cache, std::mem::take(&mut options.probes));
         tracing::debug!("reading the kernel's types and the target's files");
         let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
         let (rows, buckets) = tables::room_for(images.tables());
@@ -217,6 +254,7 @@ impl Tracer {
             threads: HashMap::new(),
             children: HashMap::new(),
             expected: HashSet::new(),
+            refusals: Refusals::default(),
             free_indices: (0..MAX_PROCESSES).rev().collect(),
             generation: 0,
             clock: Clock::start(),
@@ -226,6 +264,7 @@ impl Tracer {
             anomalies: Anomalies::default(),
             forks_not_traced: 0,
             found: Found::None,
+            exceptions_unprotected: false,
             closer: Closer::start(),
             out: Vec::new(),
         };
@@ -296,7 +335,9 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
-            self.end_what_was_lost(time);
+            let was_drained = std::mem::replace(&mut self.was_drained, false);
+            self.end_what_was_lost(was_drained, time);
+            self.notice_lost_programs(was_drained, time)?;
             self.sample(time)?;
         }
         self.out.push(Record::Tick { time });
@@ -354,8 +395,7 @@ impl Tracer {
     /// Ends processes whose event of their end was lost from a full ring.
     ///
     /// A process that had ended at the last sample is one: the ring has been empty since then.
-    fn end_what_was_lost(&mut self, time: Time) {
-        let was_drained = std::mem::replace(&mut self.was_drained, false);
+    fn end_what_was_lost(&mut self, was_drained: bool, time: Time) {
         let mut lost = Vec::new();
         for (pid, traced) in &mut self.processes {
             let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
@@ -368,6 +408,26 @@ impl Tracer {
             tracing::debug!("process {} ended, and the event of it was lost", pid.0);
             self.exited(pid, time);
         }
+    }
+
+    /// Follows processes to programs whose beginning was lost from a full ring.
+    ///
+    /// As with their end: a program that had begun at the last sample is one.
+    fn notice_lost_programs(&mut self, was_drained: bool, time: Time) -> Result<(), TracerError> {
+        let mut lost = Vec::new();
+        for (pid, traced) in &mut self.processes {
+            let other = process::program(*pid).filter(|program| *program != traced.program);
+            let before = std::mem::replace(&mut traced.other_program, other);
+            if was_drained && other.is_some() && other == before {
+                lost.push(*pid);
+            }
+        }
+        lost.sort();
+        for pid in lost {
+            self.executed(pid, time)?;
+            tracing::info!("process {} runs a new program, and the event of it was lost", pid.0);
+        }
+        Ok(())
     }
 
     /// Writes resident memory and counters.

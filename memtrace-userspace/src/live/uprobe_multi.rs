@@ -18,14 +18,14 @@ use std::ffi::CStr;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
-use aya_obj::btf::{BtfError, BtfFeatures};
+use aya_obj::btf::{Btf, BtfError, BtfFeatures, BtfKind};
 use aya_obj::generated::{
     BPF_F_UPROBE_MULTI_RETURN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type,
 };
 use aya_obj::relocation::EbpfRelocationError;
 use aya_obj::{Function, Object, ParseError, ProgramSection, copy_instructions};
 use memtrace_common::addr::FileOffset;
-use memtrace_common::event::Api;
+use memtrace_common::call::Call;
 use rayon::prelude::*;
 use thiserror::Error;
 
@@ -93,8 +93,12 @@ struct Program {
 }
 
 impl Programs {
-    /// Loads the uprobe programs of `object` with these maps, by name.
-    pub(super) fn load(object: &[u8], maps: &HashMap<String, OwnedFd>) -> Result<Self, MultiError> {
+    /// Loads those uprobe programs of `object` that are `wanted`, with these maps, by name.
+    pub(super) fn load(
+        object: &[u8],
+        maps: &HashMap<String, OwnedFd>,
+        wanted: impl Fn(&str) -> bool + Sync,
+    ) -> Result<Self, MultiError> {
         let mut object = Object::parse(object)?;
         // Kernels with these links lack nothing that BTF may contain.
         let features = BtfFeatures::new(true, true, true, true, true, true, true, true);
@@ -114,6 +118,7 @@ impl Programs {
         let programs: Result<_, MultiError> = object
             .programs
             .par_iter()
+            .filter(|(name, _)| wanted(name))
             .filter_map(|(name, program)| {
                 let flags = match program.section {
                     ProgramSection::UProbe { .. } => 0,
@@ -138,6 +143,16 @@ impl Programs {
         programs.map(Programs)
     }
 
+    /// The same and others.
+    pub(super) fn extend(&mut self, others: Programs) {
+        self.0.extend(others.0);
+    }
+
+    /// Whether the program `name` is loaded.
+    pub(super) fn has(&self, name: &str) -> bool {
+        self.0.contains_key(name)
+    }
+
     /// Places probes of the program `name` in a file for one process, all or none.
     pub(super) fn attach(
         &self,
@@ -159,7 +174,7 @@ pub fn support() -> io::Result<Result<(), Lacking>> {
     let instructions = copy_instructions(&RETURN_0).expect("two whole instructions");
     let code = Code { instructions: &instructions, license: c"GPL", types: None };
     let program = Program { fd: load_program(&code, &mut [])?, flags: 0 };
-    let point = Point { offset: FileOffset(0), api: Api::Malloc };
+    let point = Point { offset: FileOffset(0), call: Call::Ignore };
     let answer = |pid| create_link(&program, c"/", pid, &[point]).map_err(|e| e.raw_os_error());
     // A kernel with these links looks at the file, and a directory cannot be probed.
     if !matches!(answer(0), Err(Some(libc::EBADF))) {
@@ -170,6 +185,31 @@ pub fn support() -> io::Result<Result<(), Lacking>> {
         return Ok(Err(Lacking::OtherThreads));
     }
     Ok(Ok(()))
+}
+
+/// Whether this kernel lets its functions be watched (`fentry`).
+///
+/// `Err` is why not, as the kernel says it. The program that is attached for it does nothing, and is
+/// gone when this returns.
+pub fn can_watch_functions(btf: &[u8]) -> io::Result<()> {
+    let unknown = |_| io::Error::from_raw_os_error(libc::ENOENT);
+    let types = Btf::parse(btf, aya::Endianness::default()).map_err(|_| unknown(()))?;
+    let function =
+        types.id_by_type_name_kind("__x64_sys_munmap", BtfKind::Func).map_err(|_| unknown(()))?;
+    let instructions = copy_instructions(&RETURN_0).expect("two whole instructions");
+    let mut attributes = no_attributes();
+    attributes.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_TRACING as u32;
+    attributes.__bindgen_anon_3.expected_attach_type = bpf_attach_type::BPF_TRACE_FENTRY as u32;
+    attributes.__bindgen_anon_3.insns = address(&instructions);
+    attributes.__bindgen_anon_3.insn_cnt = count(&instructions);
+    attributes.__bindgen_anon_3.license = c"GPL".as_ptr() as u64;
+    attributes.__bindgen_anon_3.attach_btf_id = function;
+    // SAFETY: addresses and counts are those of `instructions` and of a constant.
+    let program = unsafe { bpf(bpf_cmd::BPF_PROG_LOAD, &attributes) }?;
+    let mut attributes = no_attributes();
+    attributes.raw_tracepoint.prog_fd = program.as_raw_fd() as u32;
+    // SAFETY: a program, and no name.
+    unsafe { bpf(bpf_cmd::BPF_RAW_TRACEPOINT_OPEN, &attributes) }.map(drop)
 }
 
 /// A program as the kernel takes it.
@@ -238,7 +278,7 @@ fn load_program(code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
 
 fn create_link(program: &Program, file: &CStr, pid: u32, points: &[Point]) -> io::Result<OwnedFd> {
     let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
-    let cookies: Vec<u64> = points.iter().map(|point| point.api as u64).collect();
+    let cookies: Vec<u64> = points.iter().map(|point| point.call.cookie()).collect();
     let mut attributes = no_attributes();
     attributes.link_create.__bindgen_anon_1.prog_fd = program.fd.as_raw_fd() as u32;
     attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;

@@ -7,7 +7,7 @@ use memtrace_common::event::Api;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{Origin, Pid, Session, Tid, WireStackId};
+use crate::record::{Origin, Session, Tid, WireStackId};
 use crate::trace::Writer;
 
 /// A session that allocates and frees by a pattern, one event each microsecond.
@@ -65,7 +65,7 @@ fn trace(records: &[Record], block: usize, keyframe: usize) -> Vec<u8> {
 }
 
 fn part_of(bytes: &[u8], part: &Part) -> Result<Excerpt, PartError> {
-    read_part(File::new(bytes), part, &mut |_| {})
+    read_part(File::new(bytes), &[], part, &mut |_| {})
 }
 
 fn shown(excerpt: &Excerpt) -> String {

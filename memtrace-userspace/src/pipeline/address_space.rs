@@ -153,6 +153,9 @@ impl Pipeline {
 
     /// Changes the accounts that mappings concern, and ends the event.
     pub(super) fn post_mappings(&mut self, entry: EntryId, postings: &[Posting]) {
+        if !self.is_shown(entry) {
+            return;
+        }
         let epoch = self.mapped_peak.epoch();
         for &Posting { site, change, blocks, bytes } in postings {
             self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);

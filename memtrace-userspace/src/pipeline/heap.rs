@@ -52,7 +52,9 @@ impl Pipeline {
         let block = Block { size_bytes, site, thread, claim: Claim::Own };
         let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
-        self.timeline.allocated(size_bytes);
+        if self.is_shown(entry) {
+            self.timeline.allocated(size_bytes);
+        }
         self.settle_heap();
     }
 
@@ -71,8 +73,10 @@ impl Pipeline {
             self.anomalies.orphan_frees += 1;
             return;
         };
-        self.note_freed(self.processes.running(actor.process).pid, ptr, block.size_bytes);
-        if newest.is_some() && block.thread == actor.thread {
+        let running = self.processes.running(actor.process);
+        let (entry, pid) = (running.entry, running.pid);
+        self.note_freed(pid, ptr, block.size_bytes);
+        if newest.is_some() && block.thread == actor.thread && self.is_shown(entry) {
             self.temporary_allocations += 1;
         }
     }
@@ -185,6 +189,9 @@ impl Pipeline {
     #[inline(always)]
     pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
         let &Block { size_bytes, site, thread, claim: _ } = block;
+        if !self.is_shown(entry) {
+            return;
+        }
         let epoch = self.heap_peak.epoch();
         self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
         self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);

@@ -146,6 +146,9 @@ impl Pipeline {
                 exe: entry.exe.clone(),
                 command: entry.command.clone(),
             }))?;
+            if let Some(namespaces) = &entry.namespaces {
+                emit(&Record::Namespaces((**namespaces).clone()))?;
+            }
             if let Some(before) = &entry.before_attach {
                 emit(&Record::BeforeAttach((**before).clone()))?;
             }

@@ -9,7 +9,10 @@ use super::account::Change;
 use super::processes::{Running, RunningId};
 use super::threads::{Actor, ThreadId};
 use crate::modules::{Backing, Modules};
-use crate::record::{BeforeAttach, Image, Module, Pid, Process, Tid};
+use crate::record::{BeforeAttach, Image, Module, Namespaces, Pid, Process, Tid};
+
+/// PID namespaces inside each other; the kernel allows no more.
+const MAX_INNER_PIDS: usize = 32;
 
 impl Pipeline {
     /// Which thread of which process has this id; `None` if its events must be left out.
@@ -123,6 +126,26 @@ impl Pipeline {
         }
     }
 
+    pub(super) fn namespaces(&mut self, namespaces: &Namespaces) {
+        let Namespaces { pid, inner_pids, cgroup, container } = namespaces;
+        let Some(id) = self.processes.find(*pid) else {
+            return;
+        };
+        let entry = self.processes.running(id).entry;
+        if self.processes.stands_for_many(entry) {
+            return;
+        }
+        // The innermost is the one that counts.
+        let cut = inner_pids.len().saturating_sub(MAX_INNER_PIDS);
+        let namespaces = Namespaces {
+            pid: *pid,
+            inner_pids: inner_pids[cut..].to_vec(),
+            cgroup: cgroup.as_deref().map(|text| self.cut_text(text)),
+            container: container.as_deref().map(|text| self.cut_text(text)),
+        };
+        self.processes.entry_mut(entry).namespaces = Some(Arc::new(namespaces));
+    }
+
     pub(super) fn resident(&mut self, pid: Pid, rss_bytes: u64) {
         // A sample may come after the end of its process.
         let Some(id) = self.processes.find(pid) else {
@@ -131,7 +154,10 @@ impl Pipeline {
         let running = self.processes.running_mut(id);
         let entry = running.entry;
         let before = std::mem::replace(&mut running.resident_bytes, rss_bytes);
-        self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+        if self.is_shown(entry) {
+            self.resident_bytes = self.resident_bytes.wrapping_sub(before).wrapping_add(rss_bytes);
+            self.peak_resident_bytes = self.peak_resident_bytes.max(self.resident_bytes);
+        }
         if !self.processes.stands_for_many(entry) {
             self.processes.entry_mut(entry).resident_bytes = Some(rss_bytes);
         }
@@ -342,7 +368,9 @@ impl Pipeline {
         for &tid in &old.threads {
             self.threads.end(tid);
         }
-        self.resident_bytes = self.resident_bytes.wrapping_sub(old.resident_bytes);
+        if self.is_shown(old.entry) {
+            self.resident_bytes = self.resident_bytes.wrapping_sub(old.resident_bytes);
+        }
     }
 
     /// Takes the memory of a program that has ended out of the sums.

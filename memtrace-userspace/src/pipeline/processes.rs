@@ -3,7 +3,7 @@
 //! A process that ends leaves its entry; its memory goes. Process ids are used again, so a pid
 //! leads to a running process only.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::{BTreeSet, HashMap, HashSet};
 use std::sync::Arc;
 
 use super::account::{Account, Epoch};
@@ -13,7 +13,7 @@ use super::snapshot::ProcessUsage;
 use super::threads::ThreadId;
 use crate::hash::Seed;
 use crate::modules::Modules;
-use crate::record::{BeforeAttach, Pid, Tid, Time};
+use crate::record::{BeforeAttach, Namespaces, Pid, Tid, Time};
 
 /// A running process. Valid until it ends.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -31,6 +31,8 @@ pub(super) struct Incarnation(u64);
 #[derive(Debug)]
 pub(super) struct Entry {
     pub(super) pid: Pid,
+    /// Whether anything of it is counted.
+    pub(super) is_shown: bool,
     pub(super) parent: Option<Pid>,
     pub(super) exe: Vec<u8>,
     pub(super) command: Vec<Vec<u8>>,
@@ -39,6 +41,7 @@ pub(super) struct Entry {
     pub(super) heap: Account,
     pub(super) mapped: Account,
     pub(super) before_attach: Option<Arc<BeforeAttach>>,
+    pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) resident_bytes: Option<u64>,
     /// The entry of its threads beyond the limit.
     pub(super) other_threads: Option<ThreadId>,
@@ -82,6 +85,24 @@ impl Running {
     }
 }
 
+/// Which processes are counted. The memory of all is followed: children inherit it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Shown {
+    /// Every one.
+    All,
+    /// Those with one of these ids, at whatever time.
+    Only(Vec<Pid>),
+}
+
+impl Shown {
+    pub(super) fn contains(&self, pid: Pid) -> bool {
+        match self {
+            Shown::All => true,
+            Shown::Only(pids) => pids.contains(&pid),
+        }
+    }
+}
+
 /// All processes of a session.
 pub(super) struct Processes {
     entries: Vec<Entry>,
@@ -93,6 +114,7 @@ pub(super) struct Processes {
     running_limit: usize,
     /// The entry of the processes beyond the limit.
     others: Option<EntryId>,
+    shown: Shown,
     seed: Seed,
 }
 
@@ -107,8 +129,18 @@ impl Processes {
             limit: limit.min(u32::MAX as usize - 1),
             running_limit: running_limit.min(u32::MAX as usize),
             others: None,
+            shown: Shown::All,
             seed,
         }
+    }
+
+    /// Has only some processes counted. None was seen yet.
+    pub(super) fn show_only(&mut self, pids: Vec<Pid>) {
+        self.shown = Shown::Only(pids);
+    }
+
+    pub(super) fn shown(&self) -> &Shown {
+        &self.shown
     }
 
     /// The running process with this id.
@@ -160,8 +192,10 @@ impl Processes {
             return others;
         }
         let id = EntryId(self.entries.len() as u32);
+        let pid = if beyond { Pid(0) } else { pid };
         self.entries.push(Entry {
-            pid: if beyond { Pid(0) } else { pid },
+            pid,
+            is_shown: self.shown.contains(pid),
             parent: None,
             exe: Vec::new(),
             command: Vec::new(),
@@ -170,6 +204,7 @@ impl Processes {
             heap: Account::default(),
             mapped: Account::default(),
             before_attach: None,
+            namespaces: None,
             resident_bytes: None,
             other_threads: None,
         });
@@ -227,7 +262,18 @@ impl Processes {
         &self.entries[id.0 as usize]
     }
 
-    /// Every process, in order of appearance.
+    /// The ids of all entries, each once.
+    pub(super) fn pids(&self) -> Vec<Pid> {
+        let ids: BTreeSet<Pid> = self.entries.iter().map(|entry| entry.pid).collect();
+        ids.into_iter().collect()
+    }
+
+    /// How many processes were seen that are not shown.
+    pub(super) fn left_out(&self) -> usize {
+        self.entries.iter().filter(|entry| !entry.is_shown).count()
+    }
+
+    /// Every process that is shown, in order of appearance.
     pub(super) fn usage(&self, heap: Epoch, mapped: Epoch) -> Vec<ProcessUsage> {
         let usage = |entry: &Entry| ProcessUsage {
             pid: entry.pid,
@@ -239,8 +285,9 @@ impl Processes {
             heap: entry.heap.usage(heap),
             mapped: entry.mapped.usage(mapped),
             before_attach: entry.before_attach.clone(),
+            namespaces: entry.namespaces.clone(),
             resident_bytes: entry.resident_bytes,
         };
-        self.entries.iter().map(usage).collect()
+        self.entries.iter().filter(|entry| entry.is_shown).map(usage).collect()
     }
 }

@@ -5,10 +5,11 @@ use std::collections::BTreeMap;
 use memtrace_common::unwind::End;
 
 use super::Pipeline;
-use super::account::add_usage;
+use super::account::{Epoch, add_usage};
 use super::marks::Sums;
+use super::processes::Shown;
 use super::range::Before;
-use super::snapshot::{ProcessUsage, Scope, Snapshot, StackUsage, Totals, Usage};
+use super::snapshot::{ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
@@ -25,7 +26,8 @@ impl Pipeline {
             counters: self.all_counters(&stacks),
             stacks,
             processes,
-            threads: self.threads.usage(heap),
+            left_out_processes: self.processes.left_out(),
+            threads: self.shown_threads(heap),
             timeline: match self.before {
                 Before::Moment => Vec::new(),
                 Before::Nothing | Before::Range { .. } => {
@@ -63,6 +65,16 @@ impl Pipeline {
         sums
     }
 
+    /// The threads of the processes that are shown, and those that made what they have inherited.
+    fn shown_threads(&self, heap: Epoch) -> Vec<ThreadUsage> {
+        let mut threads = self.threads.usage(heap);
+        let shown = self.processes.shown();
+        if *shown != Shown::All {
+            threads.retain(|t| shown.contains(t.pid) || t.heap != Usage::default());
+        }
+        threads
+    }
+
     fn totals(&self, processes: &[ProcessUsage]) -> Totals {
         let (mut heap, mut mapped) = (Usage::default(), Usage::default());
         for process in processes {
@@ -75,6 +87,7 @@ impl Pipeline {
             peak_at: self.heap_peak.at(),
             mapped,
             temporary_allocations: self.temporary_allocations,
+            peak_resident_bytes: self.peak_resident_bytes,
         }
     }
 

@@ -67,8 +67,10 @@ impl Before {
 
 impl Pipeline {
     /// A pipeline for a range: what it is told before [`Pipeline::begin_range`] is the past.
-    pub fn of_range(limits: Limits) -> Pipeline {
-        let mut pipeline = Pipeline::new(limits);
+    ///
+    /// `only` names the processes that count, as in [`Pipeline::only`]; none for all.
+    pub fn of_range(limits: Limits, only: &[Pid]) -> Pipeline {
+        let mut pipeline = Pipeline::of(limits, only);
         let nothing = Amount::default();
         pipeline.before = Before::Range { from: Time(0), at_start: nothing, left: nothing };
         pipeline
@@ -87,6 +89,7 @@ impl Pipeline {
         self.stacks.restart_counts();
         self.heap_peak.restart(self.now);
         self.mapped_peak.restart(self.now);
+        self.peak_resident_bytes = self.resident_bytes;
         self.timeline = Timeline::starting(self.limits.timeline_points, self.now);
         self.timeline.observe(self.heap_peak.held_bytes());
         self.marks.restart(self.now, self.heap_peak.held_bytes());

@@ -11,7 +11,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::record::{BeforeAttach, EndReason, Image, Pid, Probe, Session, Tid, Time};
+use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
 #[derive(Clone, Debug)]
@@ -30,6 +30,8 @@ pub struct Snapshot {
     pub stacks: Vec<StackUsage>,
     /// Every process seen, in order of appearance.
     pub processes: Vec<ProcessUsage>,
+    /// Processes that were seen and are in no sum, because only others were asked for.
+    pub left_out_processes: usize,
     /// Every thread seen, ordered by pid and tid.
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
@@ -136,6 +138,9 @@ pub struct Totals {
     /// Blocks that their thread freed before it allocated again. A block that `realloc` takes is
     /// none of them: its content lives on.
     pub temporary_allocations: u64,
+    /// Highest sum of the last samples of resident memory of the running processes; 0 if there is
+    /// none.
+    pub peak_resident_bytes: u64,
 }
 
 /// What a stack, a thread or everything allocated, freed and holds.
@@ -221,8 +226,19 @@ pub struct ProcessUsage {
     pub mapped: Usage,
     /// What it held before memtrace saw it; `None` if it was launched or forked under observation.
     pub before_attach: Option<Arc<BeforeAttach>>,
+    /// Where it lives; `None` in traces that do not say so.
+    pub namespaces: Option<Arc<Namespaces>>,
     /// Resident memory, when last sampled.
     pub resident_bytes: Option<u64>,
+}
+
+impl ProcessUsage {
+    /// Its id in its own PID namespace, if that is inside the host's.
+    ///
+    /// Files that a program names after its own id, such as `/tmp/perf-7.map`, have this one.
+    pub fn inner_pid(&self) -> Option<u32> {
+        self.namespaces.as_ref()?.inner_pids.last().copied()
+    }
 }
 
 /// One thread.

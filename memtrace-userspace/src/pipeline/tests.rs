@@ -7,6 +7,7 @@ mod lifecycle;
 mod limits;
 mod oracle;
 mod range;
+mod shown;
 mod stacks;
 mod twin;
 

@@ -3,15 +3,16 @@
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{IDLE, RecordOptions, SessionError, Started, Target};
+use super::{IDLE, RecordOptions, Refused, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
+use crate::live::allocators::wanted;
 use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
 use crate::live::open_files;
 use crate::live::tracer::{Children, Options, Tracer, TracerError};
-use crate::record::{Origin, Pid, ProbeCost, Record, Session};
+use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
 
 /// Bytes of a bucket and its two rows.
 const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
@@ -30,9 +31,17 @@ pub(super) struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
 
 impl Launched {
     /// How it ended; `None` if it has not.
-    pub(super) fn status(self) -> Option<std::process::ExitStatus> {
+    ///
+    /// The kernel tells of the end of a process a moment before its parent can have its status:
+    /// if the session ended because of it, that is waited for.
+    pub(super) fn status(self, end: Option<EndReason>) -> Option<std::process::ExitStatus> {
         let mut child = self.0.join().ok()?.ok()?;
-        child.try_wait().ok().flatten()
+        match end {
+            Some(EndReason::TargetExited) => child.wait().ok(),
+            Some(EndReason::Interrupted | EndReason::DurationOver) | None => {
+                child.try_wait().ok().flatten()
+            }
+        }
     }
 }
 
@@ -56,6 +65,10 @@ pub(super) fn start(
         Target::Attach(pids) => pids.as_slice(),
         Target::Launch(_) => &[],
     };
+    match &options.target {
+        Target::Attach(pids) => wanted::require(pids, &options.probes)?,
+        Target::Launch(command) => wanted::require_in_command(command, &options.probes)?,
+    }
     let tracer_options = Options {
         capacity,
         table_cache: options.table_cache.clone(),
@@ -64,19 +77,13 @@ pub(super) fn start(
         links: options.links,
         children: options.children,
         new_code: options.new_code,
+        probes: options.probes.clone(),
     };
     let mut tracer = Tracer::new(tracer_options, pids)?;
     match &options.target {
         Target::Attach(pids) => {
             make_room_for_files();
-            let first = pids.first().copied().unwrap_or(Pid(0));
-            tracer.begin_session(session(first, Origin::Attached));
-            let mut started = Vec::with_capacity(pids.len());
-            for pid in pids {
-                let before = tracer.records().len();
-                let verdict = tracer.attach(*pid)?;
-                started.push(attached(*pid, verdict, &tracer.records()[before..]));
-            }
+            let started = attach_all(&mut tracer, pids, options.refused)?;
             Ok((tracer, None, started))
         }
         Target::Launch(command) => {
@@ -104,6 +111,38 @@ pub(super) fn start(
                     _ => Ok((tracer, None, Vec::new())),
                 },
             }
+        }
+    }
+}
+
+/// Attaches to the processes; the session is named after the first one that can be traced.
+fn attach_all(
+    tracer: &mut Tracer,
+    pids: &[Pid],
+    refused: Refused,
+) -> Result<Vec<Started>, SessionError> {
+    let mut started = Vec::with_capacity(pids.len());
+    let mut first = None;
+    let mut last_error = None;
+    for &pid in pids {
+        let before = tracer.records().len();
+        match (tracer.attach(pid), refused) {
+            (Ok(verdict), _) => {
+                first.get_or_insert(pid);
+                started.push(attached(pid, verdict, &tracer.records()[before..]));
+            }
+            (Err(error), Refused::Skip) if error.concerns_one_process() => {
+                started.push(Started::Skipped { pid, reason: error.to_string() });
+                last_error = Some(error);
+            }
+            (Err(error), Refused::Skip | Refused::End) => return Err(error.into()),
+        }
+    }
+    match (first, last_error) {
+        (None, Some(error)) => Err(error.into()),
+        (first, _) => {
+            tracer.begin_session(session(first.unwrap_or(Pid(0)), Origin::Attached));
+            Ok(started)
         }
     }
 }

@@ -21,7 +21,9 @@ use super::Options;
 
 /// Candidates for the image itself.
 pub(super) fn images(options: &Options, path: &Path, build_id: &[u8]) -> Vec<PathBuf> {
-    let mut found = vec![path.to_owned()];
+    let mut found: Vec<PathBuf> =
+        options.roots.iter().filter_map(|root| under(root, path)).collect();
+    found.push(path.to_owned());
     for dir in &options.search_dirs {
         found.extend(under(dir, path));
         found.extend(path.file_name().map(|name| dir.join(name)));
@@ -126,11 +128,20 @@ mod tests {
     use super::*;
 
     fn options() -> Options {
-        Options { search_dirs: vec!["/s".into()], debug_dirs: vec!["/g".into()] }
+        Options { search_dirs: vec!["/s".into()], roots: vec![], debug_dirs: vec!["/g".into()] }
     }
 
     fn paths(found: Vec<PathBuf>) -> Vec<String> {
         found.into_iter().map(|path| path.into_os_string().into_string().unwrap()).collect()
+    }
+
+    #[test]
+    fn image_of_a_container_is_looked_for_in_the_container_first() {
+        let options = Options { roots: vec!["/proc/7/root".into()], ..options() };
+
+        let found = images(&options, Path::new("/usr/bin/app"), &[]);
+
+        assert_eq!(paths(found)[..2], ["/proc/7/root/usr/bin/app", "/usr/bin/app"]);
     }
 
     #[test]

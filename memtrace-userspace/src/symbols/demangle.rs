@@ -18,7 +18,7 @@ const PARSE_RECURSION: u32 = 192;
 const PRINT_RECURSION: u32 = 256;
 
 /// Demangles `name`; a name that is not mangled comes back as it is.
-pub(super) fn demangle(name: &[u8]) -> String {
+pub(crate) fn demangle(name: &[u8]) -> String {
     let name = without_version(name);
     let name = name.get(..MAX_NAME_BYTES).unwrap_or(name);
     let text = String::from_utf8_lossy(name);

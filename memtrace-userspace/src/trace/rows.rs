@@ -11,8 +11,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};
@@ -39,6 +39,7 @@ mod tag {
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
     pub(super) const MARK: u8 = 16;
+    pub(super) const NAMESPACES: u8 = 18;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -75,6 +76,10 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
         Record::Thread { name, .. } => text(name),
         Record::Mark { text: mark, .. } => text(mark.as_bytes()),
+        Record::Namespaces(Namespaces { pid: _, inner_pids, cgroup, container }) => {
+            let texts = [cgroup, container].into_iter().flatten();
+            texts.fold(inner_pids.len().saturating_mul(5), |sum, t| sum.saturating_add(text(t)))
+        }
         Record::Stack { frames, .. } => frames.len().saturating_mul(10),
         Record::Counters(counters) => counters.iter().fold(4, |sum: usize, (name, _)| {
             sum.saturating_add(text(name.as_bytes())).saturating_add(10)
@@ -150,6 +155,28 @@ pub(super) fn put_before_attach(out: &mut Vec<u8>, before: &BeforeAttach) {
     put_varint(out, heap_bytes);
     put_varint(out, anonymous_bytes);
     put_varint(out, resident_bytes);
+}
+
+pub(super) fn put_namespaces(out: &mut Vec<u8>, namespaces: &Namespaces) {
+    let Namespaces { pid, inner_pids, cgroup, container } = namespaces;
+    out.push(tag::NAMESPACES);
+    put_pid(out, *pid);
+    out.extend_from_slice(&(inner_pids.len() as u32).to_le_bytes());
+    for inner in inner_pids {
+        put_varint(out, u64::from(*inner));
+    }
+    put_optional(out, cgroup.as_deref());
+    put_optional(out, container.as_deref());
+}
+
+fn put_optional(out: &mut Vec<u8>, text: Option<&[u8]>) {
+    match text {
+        None => out.push(0),
+        Some(text) => {
+            out.push(1);
+            put_bytes(out, text);
+        }
+    }
 }
 
 pub(super) fn put_module(out: &mut Vec<u8>, module: &Module) {
@@ -310,6 +337,24 @@ fn list(rows: &mut Input) -> Result<Vec<Vec<u8>>, Damage> {
     Ok(list)
 }
 
+fn optional(rows: &mut Input) -> Result<Option<Vec<u8>>, Damage> {
+    match rows.byte()? {
+        0 => Ok(None),
+        1 => Ok(Some(rows.bytes()?)),
+        other => Err(unknown("the mark of a text", other)),
+    }
+}
+
+fn decode_namespaces(rows: &mut Input) -> Result<Namespaces, Damage> {
+    let pid = pid(rows)?;
+    let count = count(rows)?;
+    let mut inner_pids = Vec::with_capacity(rows.room_for(count, 1));
+    for _ in 0..count {
+        inner_pids.push(rows.varint_u32()?);
+    }
+    Ok(Namespaces { pid, inner_pids, cgroup: optional(rows)?, container: optional(rows)? })
+}
+
 /// Reads a row without a time. `stack_id` gives the id that belongs to a `Stack`.
 pub(super) fn decode_untimed(
     rows: &mut Input,
@@ -344,6 +389,7 @@ pub(super) fn decode_untimed(
             anonymous_bytes: rows.varint()?,
             resident_bytes: rows.varint()?,
         }),
+        tag::NAMESPACES => Record::Namespaces(decode_namespaces(rows)?),
         tag::STACK => {
             let id = stack_id(model)?;
             decode_stack(rows, model, id)?

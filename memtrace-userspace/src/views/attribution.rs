@@ -214,7 +214,7 @@ fn is_library_source(file: &str) -> bool {
 }
 
 /// The name without what is put around it: glibc's `__GI_`, versions, clones, Rust's hash.
-fn without_decoration(name: &str) -> &str {
+pub(super) fn without_decoration(name: &str) -> &str {
     const CLONES: &[&str] = &[".part.", ".cold", ".constprop.", ".isra.", ".llvm.", ".lto_priv."];
     let name = name.strip_prefix("__GI_").unwrap_or(name);
     let mut name = name.split('@').next().unwrap_or(name);

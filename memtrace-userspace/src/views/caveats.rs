@@ -63,6 +63,13 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
                 .into(),
         );
     }
+    if snapshot.left_out_processes > 0 {
+        let others = match snapshot.left_out_processes {
+            1 => "1 other process is".to_owned(),
+            others => format!("{} other processes are", quantity::count(others as u64)),
+        };
+        lines.push(format!("{others} left out; events, losses and counters are those of all"));
+    }
     let lost = lost_events(snapshot);
     if lost > 0 {
         lines.push(format!(
@@ -182,6 +189,17 @@ mod tests {
 
         let line = "no allocator was found to probe: only memory mappings are counted";
         assert!(caveats(&snapshot).iter().any(|caveat| caveat == line));
+    }
+
+    #[test]
+    fn processes_that_are_left_out_are_told() {
+        let first = |left_out_processes| {
+            caveats(&Snapshot { left_out_processes, ..fixture::snapshot() }).remove(0)
+        };
+
+        let rest = "left out; events, losses and counters are those of all";
+        assert_eq!(first(1), format!("1 other process is {rest}"));
+        assert_eq!(first(1200), format!("1,200 other processes are {rest}"));
     }
 
     #[test]

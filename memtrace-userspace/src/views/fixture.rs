@@ -92,6 +92,7 @@ pub(crate) fn snapshot() -> Snapshot {
             peak_at: Time(4 * SECOND),
             mapped,
             temporary_allocations: 1_200_000,
+            peak_resident_bytes: 96 * MIB,
         },
         stacks,
         processes: vec![ProcessUsage {
@@ -109,8 +110,10 @@ pub(crate) fn snapshot() -> Snapshot {
                 anonymous_bytes: 3 * MIB,
                 resident_bytes: 21 * MIB,
             })),
+            namespaces: None,
             resident_bytes: Some(90 * MIB),
         }],
+        left_out_processes: 0,
         threads: vec![
             thread(4242, b"server", heap),
             thread(4243, b"worker\x1b[2J", Usage::default()),

@@ -72,7 +72,7 @@ fn frame_label(frame: &Frame) -> String {
 /// `library/alloc/src/vec/mod.rs` of `/rustc/<hash>/library/alloc/src/vec/mod.rs`.
 ///
 /// No such directory exists anywhere; the hash only says which compiler built the library.
-fn source(file: &str) -> &str {
+pub(super) fn source(file: &str) -> &str {
     file.strip_prefix("/rustc/")
         .and_then(|rest| rest.split_once('/'))
         .filter(|(hash, _)| hash.bytes().all(|byte| byte.is_ascii_hexdigit()))

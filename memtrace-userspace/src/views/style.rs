@@ -20,6 +20,16 @@ impl Style {
         self.wrap("33", text)
     }
 
+    /// Something that got worse.
+    pub fn worse(self, text: &str) -> String {
+        self.wrap("31", text)
+    }
+
+    /// Something that got better.
+    pub fn better(self, text: &str) -> String {
+        self.wrap("32", text)
+    }
+
     /// Something that is there for completeness.
     pub fn faint(self, text: &str) -> String {
         self.wrap("2", text)

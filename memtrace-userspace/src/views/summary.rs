@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::pipeline::snapshot::{Scope, Snapshot};
+use crate::pipeline::snapshot::{ProcessUsage, Scope, Snapshot};
 use crate::record::{EndReason, Origin, ProbeCost, Time};
 use crate::views::frames::base_name;
 use crate::views::printable::printable;
@@ -13,15 +13,25 @@ pub fn since_start(time: Time) -> Duration {
     Duration::from_nanos(time.0)
 }
 
+/// The process that was named or started, else the first one.
+pub fn main_process(snapshot: &Snapshot) -> Option<&ProcessUsage> {
+    let pid = snapshot.session.as_ref().map(|session| session.pid);
+    let processes = &snapshot.processes;
+    processes.iter().find(|process| Some(process.pid) == pid).or(processes.first())
+}
+
 /// `server (pid 4242)`, `server (pid 4242) and 3 more processes`.
 pub fn target(snapshot: &Snapshot) -> String {
     let pid = snapshot.session.as_ref().map(|session| session.pid);
     let processes = &snapshot.processes;
-    let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
-    let name = match main {
+    let name = match main_process(snapshot) {
         Some(process) => {
             let exe = printable(&process.exe);
-            format!("{} (pid {})", base_name(&exe), process.pid.0)
+            let inner = match process.inner_pid() {
+                Some(inner) => format!(", {inner} in its namespace"),
+                None => String::new(),
+            };
+            format!("{} (pid {}{inner})", base_name(&exe), process.pid.0)
         }
         None => match pid {
             Some(pid) => format!("pid {}", pid.0),
@@ -37,9 +47,7 @@ pub fn target(snapshot: &Snapshot) -> String {
 
 /// The command line of the main process, its arguments separated by blanks.
 pub fn command(snapshot: &Snapshot) -> Option<String> {
-    let pid = snapshot.session.as_ref().map(|session| session.pid);
-    let processes = &snapshot.processes;
-    let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first())?;
+    let main = main_process(snapshot)?;
     let arguments: Vec<_> = main.command.iter().map(|argument| printable(argument)).collect();
     Some(arguments.join(" "))
 }

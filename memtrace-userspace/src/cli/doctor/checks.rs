@@ -4,7 +4,7 @@
 //! are kernel bugs that concern uprobes; they are told by version, so a distribution's backport
 //! may have mended what is still named here, and the advice says so.
 
-use memtrace_userspace::live::allocators::survey;
+use memtrace_userspace::live::allocators::survey::{self, Survey};
 use memtrace_userspace::live::kernel_types::{FEATURES, KernelTypesError};
 use memtrace_userspace::live::kernel_version::KernelVersion;
 use memtrace_userspace::live::process::{self, Seccomp};
@@ -54,6 +54,7 @@ pub(super) fn host(host: &Host) -> Vec<Check> {
         bpf_jit(host),
         uprobes(host),
         multi_links(host),
+        watch_functions(host),
         perf_event_paranoid(host),
         lockdown(host),
         locked_memory(host),
@@ -93,39 +94,36 @@ pub(super) fn process(host: &Host, pid: Pid) -> Vec<Check> {
             ),
         });
     }
-    checks.extend(allocators(pid));
+    if info.has_shadow_stack {
+        let crashes = version.is_some_and(KernelVersion::crashes_shadow_stacks);
+        checks.push(match crashes {
+            true => Check {
+                verdict: Verdict::Fail,
+                subject: "shadow stack (CET)",
+                finding: "this kernel crashes such processes at a return probe".to_owned(),
+                advice: Some("update the kernel to 6.11 or later; memtrace refuses to attach"),
+            },
+            false => ok("shadow stack (CET)", "on; this kernel's return probes keep to it"),
+        });
+    }
     checks
 }
 
-/// Which functions of the process would get probes, and where.
-fn allocators(pid: Pid) -> Vec<Check> {
+/// Judges what was found in the process's files.
+pub(super) fn allocators(survey: &Survey) -> Check {
     let subject = "allocator";
-    let fail =
-        |finding: String| vec![Check { verdict: Verdict::Fail, subject, finding, advice: None }];
-    let survey = match survey::survey(pid) {
-        Ok(survey) => survey,
-        Err(error) => return fail(printable_str(&error.to_string()).into_owned()),
-    };
     let verdict = survey.verdict();
-    let mut checks = match verdict {
-        survey::Verdict::NoAllocator => fail(verdict.to_string()),
+    let finding = verdict.to_string();
+    match verdict {
+        survey::Verdict::NoAllocator => {
+            let advice = Some("name its functions with --probe (docs/probes.md)");
+            Check { verdict: Verdict::Fail, subject, finding, advice }
+        }
         survey::Verdict::Go | survey::Verdict::GoWithC => {
-            vec![Check {
-                verdict: Verdict::Warn,
-                subject,
-                finding: verdict.to_string(),
-                advice: None,
-            }]
+            Check { verdict: Verdict::Warn, subject, finding, advice: None }
         }
-        survey::Verdict::Traceable => vec![ok(subject, verdict.to_string())],
-    };
-    for module in survey.modules.iter().filter(|module| module.is_worth_a_line()) {
-        let path = printable(&module.path);
-        for line in module.lines() {
-            checks.push(ok("probe", format!("{path}: {}", printable_str(&line))));
-        }
+        survey::Verdict::Traceable => ok(subject, finding),
     }
-    checks
 }
 
 fn ok(subject: &'static str, finding: impl Into<String>) -> Check {
@@ -267,6 +265,25 @@ fn multi_links(host: &Host) -> Check {
     }
 }
 
+fn watch_functions(host: &Host) -> Check {
+    let subject = "kernel functions (fentry)";
+    match &host.watch_functions {
+        Ok(()) => ok(subject, "can be watched: other processes pay nothing"),
+        Err(error) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!(
+                "cannot be watched ({}): while memtrace is attached, every system call on the host \
+                 is a little slower",
+                printable_str(error)
+            ),
+            advice: Some(
+                "use a kernel with CONFIG_DYNAMIC_FTRACE_WITH_DIRECT_CALLS=y that is not locked down",
+            ),
+        },
+    }
+}
+
 fn perf_event_paranoid(host: &Host) -> Check {
     let subject = "perf_event_paranoid";
     match host.perf_event_paranoid {
@@ -370,6 +387,7 @@ mod tests {
             locked_memory_bytes: Some(8 << 20),
             uprobe_pmu: Some(9),
             multi_links: Ok(Ok(())),
+            watch_functions: Ok(()),
         }
     }
 
@@ -478,6 +496,7 @@ mod tests {
             locked_memory_bytes: None,
             uprobe_pmu: None,
             multi_links: Err(io::ErrorKind::PermissionDenied),
+            watch_functions: Err("Operation not permitted".to_owned()),
         };
 
         for check in host(&facts) {

@@ -36,6 +36,8 @@ pub(super) struct Host {
     pub(super) uprobe_pmu: Option<u32>,
     /// Whether many uprobes can share a link; `Err` if that could not be found out.
     pub(super) multi_links: Result<Result<(), Lacking>, io::ErrorKind>,
+    /// Whether the kernel's functions can be watched; `Err` as the kernel says it.
+    pub(super) watch_functions: Result<(), String>,
 }
 
 impl Host {
@@ -48,6 +50,10 @@ impl Host {
         let bytes = btf.as_deref().ok();
         Host {
             machine: std::env::consts::ARCH,
+            watch_functions: match bytes {
+                Some(bytes) => uprobe_multi::can_watch_functions(bytes).map_err(|e| e.to_string()),
+                None => Err("the kernel does not describe its types".to_owned()),
+            },
             features: require_features(bytes, &release)
                 .and_then(|()| bytes.map_or(Ok(()), |bytes| kernel_offsets(bytes).map(drop))),
             release,

@@ -115,6 +115,31 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
             .unwrap_or_default()
     }
 
+    /// Whether a `call` (`e8`) or a `jmp` (`e9`) with a distance leads to exactly this address.
+    ///
+    /// Looks at every byte and not at instructions, which only a function's start would tell: four
+    /// bytes that agree by chance are one in four thousand million.
+    pub(super) fn has_call_of(&self, svma: Svma) -> bool {
+        self.file
+            .elf_program_headers()
+            .iter()
+            .filter(|segment| {
+                segment.p_type(LE) == elf::PT_LOAD && segment.p_flags(LE).contains(elf::PF_X)
+            })
+            .any(|segment| {
+                let code = segment.data(LE, self.bytes).unwrap_or_default();
+                let start = segment.p_vaddr(LE);
+                code.windows(5).enumerate().any(|(at, bytes)| match *bytes {
+                    [0xe8 | 0xe9, a, b, c, d] => {
+                        let distance = i64::from(i32::from_le_bytes([a, b, c, d]));
+                        let next = start.wrapping_add(at as u64 + 5);
+                        next.wrapping_add_signed(distance) == svma.0
+                    }
+                    _ => false,
+                })
+            })
+    }
+
     /// What the words will hold that the dynamic linker fills: the GOT, by address.
     pub(super) fn slots(&self) -> HashMap<Svma, Slot<'data>> {
         let Some(relocations) = self.file.dynamic_relocations() else { return HashMap::new() };

@@ -1,16 +1,15 @@
 //! The names of allocator functions, and what each one's arguments are.
 
+use memtrace_common::call::{Argument, Call, Given};
 use memtrace_common::event::Api;
 
 use super::Role;
-use crate::live::placement::Need;
 
 /// What a symbol's name tells.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Name {
-    pub(super) api: Api,
+    pub(super) call: Call,
     pub(super) family: Family,
-    arguments: u8,
     prefixed: bool,
 }
 
@@ -19,21 +18,21 @@ pub(super) struct Name {
 pub(super) enum Family {
     /// The name by which reports know the API.
     Canonical,
-    /// A variation that a C library or jemalloc offers.
+    /// A variation that a C library or an allocator offers.
     Variation,
-    /// C++ `operator new` or `operator delete`.
+    /// C++ `operator new` or `operator delete`, or an allocator's function of that kind.
     CxxOperator,
 }
 
 impl Name {
     /// The order in which names of one address are preferred; lowest first.
-    pub(super) fn rank(self) -> (bool, Family, Api) {
-        (self.prefixed, self.family, self.api)
+    pub(super) fn rank(self) -> (bool, Family, Option<Api>) {
+        (self.prefixed, self.family, self.call.api())
     }
 
     /// Whether memory comes or goes.
     pub(super) fn role(self) -> Role {
-        if self.api.acquires_block() { Role::Acquire } else { Role::Release }
+        if self.call.acquires() { Role::Acquire } else { Role::Release }
     }
 
     /// Whether it is left out if all it does is to call a probed function.
@@ -51,7 +50,9 @@ impl Name {
 }
 
 /// The prefixes under which an allocator is linked into a program beside the C library's.
-const PREFIXES: [&str; 2] = ["_rjem_", "je_"];
+///
+/// jemalloc's in Rust's `tikv-jemallocator` and elsewhere, gperftools' and mimalloc's own.
+const PREFIXES: [&str; 4] = ["_rjem_", "je_", "tc_", "mi_"];
 
 /// The mangled names of the four operators.
 const OPERATORS: [(&str, Api); 4] =
@@ -59,55 +60,182 @@ const OPERATORS: [(&str, Api); 4] =
 
 /// What `symbol` names, if it names an allocator's function.
 pub(super) fn classify(symbol: &str) -> Option<Name> {
-    if let Some(name) = classify_operator(symbol) {
-        return Some(name);
+    let name = |(call, family), prefixed| Name { call, family, prefixed };
+    if let Some(api) = operator(symbol) {
+        return Some(name(of_operator(api), false));
     }
-    let unprefixed = PREFIXES.iter().find_map(|prefix| symbol.strip_prefix(prefix));
-    let (api, family, arguments) = classify_c(unprefixed.unwrap_or(symbol))?;
-    Some(Name { api, family, arguments, prefixed: unprefixed.is_some() })
+    if let Some(known) = classify_c(symbol) {
+        return Some(name(known, false));
+    }
+    let (prefix, rest) =
+        PREFIXES.iter().find_map(|prefix| Some((*prefix, symbol.strip_prefix(prefix)?)))?;
+    let own = match prefix {
+        "tc_" => classify_gperftools(rest),
+        "mi_" => classify_mimalloc(rest),
+        _ => None,
+    };
+    own.or_else(|| classify_c(rest)).map(|known| name(known, true))
 }
 
-/// The arguments of the function `symbol`, which [`classify`] knows.
-pub(super) fn need(symbol: &str) -> Need {
-    // Of an unknown function, nothing may be clobbered.
-    Need { arguments: classify(symbol).map_or(6, |name| name.arguments) }
+const A0: Argument = Argument::new(0).expect("in a register");
+const A1: Argument = Argument::new(1).expect("in a register");
+const A2: Argument = Argument::new(2).expect("in a register");
+const A3: Argument = Argument::new(3).expect("in a register");
+
+/// A function that returns memory of `size` bytes.
+const fn gives(api: Api, size: Argument) -> Call {
+    Call::Acquire { api, size, times: None, block: None, given: Given::Returned }
 }
 
-fn classify_c(name: &str) -> Option<(Api, Family, u8)> {
+/// A function that returns memory of `size` × `times` bytes.
+const fn gives_array(api: Api, times: Argument, size: Argument) -> Call {
+    Call::Acquire { api, size, times: Some(times), block: None, given: Given::Returned }
+}
+
+/// A function that takes `block` and returns memory of `size` bytes.
+const fn exchanges(api: Api, block: Argument, size: Argument) -> Call {
+    Call::Acquire { api, size, times: None, block: Some(block), given: Given::Returned }
+}
+
+/// A function that takes `block` and returns memory of `size` × `times` bytes.
+const fn exchanges_array(api: Api, block: Argument, times: Argument, size: Argument) -> Call {
+    Call::Acquire { api, size, times: Some(times), block: Some(block), given: Given::Returned }
+}
+
+/// A function that takes `block` back.
+const fn takes(api: Api, block: Argument) -> Call {
+    Call::Release { api, block }
+}
+
+fn classify_c(name: &str) -> Option<(Call, Family)> {
     use Family::{Canonical, Variation};
     Some(match name {
-        "malloc" => (Api::Malloc, Canonical, 1),
-        "calloc" => (Api::Calloc, Canonical, 2),
-        "realloc" => (Api::Realloc, Canonical, 2),
-        "reallocarray" => (Api::Reallocarray, Canonical, 3),
-        "posix_memalign" => (Api::PosixMemalign, Canonical, 3),
-        "aligned_alloc" => (Api::AlignedAlloc, Canonical, 2),
-        "memalign" => (Api::Memalign, Canonical, 2),
-        "valloc" => (Api::Valloc, Canonical, 1),
-        "pvalloc" => (Api::Pvalloc, Canonical, 1),
-        "free" => (Api::Free, Canonical, 1),
+        "malloc" => (gives(Api::Malloc, A0), Canonical),
+        "calloc" => (gives_array(Api::Calloc, A0, A1), Canonical),
+        "realloc" => (exchanges(Api::Realloc, A0, A1), Canonical),
+        "reallocarray" => (exchanges_array(Api::Reallocarray, A0, A1, A2), Canonical),
+        "posix_memalign" => (
+            Call::Acquire {
+                api: Api::PosixMemalign,
+                size: A2,
+                times: None,
+                block: None,
+                given: Given::Through(A0),
+            },
+            Canonical,
+        ),
+        "aligned_alloc" => (gives(Api::AlignedAlloc, A1), Canonical),
+        "memalign" => (gives(Api::Memalign, A1), Canonical),
+        "valloc" => (gives(Api::Valloc, A0), Canonical),
+        "pvalloc" => (gives(Api::Pvalloc, A0), Canonical),
+        "free" => (takes(Api::Free, A0), Canonical),
         // glibc's and C23's; the sizes behind the pointer are not read.
-        "cfree" | "free_sized" | "free_aligned_sized" => (Api::Free, Variation, 1),
-        // jemalloc's, each with the leading arguments of the API it is counted as.
-        "mallocx" => (Api::Malloc, Variation, 1),
-        "rallocx" => (Api::Realloc, Variation, 2),
-        "dallocx" | "sdallocx" => (Api::Free, Variation, 1),
+        "cfree" | "free_sized" | "free_aligned_sized" => (takes(Api::Free, A0), Variation),
+        // jemalloc's, each counted as the API that it is nearest to.
+        "mallocx" => (gives(Api::Malloc, A0), Variation),
+        "rallocx" => (exchanges(Api::Realloc, A0, A1), Variation),
+        "dallocx" | "sdallocx" => (takes(Api::Free, A0), Variation),
         _ => return None,
     })
 }
 
-fn classify_operator(symbol: &str) -> Option<Name> {
+/// gperftools' own names, without their prefix.
+fn classify_gperftools(name: &str) -> Option<(Call, Family)> {
+    Some(match name {
+        "new"
+        | "newarray"
+        | "new_nothrow"
+        | "newarray_nothrow"
+        | "new_aligned"
+        | "newarray_aligned"
+        | "new_aligned_nothrow"
+        | "newarray_aligned_nothrow" => of_operator(Api::New),
+        "delete"
+        | "deletearray"
+        | "delete_nothrow"
+        | "deletearray_nothrow"
+        | "delete_sized"
+        | "deletearray_sized"
+        | "delete_aligned"
+        | "deletearray_aligned"
+        | "delete_sized_aligned"
+        | "deletearray_sized_aligned"
+        | "delete_aligned_nothrow"
+        | "deletearray_aligned_nothrow" => of_operator(Api::Delete),
+        "malloc_skip_new_handler" => (gives(Api::Malloc, A0), Family::Variation),
+        _ => return None,
+    })
+}
+
+/// mimalloc's own names, without their prefix.
+///
+/// The functions that take a heap are those that the others call; with an argument more in front.
+fn classify_mimalloc(name: &str) -> Option<(Call, Family)> {
+    use Family::Variation;
+    let (name, [a0, a1, a2]) = match name.strip_prefix("heap_") {
+        // It makes a heap.
+        Some("new") => return None,
+        Some(name) => (name, [A1, A2, A3]),
+        None => (name, [A0, A1, A2]),
+    };
+    // Where the block is to lie is told behind the other arguments, or in front in C's functions.
+    let plain = name.strip_suffix("_at").unwrap_or(name);
+    let plain = plain.strip_suffix("_aligned").unwrap_or(plain);
+    let is_aligned = plain.len() < name.len();
+    let api = |usual| if is_aligned { Api::AlignedAlloc } else { usual };
+    Some(match plain {
+        "malloc" | "malloc_small" => (gives(api(Api::Malloc), a0), Variation),
+        "zalloc" | "zalloc_small" => (gives(api(Api::Calloc), a0), Variation),
+        "calloc" => (gives_array(api(Api::Calloc), a0, a1), Variation),
+        "mallocn" => (gives_array(api(Api::Malloc), a0, a1), Variation),
+        "realloc" | "rezalloc" | "reallocf" => (exchanges(Api::Realloc, a0, a1), Variation),
+        "reallocn" | "recalloc" => (exchanges_array(Api::Reallocarray, a0, a1, a2), Variation),
+        "new" | "new_nothrow" | "new_aligned_nothrow" | "alloc_new" => {
+            (gives(Api::New, a0), Family::CxxOperator)
+        }
+        "new_n" | "alloc_new_n" => (gives_array(Api::New, a0, a1), Family::CxxOperator),
+        "new_realloc" => (exchanges(Api::Realloc, a0, a1), Family::CxxOperator),
+        "new_reallocn" => (exchanges_array(Api::Reallocarray, a0, a1, a2), Family::CxxOperator),
+        "free" | "free_size" | "free_size_aligned" => (takes(Api::Free, a0), Variation),
+        _ => return None,
+    })
+}
+
+/// Whether `symbol` is `operator new` or `operator delete`, in whichever form.
+fn operator(symbol: &str) -> Option<Api> {
     let (api, form) = OPERATORS
         .iter()
         .find_map(|(operator, api)| Some((*api, symbol.strip_prefix(operator)?)))?;
     // `operator delete` may know the size.
     let form = if api == Api::Delete { form.strip_prefix('m').unwrap_or(form) } else { form };
     match form {
-        "" | "RKSt9nothrow_t" | "St11align_val_t" | "St11align_val_tRKSt9nothrow_t" => {
-            Some(Name { api, family: Family::CxxOperator, arguments: 1, prefixed: false })
-        }
+        "" | "RKSt9nothrow_t" | "St11align_val_t" | "St11align_val_tRKSt9nothrow_t" => Some(api),
         _ => None,
     }
+}
+
+/// Whether a function that gives memory may throw an exception instead, by its name.
+///
+/// A name that is no allocator's is the user's, and then nothing is known.
+pub(super) fn may_throw(symbol: &str) -> bool {
+    match classify(symbol) {
+        Some(name) => name.family == Family::CxxOperator && !symbol.contains("nothrow"),
+        None => true,
+    }
+}
+
+/// Whether a function of this name starts to unwind the stack (the C++ ABI, which Rust uses too).
+pub(super) fn unwinds(symbol: &str) -> bool {
+    matches!(
+        symbol,
+        "_Unwind_RaiseException" | "_Unwind_Resume_or_Rethrow" | "_Unwind_ForcedUnwind"
+    )
+}
+
+/// What the operators do: each of them takes the size or the block first.
+fn of_operator(api: Api) -> (Call, Family) {
+    let call = if api == Api::New { gives(api, A0) } else { takes(api, A0) };
+    (call, Family::CxxOperator)
 }
 
 #[cfg(test)]
@@ -115,7 +243,7 @@ mod tests {
     use super::*;
 
     fn api(symbol: &str) -> Option<Api> {
-        classify(symbol).map(|name| name.api)
+        classify(symbol).and_then(|name| name.call.api())
     }
 
     #[test]
@@ -145,5 +273,29 @@ mod tests {
         assert_eq!(api("_rjem_malloc"), Some(Api::Malloc));
         assert_eq!(api("_rjem_sdallocx"), Some(Api::Free));
         assert_eq!(api("je_realloc"), Some(Api::Realloc));
+    }
+
+    #[test]
+    fn mimallocs_own_functions_are_known() {
+        let call = |symbol| classify(symbol).map(|name| name.call);
+
+        assert_eq!(call("mi_zalloc"), Some(gives(Api::Calloc, A0)));
+        assert_eq!(call("mi_malloc_aligned"), Some(gives(Api::AlignedAlloc, A0)));
+        assert_eq!(call("mi_heap_malloc_aligned_at"), Some(gives(Api::AlignedAlloc, A1)));
+        assert_eq!(call("mi_realloc_aligned"), Some(exchanges(Api::Realloc, A0, A1)));
+        assert_eq!(call("mi_free_size_aligned"), Some(takes(Api::Free, A0)));
+        // C's order: the alignment first.
+        assert_eq!(call("mi_aligned_alloc"), Some(gives(Api::AlignedAlloc, A1)));
+        for symbol in ["mi_usable_size", "mi_heap_new", "mi_malloc_size", "mi_option_get"] {
+            assert_eq!(call(symbol), None, "{symbol}");
+        }
+    }
+
+    #[test]
+    fn gperftools_own_functions_are_known() {
+        assert_eq!(api("tc_malloc"), Some(Api::Malloc));
+        assert_eq!(api("tc_newarray_aligned"), Some(Api::New));
+        assert_eq!(api("tc_deletearray_sized"), Some(Api::Delete));
+        assert_eq!(api("tc_malloc_size"), None);
     }
 }

@@ -8,10 +8,13 @@ use std::fmt;
 
 use thiserror::Error;
 
-use super::{AllocatorsError, Plan, Probe, Skipped, is_go, plan};
+use super::facts::Facts;
+use super::spec::ProbeSpec;
+use super::wanted::Wanted;
+use super::{AllocatorsError, Plan, facts, is_go, plan};
 use crate::live::lazy_file::LazyFile;
 use crate::live::process::{self, Mapped, Mapping, ProcessError};
-use crate::record::{Pid, ProbeCost};
+use crate::record::Pid;
 
 /// What would be probed in a process.
 #[derive(Debug)]
@@ -29,6 +32,8 @@ pub struct Module {
     pub runtime: Runtime,
     /// What would be probed in it, or why that is not known.
     pub plan: Result<Plan, SurveyError>,
+    /// What else it says of itself.
+    pub facts: Facts,
 }
 
 /// The language runtime that a file brings along.
@@ -126,53 +131,32 @@ impl Module {
     /// Whether there is anything to say about it: most libraries have no allocator.
     pub fn is_worth_a_line(&self) -> bool {
         match &self.plan {
-            Ok(Plan { probes, skipped }) => {
+            Ok(Plan { probes, skipped, unwinders: _ }) => {
                 !probes.is_empty() || !skipped.is_empty() || self.runtime == Runtime::Go
             }
             Err(_) => true,
         }
     }
-
-    /// What was found in it, a line for each function.
-    pub fn lines(&self) -> Vec<String> {
-        match &self.plan {
-            Ok(Plan { probes, skipped }) => {
-                probes.iter().map(probe_line).chain(skipped.iter().map(skipped_line)).collect()
-            }
-            Err(error) => vec![error.to_string()],
-        }
-    }
 }
 
-fn probe_line(Probe { target, site }: &Probe) -> String {
-    let cost = match site.cost {
-        ProbeCost::Emulated => "emulated, about 0.7 µs a hit",
-        ProbeCost::Stepped => "stepped, about 9 µs a hit on a virtual machine",
-    };
-    format!("{}+{:#x}: {cost}", target.symbol, site.delta)
-}
-
-fn skipped_line(Skipped { symbol, reason }: &Skipped) -> String {
-    format!("{symbol}: not probed, {reason}")
-}
-
-/// Searches every file whose code is mapped into the process.
-pub fn survey(pid: Pid) -> Result<Survey, ProcessError> {
+/// Searches every file whose code is mapped into the process, for `named` functions as well.
+pub fn survey(pid: Pid, named: &[ProbeSpec]) -> Result<Survey, ProcessError> {
     let mappings = process::mappings(pid)?;
+    let wanted = Wanted::of(pid, named);
     let modules = first_mappings(&mappings)
         .map(|(path, mapping)| {
-            let (runtime, plan) = match search(pid, mapping) {
-                Ok((runtime, plan)) => (runtime, Ok(plan)),
-                Err(error) => (Runtime::Other, Err(error)),
+            let (runtime, plan, facts) = match search(pid, mapping, &wanted.in_file(path)) {
+                Ok((runtime, plan, facts)) => (runtime, Ok(plan), facts),
+                Err(error) => (Runtime::Other, Err(error), Facts::default()),
             };
-            Module { path: path.to_vec(), runtime, plan }
+            Module { path: path.to_vec(), runtime, plan, facts }
         })
         .collect();
     Ok(Survey { modules })
 }
 
 /// The first executable mapping of each file.
-fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping)> {
+pub(super) fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping)> {
     let mut seen = HashSet::new();
     mappings.iter().filter(|mapping| mapping.is_code()).filter_map(move |mapping| {
         let Mapped::File { path, deleted: _ } = &mapping.mapped else { return None };
@@ -180,11 +164,16 @@ fn first_mappings(mappings: &[Mapping]) -> impl Iterator<Item = (&[u8], &Mapping
     })
 }
 
-fn search(pid: Pid, mapping: &Mapping) -> Result<(Runtime, Plan), SurveyError> {
+fn search(
+    pid: Pid,
+    mapping: &Mapping,
+    named: &[&ProbeSpec],
+) -> Result<(Runtime, Plan, Facts), SurveyError> {
     let file = process::open_mapped(pid, mapping)?;
     let bytes = LazyFile::new(&file)?;
     let runtime = if is_go(&bytes)? { Runtime::Go } else { Runtime::Other };
-    Ok((runtime, plan(&bytes)?))
+    let facts = facts(&bytes)?;
+    Ok((runtime, plan(&bytes, named)?, facts))
 }
 
 #[cfg(test)]
@@ -193,19 +182,21 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use memtrace_common::addr::{FileOffset, Svma};
+    use memtrace_common::call::{Argument, Call};
     use memtrace_common::event::Api;
 
     use super::*;
-    use crate::live::allocators::{Role, Skip, Target};
+    use crate::live::allocators::{Probe, Role, Skip, Skipped, Target};
     use crate::live::placement::Site;
+    use crate::record::ProbeCost;
 
     fn module(plan: Plan, runtime: Runtime) -> Module {
-        Module { path: b"/bin/x".to_vec(), runtime, plan: Ok(plan) }
+        Module { path: b"/bin/x".to_vec(), runtime, plan: Ok(plan), facts: Facts::default() }
     }
 
     fn plan_with_free() -> Plan {
         let target = Target {
-            api: Api::Free,
+            call: Call::Release { api: Api::Free, block: Argument::new(0).unwrap() },
             role: Role::Release,
             symbol: "free".into(),
             offset: FileOffset(0x1000),
@@ -214,15 +205,7 @@ mod tests {
         };
         let site = Site { delta: 3, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
-        Plan { probes: vec![Probe { target, site }], skipped: vec![alias] }
-    }
-
-    #[test]
-    fn every_function_has_its_line() {
-        assert_eq!(
-            module(plan_with_free(), Runtime::Other).lines(),
-            ["free+0x3: emulated, about 0.7 µs a hit", "cfree: not probed, another name for free"]
-        );
+        Plan { probes: vec![Probe { target, site }], skipped: vec![alias], unwinders: Vec::new() }
     }
 
     #[test]
@@ -252,7 +235,7 @@ mod tests {
         std::io::Write::write_all(&mut stdin, b"x").unwrap();
         child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
 
-        let survey = survey(Pid(child.id())).unwrap();
+        let survey = survey(Pid(child.id()), &[]).unwrap();
 
         drop(stdin);
         child.wait().unwrap();

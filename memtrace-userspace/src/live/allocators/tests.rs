@@ -3,6 +3,7 @@ use crate::record::ProbeCost;
 
 mod fixture;
 mod known_builds;
+mod named;
 
 use fixture::{Fixture, FixtureSymbol};
 
@@ -12,7 +13,7 @@ const RET: &[u8] = &[0xc3];
 const BODY: &[u8] = &[0x55, 0xc3];
 
 fn probed(found: &Found) -> Vec<(&str, Api, Role)> {
-    found.targets.iter().map(|t| (t.symbol.as_str(), t.api, t.role)).collect()
+    found.targets.iter().map(|t| (t.symbol.as_str(), t.call.api().unwrap(), t.role)).collect()
 }
 
 fn skipped(found: &Found) -> Vec<(&str, Skip)> {
@@ -265,9 +266,9 @@ fn operator_that_forwards_through_functions_of_other_names_is_skipped() {
     let mut fixture = Fixture::default();
     fixture.function("malloc", BODY);
     let free = fixture.dynamic_function("free", BODY);
-    fixture.dynamic_symbols.push(FixtureSymbol::function("mi_free", free, 2));
-    let free_stub = fixture.plt("mi_free");
-    let free_size = fixture.function_calling("mi_free_size", &[], 0xe9, free_stub);
+    fixture.dynamic_symbols.push(FixtureSymbol::function("own_free", free, 2));
+    let free_stub = fixture.plt("own_free");
+    let free_size = fixture.function_calling("own_free_size", &[], 0xe9, free_stub);
     fixture.function_calling("_ZdlPvm", &[], 0xe9, free_size);
 
     assert_eq!(skipped(&find(&*fixture.build()).unwrap()), [("_ZdlPvm", Skip::Forwards)]);
@@ -342,7 +343,7 @@ fn plan_has_a_site_for_every_target() {
     fixture.function("free", &[0x48, 0x85, 0xff, 0x74, 0x00, 0xc3]); // test; je; ret
     let file = fixture.build();
 
-    let plan = plan(&*file).unwrap();
+    let plan = plan(&*file, &[]).unwrap();
 
     let free = &plan.probes[1];
     assert_eq!(free.site, Site { delta: 3, cost: ProbeCost::Emulated });
@@ -391,7 +392,7 @@ fn truncated_file_never_panics() {
 
     for length in 0..file.len() {
         // Any result will do; what is tested is that there is one.
-        let _ = plan(&file[..length]);
+        let _ = plan(&file[..length], &[]);
     }
 }
 
@@ -402,7 +403,7 @@ fn what_takes_memory_back_is_placed_first() {
         fixture.function(name, BODY);
     }
 
-    let plan = plan(&*fixture.build()).unwrap();
+    let plan = plan(&*fixture.build(), &[]).unwrap();
 
     let order: Vec<&str> =
         plan.in_placing_order().iter().map(|probe| probe.target.symbol.as_str()).collect();

@@ -259,7 +259,7 @@ mod tests {
         let block = Box::new([0u8; 4096]);
         let address = block.as_ptr().addr() as u64;
         let blocks = Blocks::new([crate::reach::Span { start: Avma(address), size_bytes: 4096 }]);
-        let pointers = vec![address + 8; 3];
+        let pointers = [address + 8; 3];
         let place = pointers.as_ptr().addr() as u64;
         let memory = Memory { pieces: vec![place..place + 24, 0x10..0x20] };
 

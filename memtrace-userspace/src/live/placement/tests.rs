@@ -57,7 +57,7 @@ fn load_and_compare_are_passed() {
     // glibc 2.36 `posix_memalign`: cmp byte [rip + 0], 0; push r12; ret
     let code = [0x80, 0x3d, 0, 0, 0, 0, 0, 0x41, 0x54, 0xc3];
 
-    assert_eq!(place(&code, IP, Need { arguments: 3 }), emulated(7));
+    assert_eq!(place(&code, IP, Need { arguments: 0b111 }), emulated(7));
 }
 
 #[test]
@@ -73,7 +73,7 @@ fn clobbered_register_that_is_no_argument_is_passed() {
     let code = [0x48, 0x89, 0xfe, 0x55, 0xc3]; // mov rsi, rdi; push rbp; ret
 
     assert_eq!(place(&code, IP, Need { arguments: 1 }), emulated(3));
-    assert_eq!(place(&code, IP, Need { arguments: 2 }), stepped_entry());
+    assert_eq!(place(&code, IP, Need { arguments: 0b11 }), stepped_entry());
 }
 
 #[test]
@@ -81,7 +81,7 @@ fn argument_clobbered_without_being_named_ends_the_walk() {
     // mul rdx writes rdx:rax, as in glibc 2.36 `reallocarray`; push rbp; ret
     let code = [0x48, 0xf7, 0xe2, 0x55, 0xc3];
 
-    assert_eq!(place(&code, IP, Need { arguments: 3 }), stepped_entry());
+    assert_eq!(place(&code, IP, Need { arguments: 0b111 }), stepped_entry());
 }
 
 #[test]

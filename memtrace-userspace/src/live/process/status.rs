@@ -35,6 +35,16 @@ pub(super) struct Stat {
     pub(super) is_kernel_thread: bool,
     /// In clock ticks since the host's start.
     pub(super) start_ticks: u64,
+    pub(super) program: ProgramId,
+}
+
+/// Tells one program that a process runs from the next: where its code and its stack start.
+///
+/// The kernel places both anew for every program, and at random.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ProgramId {
+    start_code: u64,
+    start_stack: u64,
 }
 
 /// What `status` tells.
@@ -43,6 +53,7 @@ pub(super) struct Status {
     pub(super) tgid: u32,
     pub(super) namespaced_pids: Vec<u32>,
     pub(super) seccomp: Seccomp,
+    pub(super) has_shadow_stack: bool,
 }
 
 /// Parses `stat`: `pid (name) state parent …`, where the name may hold spaces and parentheses.
@@ -61,7 +72,18 @@ pub(super) fn parse_stat(text: &[u8]) -> Option<Stat> {
         parent: field(4)?.parse().ok()?,
         is_kernel_thread: field(9)?.parse::<u64>().ok()? & KERNEL_THREAD != 0,
         start_ticks: field(22)?.parse().ok()?,
+        program: ProgramId {
+            start_code: field(26)?.parse().ok()?,
+            start_stack: field(28)?.parse().ok()?,
+        },
     })
+}
+
+/// The name in `stat`: everything between the first parenthesis and the last.
+pub(super) fn parse_comm(text: &[u8]) -> Option<&[u8]> {
+    let start = text.iter().position(|&byte| byte == b'(')?;
+    let end = text.iter().rposition(|&byte| byte == b')')?;
+    text.get(start + 1..end)
 }
 
 /// Parses `status`, whose lines are `Key:\tvalues`.
@@ -86,7 +108,16 @@ pub(super) fn parse_status(text: &[u8]) -> Option<Status> {
         Some("2") => Seccomp::Filter,
         Some(_) => return None,
     };
-    Some(Status { tgid, namespaced_pids: namespaced_pids?, seccomp })
+    let has_shadow_stack = value("x86_Thread_features")
+        .is_some_and(|features| features.split_ascii_whitespace().any(|name| name == "shstk"));
+    Some(Status { tgid, namespaced_pids: namespaced_pids?, seccomp, has_shadow_stack })
+}
+
+#[cfg(test)]
+impl ProgramId {
+    pub(super) fn new(start_code: u64, start_stack: u64) -> ProgramId {
+        ProgramId { start_code, start_stack }
+    }
 }
 
 /// The stack pointer in `syscall`: `nr arg… sp pc`, or `-1 sp pc`; `None` for `running`.

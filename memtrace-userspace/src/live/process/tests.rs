@@ -169,7 +169,7 @@ fn smaps_that_do_not_parse_are_refused() {
 #[test]
 fn name_in_stat_may_hold_anything() {
     let text = b"4242 (a) S 1 (\n) Z) S 17 4242 4242 0 -1 4194560 1 2 3 4 5 6 7 8 20 0 1 0 987654 \
-        4096 100 18446744073709551615\n";
+        4096 100 18446744073709551615 94000 94500 140700 0\n";
 
     assert_eq!(
         parse_stat(text),
@@ -177,14 +177,15 @@ fn name_in_stat_may_hold_anything() {
             state: State::Alive,
             parent: 17,
             is_kernel_thread: false,
-            start_ticks: 987_654
+            start_ticks: 987_654,
+            program: ProgramId::new(94_000, 140_700),
         })
     );
 }
 
 #[test]
 fn kernel_thread_is_told_by_its_flags() {
-    let text = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0\n";
+    let text = b"2 (kthreadd) S 0 0 0 0 -1 2129984 0 0 0 0 0 0 0 0 20 0 1 0 5 0 0 0 0 0 0\n";
 
     let stat = parse_stat(text).unwrap();
 
@@ -209,16 +210,33 @@ fn status_is_parsed_beside_a_name_that_is_not_utf8() {
         Some(status::Status {
             tgid: 4242,
             namespaced_pids: vec![4243, 12, 1],
-            seccomp: Seccomp::Filter
+            seccomp: Seccomp::Filter,
+            has_shadow_stack: false,
         })
     );
+}
+
+#[test]
+fn shadow_stack_is_one_of_the_features_of_the_thread() {
+    let has = |features: &[u8]| {
+        let text = [b"Tgid:\t7\nx86_Thread_features:\t".as_slice(), features, b"\n"].concat();
+        status::parse_status(&text).unwrap().has_shadow_stack
+    };
+
+    assert!(has(b"shstk wrss"));
+    assert!(!has(b"") && !has(b"wrss"));
 }
 
 #[test]
 fn status_of_a_kernel_without_seccomp_and_namespaces_is_parsed() {
     assert_eq!(
         parse_status(b"Tgid:\t7\n"),
-        Some(status::Status { tgid: 7, namespaced_pids: vec![7], seccomp: Seccomp::Off })
+        Some(status::Status {
+            tgid: 7,
+            namespaced_pids: vec![7],
+            seccomp: Seccomp::Off,
+            has_shadow_stack: false,
+        })
     );
 }
 

@@ -283,6 +283,7 @@ fn resident_memory_is_that_of_the_running_processes() {
     ]);
 
     assert_eq!(snapshot.timeline[0].resident_bytes, 70);
+    assert_eq!(snapshot.totals.peak_resident_bytes, 1070);
     assert_eq!(snapshot.processes[0].resident_bytes, Some(1000));
     assert_eq!(snapshot.processes[1].resident_bytes, Some(70));
 }

@@ -403,7 +403,7 @@ impl Oracle {
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
             Record::Mark { time, text: _ } => self.pass(time.0),
             Record::Held { .. } => unreachable!("a session does not begin in the middle"),
-            Record::Probe(_) | Record::BeforeAttach(_) => {}
+            Record::Probe(_) | Record::BeforeAttach(_) | Record::Namespaces(_) => {}
         }
         self.settle(allocated);
     }

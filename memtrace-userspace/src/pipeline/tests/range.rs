@@ -11,7 +11,7 @@ use crate::pipeline::snapshot::{Amount, Range, Scope};
 
 /// A pipeline that knows what `pipeline` holds, as that of a range which begins now.
 fn resumed(pipeline: &Pipeline) -> Pipeline {
-    let mut range = Pipeline::of_range(Limits::default());
+    let mut range = Pipeline::of_range(Limits::default(), &[]);
     tell(pipeline, Purpose::GoOn, &mut range);
     range.go_on_from(pipeline.records());
     range.begin_range(pipeline.now());

@@ -153,6 +153,7 @@ fn at(mut record: Record, now: Time) -> Record {
         Record::Session(_)
         | Record::Probe(_)
         | Record::BeforeAttach(_)
+        | Record::Namespaces(_)
         | Record::Stack { .. }
         | Record::Held { .. }
         | Record::Counters(_) => {}

@@ -76,7 +76,7 @@ impl Stripped {
 /// Options that look nowhere but in these directories.
 fn looking_in(search_dirs: &[&Path], debug_dirs: &[&Path]) -> Options {
     let owned = |dirs: &[&Path]| dirs.iter().map(|dir| dir.to_path_buf()).collect();
-    Options { search_dirs: owned(search_dirs), debug_dirs: owned(debug_dirs) }
+    Options { search_dirs: owned(search_dirs), roots: Vec::new(), debug_dirs: owned(debug_dirs) }
 }
 
 fn function(program: &Path, name: &str) -> Function {

@@ -151,6 +151,10 @@ impl Encoder {
                 rows::put_before_attach(row, before);
                 self.untimed_row();
             }
+            Record::Namespaces(namespaces) => {
+                rows::put_namespaces(row, namespaces);
+                self.untimed_row();
+            }
             Record::Counters(counters) => {
                 rows::put_counters(row, counters);
                 self.untimed_row();

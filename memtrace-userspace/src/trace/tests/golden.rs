@@ -12,8 +12,8 @@ use memtrace_common::unwind::End;
 use super::records::{VARIANTS, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 
 /// How many variants there were when the file was written; later ones have other tests.
@@ -55,6 +55,12 @@ fn records() -> Vec<Record> {
             heap_bytes: 135_168,
             anonymous_bytes: 8192,
             resident_bytes: 1_048_576,
+        }),
+        Record::Namespaces(Namespaces {
+            pid,
+            inner_pids: vec![70_000, 7],
+            cgroup: Some(b"/docker/3f2a".to_vec()),
+            container: None,
         }),
         Record::Module(Module {
             time: now(),

@@ -10,15 +10,15 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Origin, Pid, Probe, ProbeCost, Process,
-    Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
+    Process, Record, Session, Tid, Time, WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 28;
+pub(super) const VARIANTS: usize = 29;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -49,8 +49,9 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Counters(_) => 23,
         Record::Tick { .. } => 24,
         Record::End { .. } => 25,
-        Record::Mark { .. } => 26,
-        Record::Held { .. } => 27,
+        Record::Namespaces(_) => 26,
+        Record::Mark { .. } => 27,
+        Record::Held { .. } => 28,
     }
 }
 
@@ -99,6 +100,13 @@ fn api() -> impl Strategy<Value = Api> {
     select(Api::ALL)
 }
 
+fn namespaces() -> impl Strategy<Value = Namespaces> {
+    let optional = || proptest::option::of(text());
+    (pid(), vec(any::<u32>(), 0..4), optional(), optional()).prop_map(
+        |(pid, inner_pids, cgroup, container)| Namespaces { pid, inner_pids, cgroup, container },
+    )
+}
+
 fn setting() -> impl Strategy<Value = Record> {
     let image = prop_oneof![
         (text(), text()).prop_map(|(path, build_id)| Image::File { path, build_id }),
@@ -129,6 +137,7 @@ fn setting() -> impl Strategy<Value = Record> {
                 })
             }
         ),
+        namespaces().prop_map(Record::Namespaces),
         (time(), pid(), address(), address(), number(), image).prop_map(
             |(time, pid, start, end, offset, image)| {
                 let offset = FileOffset(offset);

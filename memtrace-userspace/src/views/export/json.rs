@@ -6,7 +6,7 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
-mod layout;
+pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
 mod time;
@@ -70,12 +70,16 @@ struct Target {
     exe: Option<String>,
     command: Vec<String>,
     processes: Vec<Process>,
+    left_out_processes: usize,
 }
 
 #[derive(Serialize)]
 struct Process {
     pid: u32,
     parent: Option<u32>,
+    namespace_pid: Option<u32>,
+    cgroup: Option<String>,
+    container: Option<String>,
     exe: String,
     command: Vec<String>,
     started_ns: u64,
@@ -132,11 +136,13 @@ struct Totals {
     peak_at_ns: u64,
     mapped_bytes: u64,
     temporary_allocations: u64,
+    peak_resident_bytes: u64,
     mapped: Usage,
 }
 
+/// What a stack, a function, a thread or everything used.
 #[derive(Clone, Copy, Serialize)]
-struct Usage {
+pub(in crate::views) struct Usage {
     allocations: u64,
     allocated_bytes: u64,
     frees: u64,
@@ -235,10 +241,12 @@ fn target(snapshot: &Snapshot) -> Target {
     let processes = &snapshot.processes;
     let main = processes.iter().find(|p| Some(p.pid) == pid).or(processes.first());
     Target {
-        pid: pid.map(|pid| pid.0),
+        // The process that was named may be left out.
+        pid: main.map(|process| process.pid).or(pid).map(|pid| pid.0),
         exe: main.map(|process| printable(&process.exe).into_owned()),
         command: main.map(|process| command(&process.command)).unwrap_or_default(),
         processes: processes.iter().map(process).collect(),
+        left_out_processes: snapshot.left_out_processes,
     }
 }
 
@@ -253,11 +261,17 @@ fn process(process: &ProcessUsage) -> Process {
         heap,
         mapped,
         before_attach,
+        namespaces,
         resident_bytes,
     } = process;
+    let namespaces = namespaces.as_deref();
+    let text = |text: &Vec<u8>| printable(text).into_owned();
     Process {
         pid: pid.0,
         parent: parent.map(|parent| parent.0),
+        namespace_pid: process.inner_pid(),
+        cgroup: namespaces.and_then(|n| n.cgroup.as_ref()).map(text),
+        container: namespaces.and_then(|n| n.container.as_ref()).map(text),
         exe: printable(exe).into_owned(),
         command: command(arguments),
         started_ns: started.0,
@@ -323,6 +337,7 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at,
         mapped,
         temporary_allocations,
+        peak_resident_bytes,
     } = totals;
     Totals {
         allocations: heap.allocations,
@@ -337,11 +352,12 @@ fn totals(totals: &crate::pipeline::snapshot::Totals) -> Totals {
         peak_at_ns: peak_at.0,
         mapped_bytes: mapped.live_bytes,
         temporary_allocations: *temporary_allocations,
+        peak_resident_bytes: *peak_resident_bytes,
         mapped: usage(mapped),
     }
 }
 
-fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
+pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage {
     let crate::pipeline::snapshot::Usage {
         allocations,
         allocated_bytes,

@@ -4,6 +4,8 @@
 //! every counter that is not zero with a word about what it means. Tables fit the given width;
 //! names of frames are never cut, they are broken over lines.
 
+mod processes;
+
 use std::fmt::{self, Write};
 
 use memtrace_common::unwind::End;
@@ -294,17 +296,11 @@ impl Report<'_> {
         if self.snapshot.processes.len() < 2 {
             return Ok(());
         }
-        self.heading("Processes")?;
-        let name_width = self.options.width.saturating_sub(45).max(12);
-        for process in self.snapshot.processes.iter().take(THREADS) {
-            writeln!(
-                self.out,
-                "  {:>8} {:>10} live {:>10} allocated  {}",
-                process.pid.0,
-                bytes(process.heap.live_bytes),
-                bytes(process.heap.allocated_bytes),
-                cut(&printable(&process.exe), name_width),
-            )?;
+        self.heading("Processes by allocated bytes")?;
+        let lines = processes::table(&self.snapshot.processes, THREADS, self.options.width);
+        for (index, line) in lines.iter().enumerate() {
+            let line = if index == 0 { self.options.style.faint(line) } else { line.into() };
+            writeln!(self.out, "{line}")?;
         }
         self.more(self.snapshot.processes.len(), THREADS)
     }

@@ -19,7 +19,7 @@ fn plan_of(path: &str, id: &str) -> Option<Plan> {
         eprintln!("skipped: {path} is build {found}, and not {id}");
         return None;
     }
-    Some(plan(&*file).unwrap())
+    Some(plan(&*file, &[]).unwrap())
 }
 
 fn sites(plan: &Plan) -> Vec<(&str, u64, ProbeCost)> {

@@ -6,7 +6,7 @@ use serde_json::ser::Formatter;
 
 /// Breaks lines in the report and in its lists, and nowhere deeper.
 #[derive(Default)]
-pub(super) struct OneEntryPerLine {
+pub(in crate::views) struct OneEntryPerLine {
     depth: usize,
     /// Whether the innermost list or object has no entry yet.
     empty: bool,
@@ -14,7 +14,7 @@ pub(super) struct OneEntryPerLine {
 
 impl OneEntryPerLine {
     /// The layout of something that stands in an entry of a list: no lines are broken.
-    pub(super) fn in_an_entry() -> OneEntryPerLine {
+    pub(in crate::views) fn in_an_entry() -> OneEntryPerLine {
         OneEntryPerLine { depth: 3, empty: false }
     }
 
