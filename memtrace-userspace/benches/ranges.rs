@@ -1,6 +1,7 @@
 //! How long a part of a long trace takes to open: `cargo bench --bench ranges`.
 //!
-//! Writes a trace of `MEMTRACE_BENCH_BYTES` (256 MiB) as a session would, and prints for a range
+//! Writes traces of `MEMTRACE_BENCH_BYTES` (256 MiB) as a session would, with up to
+//! `MEMTRACE_BENCH_BLOCKS` live blocks, and prints for a range
 //! in its middle, for moments and for the whole how long reading takes. That the numbers
 //! do not depend on keyframes is for `part/tests.rs` to prove.
 
@@ -23,11 +24,15 @@ use self::load::{Load, Order, Program};
 
 fn main() {
     let measures = std::env::args().any(|argument| argument == "--bench");
-    let asked = std::env::var("MEMTRACE_BENCH_BYTES").ok().and_then(|bytes| bytes.parse().ok());
-    let bytes = asked.unwrap_or(if measures { 256 << 20 } else { 1 << 20 });
+    let number = |name| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
+    let bytes = number("MEMTRACE_BENCH_BYTES");
+    let bytes = bytes.unwrap_or(if measures { 256 << 20 } else { 1 << 20 });
+    let most_blocks = number("MEMTRACE_BENCH_BLOCKS").unwrap_or(1_000_000) as usize;
     let directory = tempfile::tempdir().expect("a temporary directory");
     let path = directory.path().join("long.mtrace");
-    for live_blocks in [10_000, 100_000, 1_000_000] {
+    for live_blocks in
+        [10_000, 100_000, 1_000_000].into_iter().filter(|blocks| *blocks <= most_blocks)
+    {
         let load = Load { threads: 8, stacks: 10_000, live_blocks, order: Order::Any };
         let (end, events) = write(&path, load, bytes);
         println!(

@@ -46,7 +46,7 @@ impl Spacing {
 /// The bytes of a snapshot of what the pipeline holds.
 pub fn encode(pipeline: &Pipeline, purpose: Purpose) -> Result<Vec<u8>, WriteError> {
     let mut writer = Writer::new(Vec::new())?;
-    pipeline.held(purpose, &mut |record| writer.write(record))?;
+    pipeline.tell_held(purpose, &mut |record| writer.write(record))?;
     writer.finish()
 }
 

@@ -156,7 +156,7 @@ fn is_backwards(start: Time, position: u64, to: Stop) -> bool {
 
 /// Lets `to` know what `from` holds.
 fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline) {
-    let told = from.held(purpose, &mut |record| {
+    let told = from.tell_held(purpose, &mut |record| {
         to.apply(record);
         Ok::<(), std::convert::Infallible>(())
     });

@@ -23,6 +23,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 
 use super::Pipeline;
+use super::live_set::Block;
 use super::processes::Running;
 use super::snapshot::{Place, Stack};
 use super::stacks::{SiteId, StackId};
@@ -58,6 +59,13 @@ struct ToldBlock {
     site: SiteId,
 }
 
+impl ToldBlock {
+    fn new(pid: Pid, ptr: Avma, block: &Block) -> ToldBlock {
+        let &Block { size_bytes, site, thread, claim: _ } = block;
+        ToldBlock { thread: thread.to_bits(), pid, ptr, size_bytes, site }
+    }
+}
+
 /// A piece of a mapping; without a site, address space only.
 struct ToldPiece {
     pid: Pid,
@@ -67,13 +75,13 @@ struct ToldPiece {
 }
 
 impl Pipeline {
-    /// How many heap blocks and pieces of mappings [`Pipeline::held`] would tell of.
+    /// How many heap blocks and pieces of mappings [`Pipeline::tell_held`] would tell of.
     pub fn held_pieces(&self) -> usize {
         self.live_blocks + self.mapping_pieces
     }
 
     /// Tells what is held now. It takes 40 bytes a block meanwhile.
-    pub fn held<E>(
+    pub fn tell_held<E>(
         &self,
         purpose: Purpose,
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
@@ -269,6 +277,8 @@ impl Pipeline {
     }
 
     /// Tells threads and blocks: first of threads that have ended, whose ids may be used again.
+    ///
+    /// What a `realloc` under way took comes before a block that lies in its place now.
     fn tell_blocks<E>(
         &self,
         purpose: Purpose,
@@ -278,64 +288,100 @@ impl Pipeline {
     ) -> Result<(), E> {
         let time = self.now;
         let running = self.threads.all_running();
-        let is_running = |thread: u32| running.contains_key(&ThreadId::from_bits(thread));
-        let held = |block: &ToldBlock, tid| {
-            let (stack, api) = stacks.of_site(self, block.site);
-            Record::Held {
-                pid: block.pid,
-                tid,
-                api: Some(api),
-                start: block.ptr,
-                length: block.size_bytes,
-                stack,
-            }
-        };
-        for blocks in blocks.chunk_by(|a, b| a.thread == b.thread) {
-            let Some(&ToldBlock { thread, .. }) = blocks.first().filter(|b| !is_running(b.thread))
-            else {
-                continue;
-            };
-            let (pid, tid, name) = self.threads.name(ThreadId::from_bits(thread));
-            emit(&Record::Thread { time, pid, tid, name: name.to_vec() })?;
-            for block in blocks {
-                emit(&held(block, tid))?;
-            }
-            emit(&Record::ThreadExit { time, tid })?;
-            if self.processes.find(pid).is_none() {
-                emit(&Record::Exit { time, pid })?;
-            }
-        }
         let mut threads: Vec<ThreadId> = match purpose {
             Purpose::GoOn => running.keys().copied().collect(),
             Purpose::Show => {
                 let threads: BTreeSet<u32> = blocks.iter().map(|block| block.thread).collect();
-                let threads = threads.into_iter().filter(|thread| is_running(*thread));
-                threads.map(ThreadId::from_bits).collect()
+                let threads = threads.into_iter().map(ThreadId::from_bits);
+                threads.filter(|thread| running.contains_key(thread)).collect()
             }
         };
         threads.sort_by_key(|thread| thread.to_bits());
+        let retired: Vec<_> = match purpose {
+            Purpose::GoOn => {
+                let of_thread = |thread: &ThreadId| {
+                    self.retired_under_way(*thread).map(|retired| (*thread, retired))
+                };
+                threads.iter().filter_map(of_thread).collect()
+            }
+            Purpose::Show => Vec::new(),
+        };
+        let places: BTreeSet<_> = retired.iter().map(|(_, (pid, ptr, _))| (*pid, *ptr)).collect();
+        let is_in_place = |block: &ToldBlock| places.contains(&(block.pid, block.ptr));
+        let tids: HashSet<Tid> = running.values().copied().collect();
+
+        let (mut late_threads, mut late_blocks) = (Vec::new(), Vec::new());
+        for blocks in blocks.chunk_by(|a, b| a.thread == b.thread) {
+            let Some(thread) = blocks.first().map(|block| ThreadId::from_bits(block.thread)) else {
+                continue;
+            };
+            if running.contains_key(&thread) {
+                continue;
+            }
+            let (_, tid, _) = self.threads.name(thread);
+            match blocks.iter().any(is_in_place) {
+                true if !tids.contains(&tid) => late_threads.push((thread, blocks)),
+                true => {
+                    let (late, early): (Vec<_>, Vec<_>) =
+                        blocks.iter().copied().partition(is_in_place);
+                    self.tell_ended_thread(thread, &early, stacks, emit)?;
+                    // For the thread that has its id now: a rare thing thrice over.
+                    late_blocks.extend(late.into_iter().map(|block| (tid, block)));
+                }
+                false => self.tell_ended_thread(thread, blocks, stacks, emit)?,
+            }
+        }
         for thread in &threads {
             let (pid, _, name) = self.threads.name(*thread);
             emit(&Record::Thread { time, pid, tid: running[thread], name: name.to_vec() })?;
         }
-        if purpose == Purpose::GoOn {
-            for thread in threads {
-                let tid = running[&thread];
-                let Some((pid, ptr, block)) = self.retired_under_way(thread) else { continue };
-                if let Some(block) = block {
-                    let (stack, api) = stacks.of_site(self, block.site);
-                    let (api, length) = (Some(api), block.size_bytes);
-                    emit(&Record::Held { pid, tid, api, start: ptr, length, stack })?;
-                }
-                emit(&Record::Retire { time, tid, ptr })?;
+        for (thread, (pid, ptr, block)) in retired {
+            let tid = running[&thread];
+            if let Some(block) = block {
+                let owner = running.get(&block.thread).copied().unwrap_or(tid);
+                emit(&self.held(&ToldBlock::new(pid, ptr, &block), owner, stacks))?;
             }
+            emit(&Record::Retire { time, tid, ptr })?;
+        }
+        for (thread, blocks) in late_threads {
+            self.tell_ended_thread(thread, blocks, stacks, emit)?;
+        }
+        for (tid, block) in late_blocks {
+            emit(&self.held(&block, tid, stacks))?;
         }
         for block in blocks {
             if let Some(tid) = running.get(&ThreadId::from_bits(block.thread)) {
-                emit(&held(block, *tid))?;
+                emit(&self.held(block, *tid, stacks))?;
             }
         }
         Ok(())
+    }
+
+    /// Tells a thread that has ended, and what it allocated that is held.
+    fn tell_ended_thread<E>(
+        &self,
+        thread: ThreadId,
+        blocks: &[ToldBlock],
+        stacks: &StackNames,
+        emit: &mut impl FnMut(&Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let time = self.now;
+        let (pid, tid, name) = self.threads.name(thread);
+        emit(&Record::Thread { time, pid, tid, name: name.to_vec() })?;
+        for block in blocks {
+            emit(&self.held(block, tid, stacks))?;
+        }
+        emit(&Record::ThreadExit { time, tid })?;
+        match self.processes.find(pid) {
+            Some(_) => Ok(()),
+            None => emit(&Record::Exit { time, pid }),
+        }
+    }
+
+    fn held(&self, block: &ToldBlock, tid: Tid, stacks: &StackNames) -> Record {
+        let &ToldBlock { thread: _, pid, ptr, size_bytes, site } = block;
+        let (stack, api) = stacks.of_site(self, site);
+        Record::Held { pid, tid, api: Some(api), start: ptr, length: size_bytes, stack }
     }
 
     /// Tells what `munmap` and `mremap` under way took, which may come back.
@@ -386,13 +432,8 @@ fn compatible(stacks: NamedStacks<'_>) -> (NamedStacks<'_>, NamedStacks<'_>) {
 fn held_blocks(running: &[&Running]) -> Vec<ToldBlock> {
     let mut blocks = Vec::with_capacity(running.iter().map(|running| running.heap.len()).sum());
     for running in running {
-        blocks.extend(running.heap.blocks_at().map(|(ptr, block)| ToldBlock {
-            thread: block.thread.to_bits(),
-            pid: running.pid,
-            ptr,
-            size_bytes: block.size_bytes,
-            site: block.site,
-        }));
+        let told = |(ptr, block)| ToldBlock::new(running.pid, ptr, &block);
+        blocks.extend(running.heap.blocks_at().map(told));
     }
     blocks.sort_unstable();
     blocks

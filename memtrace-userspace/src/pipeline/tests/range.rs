@@ -19,7 +19,7 @@ fn resumed(pipeline: &Pipeline) -> Pipeline {
 }
 
 fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline) {
-    let told: Result<(), ()> = from.held(purpose, &mut |record| {
+    let told: Result<(), ()> = from.tell_held(purpose, &mut |record| {
         to.apply(record);
         Ok(())
     });

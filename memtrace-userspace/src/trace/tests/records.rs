@@ -232,7 +232,13 @@ fn mapping() -> impl Strategy<Value = Record> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    let record = prop_oneof![8 => heap(), 2 => mapping(), 1 => setting(), 1 => life()];
+    // In boxes, so that a thread's stack has room for their values.
+    let record = prop_oneof![
+        8 => heap().boxed(),
+        2 => mapping().boxed(),
+        1 => setting().boxed(),
+        1 => life().boxed(),
+    ];
     vec(record, 0..200)
 }
 
