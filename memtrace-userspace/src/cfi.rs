@@ -20,6 +20,7 @@ mod spans;
 mod starts;
 #[cfg(test)]
 mod tests;
+mod trampolines;
 
 use std::borrow::Cow;
 
@@ -35,6 +36,7 @@ use encode::{Frame, encode};
 use entries::{Bytes, Cies, Format};
 use program::Broken;
 use spans::{Functions, GAP, Span};
+pub use trampolines::{ARENA_BYTES, TRAMPOLINE_BYTES, is_trampoline, trampoline_table};
 
 /// Changes whenever [`compile`] gives another table of the same file: tables are kept on disk.
 pub const VERSION: u32 = 2;

@@ -6,6 +6,7 @@
 //! Each subcommand is a file; this one parses, dispatches, and turns an error into one line.
 
 mod check;
+mod detectors;
 mod diff;
 mod doctor;
 mod leaks;

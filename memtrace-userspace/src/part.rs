@@ -119,11 +119,12 @@ enum Stop {
 /// `only` names the processes that count; none for all.
 pub fn read_part<R: Read + Seek>(
     file: R,
+    limits: Limits,
     only: &[Pid],
     part: &Part,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Excerpt, PartError> {
-    let mut source = Source::open(file, only, progress)?;
+    let mut source = Source::open(file, limits, only, progress)?;
     let mut pipeline = match part {
         Part::Moment(at) => source.moment(at)?,
         Part::Range { from, to } => source.range(from, to)?,
@@ -141,7 +142,7 @@ pub fn read_held<R: Read + Seek>(
     at: &Place,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<u8>, PartError> {
-    let mut source = Source::open(file, &[], progress)?;
+    let mut source = Source::open(file, Limits::default(), &[], progress)?;
     let cursor = source.run_to_moment(at)?;
     Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
@@ -170,6 +171,8 @@ fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline) {
 struct Source<'p, R: Read + Seek> {
     reader: Reader<R>,
     index: Index,
+    /// For what is shown; the state before it keeps to the usual ones.
+    limits: Limits,
     only: &'p [Pid],
     progress: &'p mut dyn FnMut(u64),
 }
@@ -177,6 +180,7 @@ struct Source<'p, R: Read + Seek> {
 impl<'p, R: Read + Seek> Source<'p, R> {
     fn open(
         file: R,
+        limits: Limits,
         only: &'p [Pid],
         progress: &'p mut dyn FnMut(u64),
     ) -> Result<Source<'p, R>, TraceError> {
@@ -184,13 +188,12 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         let mut reader = Reader::new(file)?;
         let index = Index::read(reader.input())?;
         reader.seek(&index, 0)?;
-        Ok(Source { reader, index, only, progress })
+        Ok(Source { reader, index, limits, only, progress })
     }
 
     fn moment(&mut self, at: &Place) -> Result<Pipeline, PartError> {
-        let only = self.only;
+        let mut moment = Pipeline::of(self.limits.clone(), self.only);
         let cursor = self.run_to_moment(at)?;
-        let mut moment = Pipeline::of(Limits::default(), only);
         tell(&cursor.pipeline, Purpose::Show, &mut moment);
         Ok(moment)
     }
@@ -209,7 +212,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
     fn range(&mut self, from: &Place, to: &Place) -> Result<Pipeline, PartError> {
         let from = self.find(from, Stop::Before)?;
         let to = self.find(to, Stop::After)?;
-        let only = self.only;
+        let mut range = Pipeline::of_range(self.limits.clone(), self.only);
         let mut cursor = self.cursor(from)?;
         let reached = cursor.run_to(from)?;
         let start = match from {
@@ -222,7 +225,6 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         if is_backwards(start, cursor.position, to) {
             return Err(PartError::Backwards);
         }
-        let mut range = Pipeline::of_range(Limits::default(), only);
         tell(&cursor.pipeline, Purpose::GoOn, &mut range);
         range.go_on_from(cursor.position);
         range.begin_range(start);

@@ -4,7 +4,7 @@
 //!   Record ─→ actor: which thread of which process?
 //!          ─→ memory: live_set (heap blocks), mappings (address space)
 //!          ─→ accounts of the site (call path and API), the thread, the process; the peak
-//!          ─→ timeline                                        publish ─→ Arc<Snapshot>
+//!          ─→ timeline, detectors                             publish ─→ Arc<Snapshot>
 //! ```
 //!
 //! An event costs the same however much is known: one look-up each for the thread, the stack id
@@ -28,10 +28,13 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod detect;
+pub mod findings;
 mod freed;
 mod heap;
 mod held;
 mod held_records;
+mod jit_names;
 mod lifecycle;
 mod limits;
 mod live_set;
@@ -53,27 +56,34 @@ use std::hint::black_box;
 use std::sync::Arc;
 
 use memtrace_common::addr::Avma;
+use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
+pub use self::account::{Change, Posting};
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
 pub use self::held::{HeldBlock, Site};
 pub use self::held_records::Purpose;
 pub use self::limits::Limits;
+pub use self::stacks::SiteId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
+use self::detect::Detectors;
+use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
+use self::jit_names::JitNames;
 use self::marks::Marks;
 use self::processes::{EntryId, Processes};
-use self::range::Before;
+use self::range::{Before, Told};
 use self::snapshot::{Place, Snapshot, Stack};
-use self::stacks::{SiteId, Stacks};
+use self::stacks::Stacks;
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
-use crate::record::{self, EndReason, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+use crate::record::{self, EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// So many events' worth of memory accesses are under way at a time.
 const RECORDS_LOADED_TOGETHER: usize = 16;
@@ -103,14 +113,20 @@ pub struct Pipeline {
     threads: Threads,
     stacks: Stacks,
     images: Images<Seed>,
+    jit_names: JitNames,
     timeline: Timeline,
     marks: Marks,
     stretch: Stretch,
     before: Before,
+    detectors: Detectors,
+    /// The verdicts when the last process that ran ended.
+    last_leaks: Leaks,
     probes: Vec<Arc<Probe>>,
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    /// What the record under way changed, if somebody wants to know.
+    journal: Option<Vec<Posting>>,
     /// Only while somebody wants to know.
     freed: Option<Freed>,
 }
@@ -145,13 +161,17 @@ impl Pipeline {
             threads: Threads::new(limits.running_threads, seed),
             stacks: Stacks::new(&limits, seed),
             images: Images::new(limits.images, seed),
+            jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
             marks: Marks::new(limits.marks),
             stretch: Stretch::default(),
             before: Before::Nothing,
+            detectors: Detectors::new(&limits),
+            last_leaks: Leaks::default(),
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            journal: None,
             freed: None,
             limits,
         }
@@ -262,13 +282,22 @@ impl Pipeline {
                 self.advance(time);
                 self.resident(pid, rss_bytes);
             }
+            Record::JitSymbol { time, pid, start, size, name } => {
+                self.advance(*time);
+                let name = self.cut_text(name);
+                self.jit_names.symbol(*pid, *start, *size, name);
+            }
+            &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                self.advance(time);
+                self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
+            }
             Record::Counters(counters) => self.counters(counters),
             Record::Mark { time, text } => {
                 self.advance(*time);
                 self.mark(text);
             }
-            &Record::Held { pid, tid, api, start, length, stack } => {
-                self.hold(pid, tid, api, start, length, stack);
+            &Record::Held { born, pid, tid, api, start, length, stack } => {
+                self.hold(born, pid, tid, Told { api, start, length, stack });
             }
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
@@ -332,6 +361,29 @@ impl Pipeline {
         }
     }
 
+    /// Takes in the next record, and puts what it changed in place of what `postings` holds.
+    pub fn apply_with(&mut self, record: &Record, postings: &mut Vec<Posting>) {
+        postings.clear();
+        self.journal = Some(std::mem::take(postings));
+        self.apply(record);
+        *postings = self.journal.take().unwrap_or_default();
+    }
+
+    /// The API and the call path of a site; without the latter while its frames are awaited.
+    pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        self.stacks.known_call_path(site)
+    }
+
+    /// The files seen so far; [`Place::InFile`] points here.
+    pub fn images(&self) -> &[Arc<Image>] {
+        self.images.all()
+    }
+
+    /// The process of a thread that runs.
+    pub fn process_of(&self, tid: Tid) -> Option<Pid> {
+        self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)
+    }
+
     /// Reads what the records will change.
     fn load(&self, records: &[Record]) {
         let mut sites = [SiteId::default(); 2 * RECORDS_LOADED_TOGETHER];
@@ -381,6 +433,9 @@ impl Pipeline {
                 mapped_bytes: mapped,
                 resident_bytes,
             });
+            if self.detectors.is_due(time) {
+                self.tick(time);
+            }
         }
     }
 
@@ -437,7 +492,12 @@ impl Pipeline {
             Some(Backing::Anonymous) => Place::Anonymous { pid, address },
             None => Place::Unknown { pid, address },
         };
-        let frames = frames.iter().map(place).collect();
+        let frames: Vec<Place> = frames.iter().map(place).collect();
+        for frame in &frames {
+            if let &Place::Anonymous { pid, address } = frame {
+                self.jit_names.saw(pid, address);
+            }
+        }
         self.stacks.define(id, Stack { end, frames });
     }
 }

@@ -82,13 +82,25 @@ pub enum Record {
     Exit { time: Time, pid: Pid },
     /// Resident memory of a process, sampled.
     Resident { time: Time, pid: Pid, rss_bytes: u64 },
+    /// How much memory a process can still have, sampled: the tightest limit that concerns it.
+    MemoryLimit { time: Time, pid: Pid, kind: LimitKind, limit_bytes: u64, used_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
     Counters(Vec<(String, u64)>),
     /// The user marked this moment.
     Mark { time: Time, text: String },
     /// `pid` holds this now: a heap block of thread `tid`, or, of an API that maps, a piece of a
     /// mapping; without an API, address space only. Says what went before a heap snapshot.
-    Held { pid: Pid, tid: Tid, api: Option<Api>, start: Avma, length: u64, stack: WireStackId },
+    Held {
+        born: Time,
+        pid: Pid,
+        tid: Tid,
+        api: Option<Api>,
+        start: Avma,
+        length: u64,
+        stack: WireStackId,
+    },
+    /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
+    JitSymbol { time: Time, pid: Pid, start: Avma, size: u64, name: Vec<u8> },
     /// Time passes.
     Tick { time: Time },
     /// The last record of a session that was ended in order.
@@ -118,6 +130,8 @@ impl Record {
             | &Record::Exec { time, .. }
             | &Record::Exit { time, .. }
             | &Record::Resident { time, .. }
+            | &Record::JitSymbol { time, .. }
+            | &Record::MemoryLimit { time, .. }
             | &Record::Mark { time, .. }
             | &Record::Tick { time }
             | &Record::End { time, .. } => Some(time),
@@ -277,6 +291,15 @@ pub enum MapKind {
     Shared,
     /// Address space only (`PROT_NONE`).
     Reserved,
+}
+
+/// Who sets a memory limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LimitKind {
+    /// The machine has no more.
+    Machine,
+    /// A control group that the process is in.
+    Cgroup,
 }
 
 /// Why a session ended.

@@ -118,6 +118,8 @@ pub struct RecordOptions {
     pub refused: Refused,
     /// Attach to processes that match later, too.
     pub follow: Option<Selection>,
+    /// How much the pipeline keeps, and what its detectors look for.
+    pub limits: Limits,
     /// What the probes do.
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
@@ -149,6 +151,7 @@ impl RecordOptions {
             new_code: NewCode::CatchUp,
             refused: Refused::End,
             follow: None,
+            limits: Limits::default(),
             program: Program::Trace,
             links: None,
             scan: None,
@@ -319,7 +322,7 @@ pub fn run(
     };
     let Requests { marks, snapshots: snapshot_requests } = requests;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
-    let interval = options.snapshot_interval;
+    let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.map(|scan| scan.pid);
@@ -331,7 +334,7 @@ pub fn run(
         desk,
     };
     let pipeline = spawn("pipeline", move || {
-        count(&batches, interval, &snapshot_sender, &mut aside, watched)
+        count(&batches, limits, interval, &snapshot_sender, &mut aside, watched)
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
@@ -435,12 +438,13 @@ fn trace(
 /// The pipeline thread: gives the last snapshot.
 fn count(
     batches: &Receiver,
+    limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     aside: &mut Aside,
     watched: Option<Pid>,
 ) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(Limits::default());
+    let mut pipeline = Pipeline::new(limits);
     if let Some(pid) = watched {
         pipeline.remember_freed(pid);
     }

@@ -4,9 +4,9 @@
 //! the inlined ones innermost first, then the function that they were inlined into.
 //!
 //! ```text
-//!   Image, FileOffset ─ loaded: files found, checked ─ PT_LOAD ─> Svma ─┬─ dwarf ──┐
-//!                                  │                                   └─ table ──┴─> [Frame]
-//!                                  └ debug_files (where), mapped (open), object (ELF), xz
+//!   Image, FileOffset ─ loaded, find: files, checked ─ PT_LOAD ─> Svma ─┬─ dwarf ──┐
+//!                                  │                                  └─ table ──┴─> [Frame]
+//!                                  └ debug_files, debuginfod (where), mapped (open), object (ELF), xz
 //! ```
 //!
 //! Offsets are lookup offsets: a caller that starts from a return address has subtracted 1.
@@ -17,9 +17,10 @@
 //! and names are foreign, perhaps hostile: they cost bounded memory and never a panic, but text is
 //! handed out as it stands in the file, and the views make it printable.
 //!
-//! It does not read perf maps, and it does not look inside the vDSO: the code that was traced may
-//! be that of another kernel, so the frame is called `[vdso]`. Stubs of the PLT get no name: they
-//! jump to the function and are gone from the stack when it runs.
+//! Names of code made at run time come with the records; [`jit_frame`] reads them. It does not look
+//! inside the vDSO: the code that was traced may be that of another kernel, so the frame is called
+//! `[vdso]`. Stubs of the PLT get no name: they jump to the function and are gone from the stack
+//! when it runs.
 
 use std::collections::HashMap;
 use std::fmt::Write;
@@ -34,14 +35,20 @@ use crate::hash::Seed;
 use crate::record::Image;
 
 mod debug_files;
+mod debuginfod;
 pub(crate) mod demangle;
 mod dwarf;
+mod find;
+mod jit;
 mod loaded;
 mod mapped;
 mod meter;
 mod object;
 mod table;
 mod xz;
+
+pub use debuginfod::Debuginfod;
+pub use jit::jit_frame;
 
 use loaded::Loaded;
 
@@ -112,18 +119,39 @@ pub struct Options {
     /// Directories with copies of the target's files, for analysis on another machine: as a whole
     /// file tree, flat, or by build id.
     pub search_dirs: Vec<PathBuf>,
-    /// Root directories of the target's processes, where their paths hold: looked into first.
-    pub roots: Vec<PathBuf>,
     /// Directories where the system keeps debug files, like `/usr/lib/debug`.
     pub debug_dirs: Vec<PathBuf>,
+    /// Where else an image may be, and the root directories of the processes that have it.
+    pub elsewhere: Elsewhere,
+    /// Servers that are asked for what is not on this machine.
+    pub debuginfod: Option<Arc<Debuginfod>>,
+}
+
+/// Says where an image may be that was mapped from a path.
+pub type FindImages = dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync;
+
+/// Places that only somebody knows who can see the processes.
+#[derive(Clone, Default)]
+pub struct Elsewhere {
+    /// Root directories of containers: looked into first.
+    pub roots: Vec<PathBuf>,
+    /// Where the image that was mapped from a path may be now.
+    pub images: Option<Arc<FindImages>>,
+}
+
+impl std::fmt::Debug for Elsewhere {
+    fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        formatter.debug_struct("Elsewhere").field("roots", &self.roots).finish_non_exhaustive()
+    }
 }
 
 impl Default for Options {
     fn default() -> Options {
         Options {
             search_dirs: Vec::new(),
-            roots: Vec::new(),
             debug_dirs: vec!["/usr/lib/debug".into()],
+            elsewhere: Elsewhere::default(),
+            debuginfod: None,
         }
     }
 }

@@ -288,3 +288,87 @@ fn wrong_arguments_are_status_2() {
         assert_eq!(text(&output.stdout), "", "{arguments:?}");
     }
 }
+
+#[test]
+fn end_of_the_name_chooses_the_format_and_an_option_overrules_it() {
+    let files = Files::new();
+    let trace = files.trace(3);
+    let start = |arguments: &[&str], name: &str| {
+        let out = files.path(name);
+        let output = memtrace(&[&["report", utf8(&trace), "-o", utf8(&out)], arguments].concat());
+        assert_eq!(output.status.code(), Some(0), "{}", text(&output.stderr));
+        let bytes = fs::read(out).expect("a report");
+        String::from_utf8_lossy(&bytes[..5]).into_owned()
+    };
+
+    assert_eq!(start(&[], "x.svg"), "<?xml");
+    assert_eq!(start(&[], "x.json"), "{\n  \"");
+    assert_eq!(start(&[], "x.parquet")[..4], *"PAR1");
+    assert_eq!(start(&[], "x.csv"), "funct");
+    assert_eq!(start(&[], "x.unknown"), "memtr");
+    assert_eq!(start(&["--format", "text"], "x.svg"), "memtr");
+}
+
+#[test]
+fn options_that_mean_nothing_for_the_format_are_refused() {
+    let files = Files::new();
+    let trace = files.trace(3);
+    let report = |arguments: &[&str]| memtrace(&[&["report", utf8(&trace)], arguments].concat());
+
+    assert_error(
+        &report(&["--format", "pprof", "--metric", "peak"]),
+        "--metric means nothing for --format pprof",
+    );
+    assert_error(&report(&["--memory", "mapped"]), "--memory means nothing for --format text");
+    assert_error(&report(&["--format", "svg", "--top", "3"]), "--top means nothing");
+}
+
+#[test]
+fn picture_of_nothing_is_an_error_and_leaves_no_file() {
+    let files = Files::new();
+    let trace = files.trace(3);
+    let out = files.path("x.svg");
+
+    let output = memtrace(&["report", utf8(&trace), "-o", utf8(&out), "--memory", "mapped"]);
+
+    assert_error(&output, "no stack has any live bytes, mapped; choose another --metric");
+    assert_eq!(files.names(), ["t.mtrace"]);
+}
+
+#[test]
+fn full_device_is_an_error_in_every_format() {
+    let files = Files::new();
+    let trace = files.trace(20);
+
+    for format in [
+        "csv",
+        "dhat",
+        "firefox",
+        "folded",
+        "heaptrack",
+        "json",
+        "parquet",
+        "perfetto",
+        "pprof",
+        "speedscope",
+        "svg",
+        "text",
+    ] {
+        let output = memtrace(&["report", utf8(&trace), "--format", format, "-o", "/dev/full"]);
+        assert_error(&output, "No space left on device");
+    }
+}
+
+#[test]
+fn every_format_is_the_same_twice() {
+    let files = Files::new();
+    let trace = files.trace(20);
+
+    for format in ["csv", "dhat", "firefox", "folded", "heaptrack", "parquet", "perfetto", "pprof"]
+    {
+        let report = || memtrace(&["report", utf8(&trace), "--format", format]);
+        let first = report();
+        assert!(!first.stdout.is_empty(), "{format}: {}", text(&first.stderr));
+        assert!(first.stdout == report().stdout, "{format}");
+    }
+}

@@ -54,6 +54,12 @@ pub enum Toolchain {
     SharedC,
     /// C, statically linked with the system's C library.
     StaticC,
+    /// C, statically linked, at whatever address the kernel chooses.
+    StaticPieC,
+    /// C at the address that the linker has chosen.
+    FixedC,
+    /// C with its unwind information in `.debug_frame` alone.
+    DebugFrameC,
     /// C, statically linked with musl.
     StaticMusl,
     /// C with musl as a shared library.
@@ -107,6 +113,17 @@ pub const LEAK: Program = program("leak", "leak.c", Toolchain::C);
 /// [`LEAK`] with the C library in the executable.
 pub const LEAK_STATIC: Program =
     Program { startup: Startup::Allocates, ..program("leak_static", "leak.c", Toolchain::StaticC) };
+/// [`LEAK`] with the C library in the executable, at any address.
+pub const LEAK_STATIC_PIE: Program = Program {
+    startup: Startup::Allocates,
+    ..program("leak_static_pie", "leak.c", Toolchain::StaticPieC)
+};
+/// [`LEAK`] at a fixed address.
+pub const LEAK_FIXED: Program = program("leak_fixed", "leak.c", Toolchain::FixedC);
+/// [`LEAK`] without `.eh_frame`.
+pub const LEAK_DEBUG_FRAME: Program = program("leak_debug_frame", "leak.c", Toolchain::DebugFrameC);
+/// Assembly and code made at run time between the frames.
+pub const HOSTILE_FRAMES: Program = program("hostile_frames", "hostile_frames.c", Toolchain::C);
 /// [`LEAK`] with jemalloc.
 pub const LEAK_JEMALLOC: Program = Program {
     startup: Startup::Allocates,
@@ -151,6 +168,8 @@ pub const MAPPINGS: Program = program("mappings", "mappings.c", Toolchain::C);
 pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolchain::C);
 /// Memory from before the attach.
 pub const BEFORE_ATTACH: Program = program("before_attach", "before_attach.c", Toolchain::C);
+/// Leaks of every class, and what only looks like one.
+pub const LEAK_CORPUS: Program = program("leak_corpus", "leak_corpus.c", Toolchain::C);
 /// Allocates slowly until it is told to stop.
 pub const STEADY: Program = program("steady", "steady.c", Toolchain::C);
 /// Allocates without pause and tells how long it was kept from it.
@@ -236,6 +255,10 @@ pub const THROWING_TCMALLOC: Program = Program {
 pub const ALL: &[Program] = &[
     LEAK,
     LEAK_STATIC,
+    LEAK_STATIC_PIE,
+    LEAK_FIXED,
+    LEAK_DEBUG_FRAME,
+    HOSTILE_FRAMES,
     LEAK_JEMALLOC,
     LEAK_MUSL,
     LEAK_MUSL_STATIC,
@@ -362,6 +385,9 @@ impl Program {
             | Toolchain::LeakSanitizer
             | Toolchain::SharedC
             | Toolchain::StaticC
+            | Toolchain::StaticPieC
+            | Toolchain::FixedC
+            | Toolchain::DebugFrameC
             | Toolchain::Jemalloc => "gcc",
             Toolchain::StaticMusl | Toolchain::Musl => "musl-gcc",
             Toolchain::Cxx => "g++",
@@ -374,6 +400,9 @@ impl Program {
             | Toolchain::LeakSanitizer
             | Toolchain::SharedC
             | Toolchain::StaticC
+            | Toolchain::StaticPieC
+            | Toolchain::FixedC
+            | Toolchain::DebugFrameC
             | Toolchain::StaticMusl
             | Toolchain::Musl
             | Toolchain::Jemalloc => {
@@ -395,6 +424,9 @@ impl Program {
         match self.toolchain {
             Toolchain::SharedC => command.args(["-shared", "-fPIC"]),
             Toolchain::StaticC | Toolchain::StaticMusl => command.arg("-static"),
+            Toolchain::StaticPieC => command.arg("-static-pie"),
+            Toolchain::FixedC => command.args(["-fno-pie", "-no-pie"]),
+            Toolchain::DebugFrameC => command.arg("-fno-asynchronous-unwind-tables"),
             Toolchain::LeakSanitizer => command.args(["-fsanitize=leak", "-DWITH_LSAN"]),
             Toolchain::LibCxx => command.arg("-stdlib=libc++"),
             Toolchain::C
@@ -407,9 +439,12 @@ impl Program {
         };
         command.arg("-o").arg(output).arg(self.source_path());
         match self.toolchain {
-            Toolchain::C | Toolchain::LeakSanitizer | Toolchain::StaticC => {
-                command.args(["-pthread", "-ldl"])
-            }
+            Toolchain::C
+            | Toolchain::LeakSanitizer
+            | Toolchain::StaticC
+            | Toolchain::StaticPieC
+            | Toolchain::FixedC
+            | Toolchain::DebugFrameC => command.args(["-pthread", "-ldl"]),
             Toolchain::Jemalloc => command.args(["-pthread", "-ljemalloc"]),
             Toolchain::SharedC
             | Toolchain::StaticMusl

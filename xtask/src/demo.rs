@@ -30,12 +30,15 @@ use crate::{
 #[derive(clap::Args)]
 pub(crate) struct Options {
     /// How long to watch the server live.
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, default_value_t = 20, value_parser = clap::value_parser!(u32).range(1..))]
     seconds: u32,
     /// Where the trace and the report go.
     #[arg(long, value_name = "DIR", default_value = "target/demo")]
     output: PathBuf,
 }
+
+/// The server's cache is full after four seconds, so it need not be watched for long.
+const WARM_UP: [&str; 2] = ["--leak-after", "10s"];
 
 /// How long the server may take to start.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -70,9 +73,9 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     )?;
     drop(server);
 
-    shell::run(privilege.command(&memtrace).arg("report").arg(&trace))?;
+    shell::run(privilege.command(&memtrace).arg("report").args(WARM_UP).arg(&trace))?;
     let mut json = privilege.command(&memtrace);
-    json.arg("report").arg(&trace).args(["--format", "json"]);
+    json.arg("report").args(WARM_UP).arg(&trace).args(["--format", "json"]);
     fs::write(&report, shell::ask(&mut json)? + "\n")
         .with_context(|| report.display().to_string())?;
     eprintln!("demo: the report as JSON: {}", report.display());

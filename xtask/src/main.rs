@@ -12,6 +12,7 @@
 mod bench;
 mod bless;
 mod cargo;
+mod consumers;
 mod demo;
 mod ebpf;
 mod privilege;

@@ -3,7 +3,8 @@
 //! Looks first and installs only what is missing, so that a machine that has everything needs no
 //! network. Debian packages are installed by apt, by root or through sudo, and never at the price
 //! of removing another package; elsewhere the missing programs are named with the packages that
-//! bring them on Debian. bpf-linker comes from crates.io and stays in `target/tools`.
+//! bring them on Debian. bpf-linker comes from crates.io and stays in `target/tools`, as do
+//! the [`consumers`] of exports.
 
 use std::{
     collections::BTreeSet,
@@ -14,6 +15,7 @@ use anyhow::{Context as _, Result, bail};
 
 use crate::{
     cargo::cargo,
+    consumers,
     privilege::is_root,
     shell,
     toolchain::{self, Toolchain},
@@ -70,12 +72,20 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
     Program { name: "/bin/busybox", package: "busybox-static" },
+    Program { name: "npm", package: "npm" },
+    Program { name: "/usr/bin/chromium-headless-shell", package: "chromium-headless-shell" },
+    Program { name: "git", package: "git" },
     Program { name: "/usr/bin/heaptrack", package: "heaptrack" },
+    Program { name: "/usr/bin/node", package: "nodejs" },
     Program { name: "/usr/bin/perl", package: "perl" },
+    Program { name: "/usr/bin/pg_ctlcluster", package: "postgresql" },
     Program { name: "/usr/bin/python3", package: "python3" },
     Program { name: "/usr/bin/redis-benchmark", package: "redis-tools" },
     Program { name: "/usr/bin/redis-server", package: "redis-server" },
+    Program { name: "/usr/bin/ruby", package: "ruby" },
     Program { name: "/usr/bin/sqlite3", package: "sqlite3" },
+    Program { name: "/usr/share/doc/python3-venv/copyright", package: "python3-venv" },
+    Program { name: "/usr/sbin/nginx", package: "nginx-light" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libjemalloc.so", package: "libjemalloc-dev" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libmimalloc.so", package: "libmimalloc-dev" },
     Program {
@@ -106,6 +116,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     ensure_components()?;
     if !options.build_only {
         ensure_programs(TESTS)?;
+        consumers::ensure()?;
         ensure_programs(VM)?;
     }
     if options.peers {

@@ -23,7 +23,7 @@ use anyhow::Result;
 use crate::{
     bench,
     cargo::{self, Executable, cargo},
-    ebpf,
+    consumers, ebpf,
     privilege::Privilege,
     setup, shell,
     tally::Tally,
@@ -71,6 +71,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
 
     session.needs("build programs", setup::ensure_programs(setup::BUILD));
     session.needs("test programs", setup::ensure_programs(setup::TESTS));
+    session.needs("readers of exports", consumers::ensure());
     let object = if filter.is_none() {
         session.check_sources();
         session.kernel_object()

@@ -135,7 +135,8 @@ fn write(
     to_stdout: bool,
     top: Option<usize>,
 ) -> std::io::Result<()> {
-    let stacks = rank(snapshot, lost, &mut symbols.names());
+    let pids = snapshot.processes.iter().map(|process| process.pid).collect();
+    let stacks = rank(snapshot, lost, &mut symbols.names_of(pids));
     match format {
         Format::Json => json::write(out, snapshot, lost, &stacks, top),
         Format::Text => {

@@ -7,7 +7,7 @@
 //! ```
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
-use std::io::{self, BufWriter, Stdout, Write};
+use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
 use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
@@ -44,6 +44,15 @@ impl Output {
             Some(_) | None => {
                 Ok(Output::Stdout(BufWriter::with_capacity(BUFFER_BYTES, io::stdout())))
             }
+        }
+    }
+
+    /// Whether somebody looks at it.
+    pub(crate) fn is_terminal(&self) -> bool {
+        match self {
+            Output::Stdout(out) => out.get_ref().is_terminal(),
+            Output::InPlace { file, .. } => file.get_ref().is_terminal(),
+            Output::Replace { .. } => false,
         }
     }
 

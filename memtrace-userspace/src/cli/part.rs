@@ -8,7 +8,7 @@ use memtrace_userspace::record::Time;
 use super::quantity;
 
 /// Which part of a trace to look at.
-#[derive(Debug, Args)]
+#[derive(Clone, Debug, Args)]
 pub(crate) struct PartArguments {
     /// What happened from here on: 10s, peak, or mark:TEXT
     #[arg(long, value_name = "PLACE", value_parser = place)]
@@ -22,9 +22,14 @@ pub(crate) struct PartArguments {
 }
 
 impl PartArguments {
+    /// Whether a part is asked for.
+    pub(crate) fn is_given(&self) -> bool {
+        self.from.is_some() || self.to.is_some() || self.at.is_some()
+    }
+
     /// The part that is asked for; `None` for all of the trace.
-    pub(crate) fn part(self) -> Result<Option<Part>> {
-        let PartArguments { from, to, at } = self;
+    pub(crate) fn part(&self) -> Result<Option<Part>> {
+        let PartArguments { from, to, at } = self.clone();
         if let (Some(Place::At(from)), Some(Place::At(to))) = (&from, &to)
             && from > to
         {

@@ -6,6 +6,7 @@ use std::ops::ControlFlow;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::profile::{MAX_REPORT_BYTES, Profile, Vocabulary, read_report};
 use memtrace_userspace::views::ranking::{SortKey, rank};
@@ -19,7 +20,8 @@ pub(crate) fn load(path: &Path, names: Names, words: &mut Vocabulary) -> Result<
         return read_report(&report, words).with_context(what);
     }
     let mut names = names;
-    let snapshot = replay(path, &[], Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot =
+        replay(path, &[], Limits::default(), Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let ranking = rank(&snapshot, &mut names, SortKey::Live);
     Ok(Profile::of_session(&snapshot, &ranking, words))
 }

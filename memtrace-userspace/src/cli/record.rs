@@ -19,6 +19,7 @@ use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
 
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments};
@@ -58,6 +59,8 @@ pub(crate) struct Arguments {
     snapshot_every: Option<Duration>,
     #[command(flatten)]
     trace: TraceArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
     /// The command to trace, from its first instruction
     #[arg(last = true, value_name = "CMD", conflicts_with = "processes")]
     command: Vec<OsString>,
@@ -65,7 +68,8 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { target, output, report, snapshot_every, trace, command } = arguments;
+    let Arguments { target, output, report, snapshot_every, trace, detectors, command } = arguments;
+    let suppressions = detectors.suppressions()?;
     let options = match command.is_empty() {
         true => trace.attach(target.resolve()?, None),
         false => trace.session(Target::Launch(command), None),
@@ -86,7 +90,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
     let periodic = snapshot_every.map(|every| PeriodicSnapshots { every, beside: output.clone() });
-    let options = RecordOptions { output: Some(output.clone()), periodic, ..options };
+    let options = RecordOptions {
+        output: Some(output.clone()),
+        limits: detectors.limits(),
+        periodic,
+        ..options
+    };
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
@@ -113,8 +122,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();
-        let mut names = SymbolArguments::default().names_of_running(&running);
-        write_json(report, &snapshot, &mut names)?;
+        let mut names = SymbolArguments::default().names_of(running);
+        write_json(report, &snapshot, &mut names, &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));

@@ -12,8 +12,8 @@ use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use memtrace_userspace::part::{Excerpt, Part, PartError, Place, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::pipeline::{Limits, Pipeline};
-use memtrace_userspace::record::{Pid, Time};
+use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
+use memtrace_userspace::record::{Pid, Record, Time};
 use memtrace_userspace::trace::{Reader, TraceError, Truncation};
 use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
@@ -46,8 +46,44 @@ pub(crate) enum Pace {
 pub(crate) fn replay(
     path: &Path,
     only: &[Pid],
+    limits: Limits,
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
+) -> Result<Arc<Snapshot>> {
+    let mut due = Due::new(pace);
+    run(path, only, limits, pace, |pipeline, batch| {
+        for records in batch.chunks(due.records_per_look()) {
+            pipeline.apply_all(records);
+            if due.now(pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
+                return Ok(ControlFlow::Break(()));
+            }
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Replays a trace for somebody who sees every record, what it changed, and the state after it.
+pub(crate) fn replay_events(
+    path: &Path,
+    mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
+) -> Result<Arc<Snapshot>> {
+    let mut postings = Vec::new();
+    run(path, &[], Limits::default(), Pace::AtEnd, |pipeline, batch| {
+        for record in batch {
+            pipeline.apply_with(record, &mut postings);
+            on_event(record, &postings, pipeline)?;
+        }
+        Ok(ControlFlow::Continue(()))
+    })
+}
+
+/// Decodes a trace in one thread and has `step` apply each batch in this one.
+fn run(
+    path: &Path,
+    only: &[Pid],
+    limits: Limits,
+    pace: Pace,
+    mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
 ) -> Result<Arc<Snapshot>> {
     let what = || format!("cannot read {}", path.display());
     let file = open(path)?;
@@ -56,24 +92,20 @@ pub(crate) fn replay(
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
-    let mut pipeline = Pipeline::of(Limits::default(), only);
+    let mut pipeline = Pipeline::of(limits, only);
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {
         let progress = &progress;
         let reader = scope.spawn(move || decode(reader, sender, progress));
-        let mut due = Due::new(pace);
         for batch in batches {
-            for records in batch.chunks(due.records_per_look()) {
-                pipeline.apply_all(records);
-                if due.now(&pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
-                    return Ok(None);
-                }
+            if step(&mut pipeline, &batch)?.is_break() {
+                return Ok(None);
             }
         }
-        reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic))
-    })
-    .with_context(what)?;
+        let read = reader.join().unwrap_or_else(|panic| std::panic::resume_unwind(panic));
+        read.with_context(what)
+    })?;
     progress.finish_and_clear();
     let snapshot = pipeline.snapshot();
     require_processes(path, only, &snapshot, &pipeline.pids())?;
@@ -89,9 +121,14 @@ fn require_processes(path: &Path, only: &[Pid], snapshot: &Snapshot, pids: &[Pid
 }
 
 /// Reads a part of a trace.
-pub(crate) fn replay_part(path: &Path, only: &[Pid], part: &Part) -> Result<Arc<Snapshot>> {
+pub(crate) fn replay_part(
+    path: &Path,
+    only: &[Pid],
+    limits: Limits,
+    part: &Part,
+) -> Result<Arc<Snapshot>> {
     let Excerpt { snapshot, truncation, pids } =
-        read_at_once(path, |file, progress| read_part(file, only, part, progress))?;
+        read_at_once(path, |file, progress| read_part(file, limits, only, part, progress))?;
     require_processes(path, only, &snapshot, &pids)?;
     Ok(with_truncation(snapshot, truncation, path))
 }

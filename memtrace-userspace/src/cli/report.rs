@@ -1,18 +1,28 @@
 //! `memtrace report`: a trace, analysed.
 
-use std::io::Write;
-use std::ops::ControlFlow;
-use std::path::PathBuf;
+mod events;
+mod format;
 
-use anyhow::{Context, Result};
+use std::io::{self, Write};
+use std::ops::ControlFlow;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::views::export::{json, text};
+use memtrace_userspace::views::export::weights::Weight;
+use memtrace_userspace::views::export::{
+    csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
+};
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::ranking::{self, Ranking, SortKey, rank};
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
+use self::format::Format;
+use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::part::PartArguments;
 use super::replay::{Pace, replay, replay_part};
@@ -28,6 +38,9 @@ Examples:
   memtrace report api.mtrace --at peak                    what was held then
   memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
+  memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
+  memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
+  memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
 /// Analyse a trace, on any machine, without root.
@@ -41,9 +54,9 @@ pub(crate) struct Arguments {
     /// Count only this process of the trace; may be given again
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
     pids: Vec<Pid>,
-    /// What the report is for
-    #[arg(long, value_enum, default_value_t = Format::Text)]
-    format: Format,
+    /// What the report is for [default: what the name of OUT ends in, else text]
+    #[arg(long, value_enum)]
+    format: Option<Format>,
     /// Write to this file instead of stdout; it appears when the report is complete
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
@@ -53,54 +66,162 @@ pub(crate) struct Arguments {
     /// What to put first [default: live; text: a table each by peak and by live]
     #[arg(long, value_enum)]
     sort: Option<Sort>,
+    /// What folded stacks, flame graphs and the like weigh [default: live]
+    #[arg(long, value_enum)]
+    metric: Option<Sort>,
+    /// Which memory they, and pprof, are about: the two are never added up [default: heap]
+    #[arg(long, value_enum)]
+    memory: Option<Memory>,
     #[command(flatten)]
     symbols: SymbolArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
 }
 
-/// What a report is for.
+/// A kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
-enum Format {
-    /// To read
-    Text,
-    /// For other programs; docs/report.schema.json describes it
-    Json,
+enum Memory {
+    /// Blocks of the allocator
+    Heap,
+    /// Mappings of the kernel, the allocator's own among them
+    Mapped,
+}
+
+impl From<Memory> for ranking::Memory {
+    fn from(memory: Memory) -> ranking::Memory {
+        match memory {
+            Memory::Heap => ranking::Memory::Heap,
+            Memory::Mapped => ranking::Memory::Mapped,
+        }
+    }
+}
+
+/// The end of a session, and what is to be shown of it.
+struct End {
+    snapshot: Arc<Snapshot>,
+    ranking: Ranking,
+    sort: Option<SortKey>,
+    top: Option<usize>,
+    weight: Weight,
 }
 
 /// Replays the trace and writes the report.
-pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, part, pids, format, output, top, sort, symbols } = arguments;
-    let mut out = Output::open(output.as_deref(), &file)?;
-    let snapshot = match part.part()? {
-        Some(part) => replay_part(&file, &pids, &part)?,
-        None => replay(&file, &pids, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
+    let mut names = std::mem::take(&mut arguments.symbols).names();
+    let suppressions = arguments.detectors.suppressions()?;
+    let arguments = &arguments;
+    let output = arguments.output.as_deref();
+    let format = arguments.format.or_else(|| Format::of_path(output?)).unwrap_or(Format::Text);
+    arguments.refuse_what_means_nothing(format)?;
+    let mut out = Output::open(output, &arguments.file)?;
+    if format.is_binary() && out.is_terminal() {
+        bail!("{} is binary; name a file with -o, or pipe it on", format.name());
+    }
+    let trace = arguments.file.as_path();
+    let mut end = |write: &dyn Fn(&mut Output, &mut End) -> io::Result<()>| {
+        let mut end = End::replay(arguments, format, &mut names, &suppressions)?;
+        write(&mut out, &mut end).with_context(|| cannot_write(output))
     };
-    let sort = sort.map(SortKey::from);
-    let mut ranking = rank(&snapshot, &mut symbols.names(), sort.unwrap_or(SortKey::Live));
-    let written = match format {
-        Format::Json => json::write(&mut out, &snapshot, &ranking, top),
-        Format::Text => {
+    match format {
+        Format::Text => end(&|out, end| {
             let options = text::Options {
                 width: terminal::width(),
                 style: if output.is_none() { terminal::style() } else { Style::Plain },
-                sort,
-                top,
+                sort: end.sort,
+                top: end.top,
             };
-            out.write_all(text::render(&snapshot, &mut ranking, &options).as_bytes())
+            out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
+        }),
+        Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
+        Format::Csv => end(&|out, end| csv::write(out, &end.ranking, end.top)),
+        Format::Folded => end(&|out, end| folded::write(out, &end.ranking, end.weight)),
+        Format::Svg => {
+            end(&|out, end| flamegraph::write(out, &end.snapshot, &end.ranking, end.weight))
         }
-    };
-    written.with_context(|| match &output {
-        Some(path) => {
-            format!("cannot write {}; free some space or choose another -o", path.display())
+        Format::Pprof => {
+            end(&|out, end| pprof::write(out, &end.snapshot, &end.ranking, end.weight.memory))
         }
-        None => "cannot write to stdout".to_owned(),
-    })?;
+        Format::Speedscope => {
+            end(&|out, end| speedscope::write(out, &end.snapshot, &end.ranking, end.weight))
+        }
+        Format::Firefox => {
+            end(&|out, end| firefox::write(out, &end.snapshot, &end.ranking, end.weight))
+        }
+        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.ranking)),
+        Format::Dhat => events::dhat(&mut out, trace, output, &mut names),
+        Format::Heaptrack => events::heaptrack(&mut out, trace, output, &mut names),
+        Format::Parquet => events::parquet(&mut out, trace, output, &mut names),
+    }?;
     out.commit()?;
     Ok(Outcome::Fine)
 }
 
+impl End {
+    /// Replays the trace; an error if a picture of it would be empty.
+    fn replay(
+        arguments: &Arguments,
+        format: Format,
+        names: &mut Names,
+        suppressions: &Suppressions,
+    ) -> Result<End> {
+        let limits = arguments.detectors.limits();
+        let Arguments { file, pids, .. } = arguments;
+        let snapshot = match arguments.part.part()? {
+            Some(part) => replay_part(file, pids, limits, &part)?,
+            None => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+        };
+        let sort = arguments.sort.map(SortKey::from);
+        let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
+        ranking.findings.suppress(suppressions);
+        let weight = Weight {
+            memory: arguments.memory.unwrap_or(Memory::Heap).into(),
+            key: arguments.metric.unwrap_or(Sort::Live).into(),
+        };
+        if format.is_weighed() && weight.is_nothing(&ranking) {
+            bail!("no stack has any {}; choose another --metric or --memory", weight.title());
+        }
+        Ok(End { snapshot, ranking, sort, top: arguments.top, weight })
+    }
+}
+
+impl Arguments {
+    /// An option that would change nothing is a misunderstanding.
+    fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
+        let given = [
+            ("--from, --to or --at", self.part.is_given(), !format.is_made_of_events()),
+            ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
+            ("--top", self.top.is_some(), format.is_list()),
+            ("--sort", self.sort.is_some(), format.is_list()),
+            ("--metric", self.metric.is_some(), format.is_weighed()),
+            ("--memory", self.memory.is_some(), format.is_weighed() || format == Format::Pprof),
+        ];
+        match given.iter().find(|(_, is_given, means)| *is_given && !means) {
+            Some((option, ..)) => {
+                bail!("{option} means nothing for --format {}; leave it out", format.name())
+            }
+            None => Ok(()),
+        }
+    }
+}
+
+fn cannot_write(output: Option<&Path>) -> String {
+    match output {
+        Some(path) => {
+            format!("cannot write {}; free some space or choose another -o", path.display())
+        }
+        None => "cannot write to stdout".to_owned(),
+    }
+}
+
 /// Writes the JSON report of a session, with everything in it.
-pub(crate) fn write_json(mut out: Output, snapshot: &Snapshot, names: &mut Names) -> Result<()> {
-    let ranking = rank(snapshot, names, SortKey::Live);
+pub(crate) fn write_json(
+    mut out: Output,
+    snapshot: &Snapshot,
+    names: &mut Names,
+    suppressions: &Suppressions,
+) -> Result<()> {
+    let mut ranking = rank(snapshot, names, SortKey::Live);
+    ranking.findings.suppress(suppressions);
     json::write(&mut out, snapshot, &ranking, None)
         .context("cannot write the report; free some space or choose another --report")?;
     out.commit()

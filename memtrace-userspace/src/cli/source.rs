@@ -1,7 +1,7 @@
 //! Where the snapshots of a command come from, and the arguments that say so.
 
 use std::ops::ControlFlow;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -11,18 +11,19 @@ use clap::Args;
 use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
-use memtrace_userspace::live::process;
+use memtrace_userspace::live::process::{self, files};
 use memtrace_userspace::live::tracer::{Children, NewCode};
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{self, Progress, RecordOptions, Refused, Target};
-use memtrace_userspace::symbols::{Options, Symbolizer};
+use memtrace_userspace::symbols::{Debuginfod, Elsewhere, Options, Symbolizer};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::SortKey;
 
-use super::quantity;
 use super::replay::{Pace, replay};
 use super::target::Resolved;
+use super::{quantity, tell};
 
 /// What to put first in lists.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
@@ -51,26 +52,38 @@ impl From<Sort> for SortKey {
 /// Where to find names.
 #[derive(Debug, Default, Args)]
 pub(crate) struct SymbolArguments {
-    /// Where copies of the target's files or their debug files are; may be given again
+    /// Where copies of the target's files or their debug files are; may be given again. Of a trace,
+    /// the debuginfod servers in DEBUGINFOD_URLS are asked as well, if it is set
     #[arg(long = "debug-dir", value_name = "DIR")]
     debug_dirs: Vec<PathBuf>,
 }
 
 impl SymbolArguments {
-    /// Names from the files of this machine and the directories given.
+    /// Names from the files of this machine, the directories given and debuginfod's servers.
     pub(crate) fn names(&self) -> Names {
-        self.names_of_running(&[])
+        self.names_announced(tell)
     }
 
-    /// The same, and from the files of these processes, if those have others than this machine.
-    pub(crate) fn names_of_running(&self, pids: &[Pid]) -> Names {
+    /// The same; `announce` hears of what is fetched.
+    pub(crate) fn names_announced(&self, announce: fn(&str)) -> Names {
+        let debuginfod = Debuginfod::from_environment(announce).map(Arc::new);
+        Names::new(Symbolizer::new(Options { debuginfod, ..self.options() }))
+    }
+
+    /// Names for processes that run: from their own files too, and without the network.
+    pub(crate) fn names_of(&self, processes: Vec<Pid>) -> Names {
+        let roots = process::foreign_roots(&processes);
+        let images = move |path: &Path| {
+            processes.iter().flat_map(|pid| files::files_at(*pid, path)).collect()
+        };
+        let elsewhere = Elsewhere { roots, images: Some(Arc::new(images)) };
+        Names::new(Symbolizer::new(Options { elsewhere, ..self.options() }))
+    }
+
+    fn options(&self) -> Options {
         let defaults = Options::default();
-        let roots = process::foreign_roots(pids);
-        let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
-        let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
-        let debug_dirs = debug_dirs.collect();
-        let search_dirs = self.debug_dirs.iter().chain(&roots).cloned().collect();
-        Names::new(Symbolizer::new(Options { search_dirs, roots, debug_dirs }))
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
+        Options { search_dirs: self.debug_dirs.clone(), debug_dirs, ..Options::default() }
     }
 }
 
@@ -213,7 +226,7 @@ pub(crate) enum Source {
     /// A session that is about to start.
     Live(RecordOptions),
     /// A trace.
-    File(PathBuf, Pace),
+    File(PathBuf, Limits, Pace),
 }
 
 /// Runs a source to its end, or until the receiver is gone.
@@ -229,15 +242,15 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             };
             session::run(options, deliver)?.snapshot
         }
-        Source::File(path, pace @ Pace::WallTime(_)) => {
-            replay(&path, &[], pace, |snapshot| offer(snapshots, &snapshot))?
+        Source::File(path, limits, pace @ Pace::WallTime(_)) => {
+            replay(&path, &[], limits, pace, |snapshot| offer(snapshots, &snapshot))?
         }
-        Source::File(path, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
+        Source::File(path, limits, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, &[], pace, deliver)?
+            replay(&path, &[], limits, pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

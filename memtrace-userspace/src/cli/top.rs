@@ -18,9 +18,11 @@ use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::session::RecordOptions;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
-use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::ranking::{Ranking, SortKey, rank};
+use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 
+use super::detectors::DetectorArguments;
 use super::record::summary_line;
 use super::replay::Pace;
 use super::source::{self, Sort, Source, SymbolArguments, TraceArguments};
@@ -71,17 +73,23 @@ pub(crate) struct Arguments {
     plain: bool,
     #[command(flatten)]
     symbols: SymbolArguments,
+    #[command(flatten)]
+    detectors: DetectorArguments,
 }
 
 /// Shows snapshots until the source ends or the user leaves.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { file, target, output, trace, interval, sort, top, plain, symbols } = arguments;
+    let Arguments { file, target, output, trace, interval, sort, top, plain, symbols, detectors } =
+        arguments;
+    let suppressions = detectors.suppressions()?;
+    let limits = detectors.limits();
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
     let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
             file,
+            limits,
             match (interval, screen) {
                 (_, true) => Pace::WallTime(READING_INTERVAL),
                 (Some(interval), false) => Pace::TraceTime(interval),
@@ -93,11 +101,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             pids.clone_from(&target.pids);
             Source::Live(RecordOptions {
                 snapshot_interval: interval.unwrap_or(INTERVAL),
+                limits,
                 ..trace.attach(target, output.clone())
             })
         }
     };
-    let names = symbols.names_of_running(&pids);
+    let names = match pids.is_empty() {
+        // A line would spoil the screen.
+        true => symbols.names_announced(|_| {}),
+        false => symbols.names_of(pids),
+    };
+    let names = Named { names, suppressions };
     let key = SortKey::from(sort);
     let last = thread::scope(|scope| {
         let (sender, snapshots) = sync_channel(1);
@@ -121,16 +135,30 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(Outcome::Fine)
 }
 
+/// Where names come from, and which leaks are known.
+struct Named {
+    names: Names,
+    suppressions: Suppressions,
+}
+
+impl Named {
+    fn rank(&mut self, snapshot: &Snapshot, key: SortKey) -> Ranking {
+        let mut ranking = rank(snapshot, &mut self.names, key);
+        ranking.findings.suppress(&self.suppressions);
+        ranking
+    }
+}
+
 /// Finds the names of the newest snapshot; older ones that wait are passed over.
 fn rank_newest(
     snapshots: &Receiver<Arc<Snapshot>>,
-    mut names: Names,
+    mut names: Named,
     key: SortKey,
     ranked: &SyncSender<Ranked>,
 ) {
     while let Ok(snapshot) = snapshots.recv() {
         let snapshot = snapshots.try_iter().last().unwrap_or(snapshot);
-        let ranking = rank(&snapshot, &mut names, key);
+        let ranking = names.rank(&snapshot, key);
         if ranked.send(Ranked { snapshot, ranking }).is_err() {
             return;
         }
@@ -139,7 +167,7 @@ fn rank_newest(
 
 fn show_blocks(
     snapshots: &Receiver<Arc<Snapshot>>,
-    mut names: Names,
+    mut names: Named,
     key: SortKey,
     top: usize,
 ) -> Result<Option<Arc<Snapshot>>> {
@@ -151,7 +179,7 @@ fn show_blocks(
         if last.as_ref().is_some_and(|last| moment(last) == moment(&snapshot)) {
             continue;
         }
-        let ranking = rank(&snapshot, &mut names, key);
+        let ranking = names.rank(&snapshot, key);
         let mut block = Vec::new();
         write_block(&mut block, &snapshot, &ranking, key, top, terminal::width())?;
         out.write_all(&block).and_then(|()| out.flush()).context("cannot write to stdout")?;

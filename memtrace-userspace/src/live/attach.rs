@@ -12,6 +12,7 @@ use memtrace_common::unwind::Row;
 use super::allocators::survey::{Found, Verdict};
 use super::images::{self, ImageId, Images, Key, Reading};
 use super::kernel_version::{KernelVersion, kernel_release};
+use super::perf_map::JitNames;
 use super::pidfd::PidFd;
 use super::probed::Probed;
 use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, ProgramId, Seccomp};
@@ -42,17 +43,26 @@ pub(super) struct Traced {
     pub(super) probed: Probed,
     /// Where its program break is, if that is known.
     pub(super) program_break: Option<Avma>,
+    /// Whether any of its modules lies in no file.
+    pub(super) has_anonymous_code: bool,
+    /// Names of its code that lies in no file.
+    pub(super) jit_names: JitNames,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Module {
-    end: Avma,
+    pub(super) end: Avma,
     offset: FileOffset,
     key: Key,
     pub(super) image: ImageId,
 }
 
 impl Module {
+    /// Whether it is code that was made at run time.
+    pub(super) fn is_anonymous(&self) -> bool {
+        self.key == Key::Anonymous
+    }
+
     /// Whether it still is what `mapping` shows at its start.
     fn is(&self, mapping: &Mapping) -> bool {
         self.end == mapping.end && self.offset == mapping.offset && self.key == Key::of(mapping)
@@ -126,6 +136,8 @@ impl Tracer {
         }
         let begun = if let Some(traced) = self.processes.get_mut(&pid) {
             let outdated = traced.probed.executed(pid);
+            let mut jit_names = std::mem::replace(&mut traced.jit_names, JitNames::new(&info));
+            traced.has_anonymous_code = false;
             traced.modules.clear();
             traced.unmapped = None;
             traced.program_break = None;
@@ -136,6 +148,7 @@ impl Tracer {
             // A runtime moves a process into its container before it runs the program.
             let namespaces = process::namespaces(&info);
             let ProcessInfo { exe, command, .. } = info;
+            self.end_jit_names(pid, &mut jit_names, time);
             self.out.push(Record::Exec { time, pid, exe, command });
             self.out.push(Record::Namespaces(namespaces));
             let updated = self.update_code(pid);
@@ -301,6 +314,8 @@ impl Tracer {
                 unmapped: None,
                 probed: Probed::new(pid),
                 program_break: None,
+                has_anonymous_code: false,
+                jit_names: JitNames::new(info),
             },
         );
         let begun = self.update_code(pid).and_then(|()| self.note_threads(pid, time));
@@ -371,6 +386,10 @@ impl Tracer {
                 }
                 let record = module_record(&self.images, time, pid, *start, module);
                 self.out.push(Record::Module(record));
+            }
+            if now.values().any(Module::is_anonymous) {
+                traced.has_anonymous_code = true;
+                traced.jit_names.expect();
             }
             traced.modules = now;
             self.write_modules(pid)?;

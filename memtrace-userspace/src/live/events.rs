@@ -41,6 +41,7 @@ impl Tracer {
             }
             Event::Stack(stack, end, frames) => {
                 self.clock.at(stack.header.time_ns);
+                self.note_jit_frames(Pid(stack.pid), &frames);
                 self.out.push(Record::Stack {
                     id: WireStackId(stack.id),
                     pid: Pid(stack.pid),
@@ -53,6 +54,7 @@ impl Tracer {
                 let (id, pid) = (WireStackId(raw.stack.id), Pid(raw.stack.pid));
                 let end = finish(&mut raw, |pc| self.row_at(pid, pc));
                 let RawStack { frames, .. } = *raw;
+                self.note_jit_frames(pid, &frames);
                 self.out.push(Record::Stack { id, pid, end, frames });
             }
             Event::Mapping(kind, mapping) => self.handle_mapping(kind, mapping)?,

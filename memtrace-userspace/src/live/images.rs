@@ -43,6 +43,8 @@ pub enum Key {
     Vdso,
     /// Memory without a file.
     Anonymous,
+    /// Memory without a file that holds copies of one small function.
+    Trampolines,
 }
 
 impl Key {
@@ -54,6 +56,14 @@ impl Key {
             Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
                 Key::Anonymous
             }
+        }
+    }
+
+    /// The key of what `mapping` of `pid` holds now, which tells code without a file apart.
+    fn of_content(pid: Pid, mapping: &Mapping) -> Key {
+        match Key::of(mapping) {
+            Key::Anonymous if holds_trampolines(pid, mapping) => Key::Trampolines,
+            other => other,
         }
     }
 }
@@ -260,20 +270,22 @@ impl Images {
     pub fn read(&mut self, pid: Pid, mappings: &[&Mapping]) -> Vec<ImageId> {
         let mut seen = HashMap::new();
         let mut new = Vec::new();
-        for &mapping in mappings {
-            seen.entry(Key::of(mapping)).or_insert_with_key(|key| {
+        let keys: Vec<Key> = mappings.iter().map(|mapping| Key::of_content(pid, mapping)).collect();
+        for (&mapping, key) in mappings.iter().zip(&keys) {
+            seen.entry(key.clone()).or_insert_with(|| {
                 let known = self.current.get(key).filter(|id| self.is_current(pid, mapping, **id));
                 if known.is_none() {
-                    new.push(mapping);
+                    new.push((mapping, key.clone()));
                 }
             });
         }
         let cache = self.cache.as_deref();
         let wanted = Wanted::of(pid, &self.named);
-        let analyses: Vec<Analysis> =
-            new.par_iter().map(|mapping| analyse(pid, mapping, cache, &wanted)).collect();
-        for (mapping, analysis) in new.into_iter().zip(analyses) {
-            let key = Key::of(mapping);
+        let analyses: Vec<Analysis> = new
+            .par_iter()
+            .map(|(mapping, key)| analyse(pid, mapping, key, cache, &wanted))
+            .collect();
+        for ((_, key), analysis) in new.into_iter().zip(analyses) {
             let before = self.current.get(&key).copied();
             // A file that was only touched keeps its id, and so its probes.
             let same = before.filter(|id| self.known.get(id).is_some_and(|b| b.says(&analysis)));
@@ -287,7 +299,7 @@ impl Images {
             self.current.insert(key, id);
             self.known.insert(id, Arc::new(analysis));
         }
-        mappings.iter().filter_map(|mapping| self.current.get(&Key::of(mapping)).copied()).collect()
+        keys.iter().filter_map(|key| self.current.get(key).copied()).collect()
     }
 
     /// Whether the file of `mapping` is as it was when it was read.
@@ -362,9 +374,17 @@ pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Run
 fn analyse(
     pid: Pid,
     mapping: &Mapping,
+    key: &Key,
     cache: Option<&TableCache>,
     wanted: &Wanted<'_>,
 ) -> Analysis {
+    if *key == Key::Trampolines {
+        return Analysis {
+            segments: vec![(FileOffset(0), cfi::ARENA_BYTES, Svma(0))],
+            table: Some(Arc::new(cfi::trampoline_table())),
+            ..Analysis::nothing(Image::Anonymous, Reading::Done)
+        };
+    }
     match &mapping.mapped {
         Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted)
             .unwrap_or_else(|| {
@@ -404,6 +424,14 @@ fn analyse_file(
     let Plan { probes, unwinders, .. } = &analysis.plan;
     let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);
     Some(Analysis { file, stamp: Some(stamp), ..analysis })
+}
+
+/// Whether code without a file is an arena of trampolines. If it cannot be read, it is not.
+fn holds_trampolines(pid: Pid, mapping: &Mapping) -> bool {
+    let mut start = [0; cfi::TRAMPOLINE_BYTES];
+    File::open(format!("/proc/{}/mem", pid.0))
+        .and_then(|memory| memory.read_exact_at(&mut start, mapping.start.0))
+        .is_ok_and(|()| cfi::is_trampoline(&start))
 }
 
 fn read_vdso(pid: Pid, mapping: &Mapping) -> std::io::Result<Vec<u8>> {

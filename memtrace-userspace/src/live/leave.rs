@@ -10,7 +10,8 @@ use crate::record::{Pid, Record, Time};
 impl Tracer {
     /// A process has ended.
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
-        let Some(traced) = self.processes.remove(&pid) else { return };
+        let Some(mut traced) = self.processes.remove(&pid) else { return };
+        self.end_jit_names(pid, &mut traced.jit_names, time);
         self.out.push(Record::Exit { time, pid });
         self.give_back(traced);
     }
@@ -26,7 +27,8 @@ impl Tracer {
         self.kernel.remove_process(pid);
         self.threads.retain(|_, of| *of != pid);
         let Some(traced) = self.processes.remove(&pid) else { return };
-        let Traced { probed, regions, index, .. } = traced;
+        let Traced { probed, regions, index, mut jit_names, .. } = traced;
+        self.end_jit_names(pid, &mut jit_names, time);
         drop(probed.into_links());
         self.tables.give_back(regions);
         self.free_indices.push(index);

@@ -28,8 +28,9 @@ use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
+use super::perf_map::Unread;
 use super::probes::LinkKind;
-use super::process::{self, ProcessError};
+use super::process::{self, ProcessError, memory_limit};
 use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
@@ -225,6 +226,8 @@ pub(super) struct Anomalies {
     pub modules_without_room: u64,
     /// Probes that the kernel refused.
     pub probes_refused: u64,
+    /// What could not be read of the names of programs that have ended.
+    pub jit_names_unread: Unread,
 }
 
 impl Tracer {
@@ -335,6 +338,7 @@ impl Tracer {
         let time = self.clock.at(now_ns);
         if now_ns >= self.next_sample_ns {
             self.next_sample_ns = now_ns + SAMPLE_NS;
+            self.name_jit_frames(time);
             let was_drained = std::mem::replace(&mut self.was_drained, false);
             self.end_what_was_lost(was_drained, time);
             self.notice_lost_programs(was_drained, time)?;
@@ -367,7 +371,10 @@ impl Tracer {
         // From now on nobody waits for room in the ring, and nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
-        for (pid, traced) in self.processes.drain() {
+        let mut processes: Vec<_> = self.processes.drain().collect();
+        processes.sort_by_key(|(pid, _)| *pid);
+        for (pid, mut traced) in processes {
+            self.end_jit_names(pid, &mut traced.jit_names, time);
             self.kernel.remove_process(pid);
             links.extend(traced.probed.into_links());
         }
@@ -438,6 +445,7 @@ impl Tracer {
             if let Some(rss_bytes) = resident_bytes(pid) {
                 self.out.push(Record::Resident { time, pid, rss_bytes });
             }
+            self.out.extend(memory_limit::sample(pid, time));
         }
         let Anomalies {
             attach_failures,
@@ -446,7 +454,16 @@ impl Tracer {
             tables_without_room_for_text,
             modules_without_room,
             probes_refused,
+            jit_names_unread,
         } = self.anomalies;
+        let unread = self.processes.values().fold(jit_names_unread, |sum, traced| {
+            let Unread { lines, addresses, files } = traced.jit_names.unread;
+            Unread {
+                lines: sum.lines + lines,
+                addresses: sum.addresses + addresses,
+                files: sum.files + files,
+            }
+        });
         let kernel = self.kernel.counters()?;
         self.clean_up_forks(&kernel);
         let mut counters: Vec<(String, u64)> =
@@ -459,6 +476,9 @@ impl Tracer {
             ("unwind_tables_without_room_for_text".to_owned(), tables_without_room_for_text),
             ("code_mappings_without_room".to_owned(), modules_without_room),
             ("probes_refused".to_owned(), probes_refused),
+            ("perf_map_lines_unread".to_owned(), unread.lines),
+            ("perf_map_addresses_unread".to_owned(), unread.addresses),
+            ("perf_maps_unreadable".to_owned(), unread.files),
         ]);
         self.out.push(Record::Counters(counters));
         Ok(())

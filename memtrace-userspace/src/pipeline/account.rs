@@ -19,11 +19,12 @@
 //! only a forged trace gets to 2^64.
 
 use super::snapshot::Usage;
+use super::stacks::SiteId;
 use crate::record::Time;
 
 /// How an account changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Change {
+pub enum Change {
     /// Memory was allocated.
     Acquire,
     /// Own memory was given back.
@@ -42,7 +43,25 @@ pub(super) enum Change {
     LetGo,
 }
 
+/// A change of the accounts of a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Posting {
+    /// Whose memory it is.
+    pub site: SiteId,
+    /// What happened to it.
+    pub change: Change,
+    /// How many blocks, or pieces of mappings.
+    pub blocks: u64,
+    /// Their bytes.
+    pub bytes: u64,
+}
+
 impl Change {
+    /// Whether more is held after it, and not less.
+    pub fn adds(self) -> bool {
+        matches!(self.direction(), Direction::Up)
+    }
+
     /// Whether more is held after it.
     #[inline(always)]
     fn direction(self) -> Direction {
@@ -112,9 +131,42 @@ impl Claim {
     }
 }
 
-/// Number of a peak. See the module's picture.
+/// Number of a peak, see the module's picture, and of a tick, which tells the first change since.
+///
+/// ```text
+///   | tick 24 bits | peak 40 bits |
+/// ```
+///
+/// One comparison finds out whether either has changed. The detectors want to know what an account
+/// held before its first change in each tick.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub(super) struct Epoch(u64);
+
+impl Epoch {
+    const PEAK_BITS: u32 = 40;
+    const PEAK: u64 = (1 << Self::PEAK_BITS) - 1;
+
+    #[inline(always)]
+    fn is_same_peak(self, other: Epoch) -> bool {
+        (self.0 ^ other.0) & Self::PEAK == 0
+    }
+
+    #[inline(always)]
+    fn is_same_tick(self, other: Epoch) -> bool {
+        (self.0 ^ other.0) >> Self::PEAK_BITS == 0
+    }
+
+    fn next_peak(self) -> Epoch {
+        Epoch((self.0 & !Self::PEAK) | ((self.0 + 1) & Self::PEAK))
+    }
+
+    fn next_tick(self) -> Epoch {
+        Epoch(self.0.wrapping_add(1 << Self::PEAK_BITS))
+    }
+}
+
+/// What an account held before its first change in a tick.
+pub(super) type HeldBefore = Option<u64>;
 
 /// What one stack, thread or process took, gave back and holds: one line of the cache.
 #[derive(Debug, Default)]
@@ -143,12 +195,25 @@ struct Inherited {
 }
 
 impl Account {
-    /// Changes by `blocks` and `bytes`, the last peak having been number `epoch`.
+    /// Changes by `blocks` and `bytes` in `epoch`. Returns what it held if that is its first change
+    /// in a tick.
     #[inline(always)]
-    pub(super) fn apply(&mut self, change: Change, blocks: u64, bytes: u64, epoch: Epoch) {
+    pub(super) fn apply(
+        &mut self,
+        change: Change,
+        blocks: u64,
+        bytes: u64,
+        epoch: Epoch,
+    ) -> HeldBefore {
+        let mut held_before = None;
         if self.written != epoch {
+            if !self.written.is_same_peak(epoch) {
+                self.peak_bytes = self.held_bytes;
+            }
+            if !self.written.is_same_tick(epoch) {
+                held_before = Some(self.held_bytes);
+            }
             self.written = epoch;
-            self.peak_bytes = self.held_bytes;
         }
         change.direction().apply(&mut self.held_bytes, bytes);
         match change {
@@ -176,6 +241,12 @@ impl Account {
             }
             Change::Abandon | Change::Hold | Change::LetGo => {}
         }
+        held_before
+    }
+
+    /// How many blocks were acquired.
+    pub(super) fn allocations(&self) -> u64 {
+        self.allocations
     }
 
     /// Bytes that running processes hold.
@@ -206,7 +277,7 @@ impl Account {
             live_bytes: allocated_bytes.wrapping_sub(freed_bytes).wrapping_add(bytes),
             inherited_blocks: blocks,
             inherited_bytes: bytes,
-            peak_bytes: if written == epoch { peak_bytes } else { held_bytes },
+            peak_bytes: if written.is_same_peak(epoch) { peak_bytes } else { held_bytes },
         }
     }
 }
@@ -264,7 +335,7 @@ impl Peak {
         if self.held_bytes > self.highest_bytes {
             self.highest_bytes = self.held_bytes;
             self.at = now;
-            self.epoch.0 += 1;
+            self.epoch = self.epoch.next_peak();
         }
     }
 
@@ -291,7 +362,12 @@ impl Peak {
         self.at
     }
 
-    /// Number of the last peak.
+    /// Begins a tick: every account tells what it held before its next change.
+    pub(super) fn tick(&mut self) {
+        self.epoch = self.epoch.next_tick();
+    }
+
+    /// Number of the last peak and tick.
     #[inline(always)]
     pub(super) fn epoch(&self) -> Epoch {
         self.epoch
@@ -320,6 +396,23 @@ mod tests {
         assert_eq!((peak.highest_bytes(), peak.at(), peak.held_bytes()), (7, Time(2), 5));
         assert_eq!(a.usage(peak.epoch()).peak_bytes, 4);
         assert_eq!(b.usage(peak.epoch()).peak_bytes, 3);
+    }
+
+    #[test]
+    fn account_tells_what_it_held_once_a_tick() {
+        let (mut peak, mut account) = (Peak::default(), Account::default());
+
+        let mut acquire = |peak: &Peak| account.apply(Change::Acquire, 1, 8, peak.epoch());
+        assert_eq!(acquire(&peak), None);
+        peak.tick();
+        assert_eq!(acquire(&peak), Some(8));
+        assert_eq!(acquire(&peak), None);
+        peak.apply(Change::Acquire, 24);
+        peak.settle(Time(1));
+        assert_eq!(acquire(&peak), None);
+        peak.tick();
+        assert_eq!(acquire(&peak), Some(32));
+        assert_eq!(account.usage(peak.epoch()).peak_bytes, 24);
     }
 
     #[test]

@@ -4,8 +4,11 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::mappings::{Mappings, Outcome, Pages, Posting, Released};
+use super::account::Posting;
+use super::detect::Holder;
+use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
 use super::processes::{EntryId, Running, RunningId};
+use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
 use crate::record::{MapKind, Tid, WireStackId};
 
@@ -25,13 +28,13 @@ impl Pipeline {
         let Some(pages) = Pages::touched(start, length) else {
             return;
         };
-        let site = match kind {
+        let origin = match kind {
             MapKind::Anonymous | MapKind::File | MapKind::Shared => {
-                Some(self.stacks.site(stack, Api::Mmap))
+                Some(self.origin(thread, stack, Api::Mmap))
             }
             MapKind::Reserved => None,
         };
-        let outcome = self.change_mappings(process, |m, room| m.map(pages, site, room));
+        let outcome = self.change_mappings(process, |m, room| m.map(pages, origin, room));
         self.post_outcome(process, outcome);
     }
 
@@ -84,7 +87,7 @@ impl Pipeline {
             }
             return;
         };
-        let growth = self.stacks.site(stack, Api::Mremap);
+        let growth = self.origin(thread, stack, Api::Mremap);
         let outcome =
             self.change_mappings(process, |m, room| m.remap(released, pages, growth, room));
         self.post_outcome(process, outcome);
@@ -100,8 +103,8 @@ impl Pipeline {
             return;
         }
         if let Some(pages) = Pages::between(old, new) {
-            let site = Some(self.stacks.site(stack, Api::Brk));
-            let outcome = self.change_mappings(process, |m, room| m.map(pages, site, room));
+            let origin = Some(self.origin(thread, stack, Api::Brk));
+            let outcome = self.change_mappings(process, |m, room| m.map(pages, origin, room));
             self.post_outcome(process, outcome);
         } else if let Some(pages) = Pages::between(new, old) {
             let outcome = self.change_mappings(process, |m, room| m.unmap(pages, room));
@@ -114,6 +117,11 @@ impl Pipeline {
         let released = self.threads.get(thread).released.as_deref()?;
         let running = self.processes.running(self.threads.process_of(thread)?);
         (released.incarnation == running.incarnation).then_some((running, released))
+    }
+
+    /// Who maps something now.
+    fn origin(&mut self, thread: ThreadId, stack: WireStackId, api: Api) -> Origin {
+        Origin { site: self.stacks.site(stack, api), thread, born: self.now }
     }
 
     /// What the thread's call under way took, if it was of the memory that the process has now.
@@ -158,10 +166,19 @@ impl Pipeline {
         }
         let epoch = self.mapped_peak.epoch();
         for &Posting { site, change, blocks, bytes } in postings {
-            self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
+            let held = self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
+            if let Some(held) = held {
+                self.detectors.first_change(Holder::Site(site), held);
+            }
             self.processes.entry_mut(entry).mapped.apply(change, blocks, bytes, epoch);
             self.mapped_peak.apply(change, bytes);
         }
         self.mapped_peak.settle(self.now);
+        if let Some(journal) = &mut self.journal {
+            journal.extend_from_slice(postings);
+        }
+        if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
+            self.measure_spike(Memory::Mapped);
+        }
     }
 }

@@ -26,6 +26,8 @@ anomalies! {
     address_reuses,
     /// Allocations at address 0, left out.
     allocations_at_null,
+    /// Allocations at an address or of a size that no process can have, left out.
+    impossible_allocations,
     /// Allocations through an API that does not allocate heap blocks, left out.
     allocations_by_wrong_api,
     /// Allocations left out because too many blocks are live.

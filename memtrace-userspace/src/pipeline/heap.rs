@@ -12,9 +12,11 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::{Change, Claim};
-use super::live_set::Block;
+use super::account::{Change, Claim, Posting};
+use super::detect::Holder;
+use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
+use super::snapshot::Memory;
 use super::threads::{Actor, Retired, ThreadId};
 use crate::record::{Pid, Tid, WireStackId};
 
@@ -39,17 +41,24 @@ impl Pipeline {
             self.anomalies.allocations_at_null += 1;
             return;
         }
+        if ptr.0 >= ADDRESS_LIMIT || size_bytes >= SIZE_LIMIT {
+            self.anomalies.impossible_allocations += 1;
+            return;
+        }
         let state = self.threads.get_mut(thread);
         state.newest = None;
-        if let Some(retired) = state.retired.take() {
-            self.note_moved(process, &retired);
-        }
+        let moved = state.retired.take();
+        let born = moved.and_then(|retired| self.note_moved(process, &retired));
         if self.is_beyond_limit(process, ptr, size_bytes) {
             return;
         }
         self.threads.get_mut(thread).newest = Some(ptr);
         let site = self.stacks.site(stack, api);
-        let block = Block { size_bytes, site, thread, claim: Claim::Own };
+        let born = match born {
+            Some(born) if matches!(api, Api::Realloc | Api::Reallocarray) => born,
+            Some(_) | None => Birth::at(self.now),
+        };
+        let block = Block { size_bytes, born, site, thread, claim: Claim::Own };
         let entry = self.put_block(process, ptr, block);
         self.post_block(entry, &block, Change::Acquire);
         if self.is_shown(entry) {
@@ -81,14 +90,13 @@ impl Pipeline {
         }
     }
 
-    /// `realloc` has moved a block, and so released the old one.
-    fn note_moved(&mut self, process: RunningId, retired: &Retired) {
+    /// `realloc` has moved a block, and so released the old one; returns when its life began.
+    fn note_moved(&mut self, process: RunningId, retired: &Retired) -> Option<Birth> {
         let running = self.processes.running(process);
-        if let Retired { address, block: Some(block), incarnation } = retired
-            && *incarnation == running.incarnation
-        {
-            self.note_freed(running.pid, *address, block.size_bytes);
-        }
+        let &Retired { address, block, incarnation } = retired;
+        let block = block.filter(|_| incarnation == running.incarnation)?;
+        self.note_freed(running.pid, address, block.size_bytes);
+        Some(block.born)
     }
 
     pub(super) fn retire(&mut self, tid: Tid, ptr: Avma) {
@@ -188,26 +196,39 @@ impl Pipeline {
     /// Changes the accounts that a block concerns.
     #[inline(always)]
     pub(super) fn post_block(&mut self, entry: EntryId, block: &Block, change: Change) {
-        let &Block { size_bytes, site, thread, claim: _ } = block;
+        let &Block { size_bytes, born: _, site, thread, claim: _ } = block;
         if !self.is_shown(entry) {
             return;
         }
         let epoch = self.heap_peak.epoch();
-        self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
-        self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
+        let held = self.stacks.account_mut(site).apply(change, 1, size_bytes, epoch);
+        if let Some(held) = held {
+            self.detectors.first_change(Holder::Site(site), held);
+        }
+        let held = self.threads.get_mut(thread).heap.apply(change, 1, size_bytes, epoch);
+        if let Some(held) = held {
+            self.detectors.first_change(Holder::Thread(thread), held);
+        }
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
         self.heap_peak.apply(change, size_bytes);
         self.before.apply(change, 1, size_bytes);
+        if let Some(journal) = &mut self.journal {
+            journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
+        }
     }
 
     /// Ends an event of the heap that may have made a peak.
     #[inline(always)]
     pub(super) fn settle_heap(&mut self) {
         self.heap_peak.settle(self.now);
-        self.timeline.observe(self.heap_peak.held_bytes());
-        self.marks.observe(self.heap_peak.held_bytes(), self.now);
-        if self.heap_peak.held_bytes() > self.stretch.bytes {
+        let held = self.heap_peak.held_bytes();
+        self.timeline.observe(held);
+        self.marks.observe(held, self.now);
+        if held > self.stretch.bytes {
             self.restart_level();
+        }
+        if self.detectors.is_rising(Memory::Heap, held) {
+            self.measure_spike(Memory::Heap);
         }
     }
 }

@@ -93,7 +93,7 @@ impl Pipeline {
         entry.command = command;
     }
 
-    fn cut_text(&mut self, text: &[u8]) -> Vec<u8> {
+    pub(super) fn cut_text(&mut self, text: &[u8]) -> Vec<u8> {
         let length = text.len().min(self.limits.text_bytes);
         if length < text.len() {
             self.anomalies.texts_cut += 1;
@@ -363,6 +363,10 @@ impl Pipeline {
         let Some(id) = self.processes.find(pid) else {
             return;
         };
+        if self.processes.only() == Some(id) {
+            // What it holds is judged before it is gone.
+            self.last_leaks = self.find_leaks();
+        }
         let old = self.processes.end(id, self.now);
         self.write_off(&old);
         for &tid in &old.threads {
@@ -375,6 +379,7 @@ impl Pipeline {
 
     /// Takes the memory of a program that has ended out of the sums.
     fn write_off(&mut self, old: &Running) {
+        self.jit_names.forget(old.pid);
         self.live_blocks -= old.heap.len();
         self.mapping_pieces -= old.mappings.len();
         self.modules -= old.modules.len();

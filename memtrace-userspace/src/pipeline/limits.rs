@@ -1,7 +1,9 @@
 //! How much the pipeline may keep, and what happens beyond.
 
+use super::DetectorOptions;
+
 /// The cap of every store of the pipeline. What is refused is counted in the snapshot.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq)]
 pub struct Limits {
     /// Distinct stacks. Beyond: the event is charged to a stack without frames.
     pub stacks: usize,
@@ -27,6 +29,10 @@ pub struct Limits {
     pub modules: usize,
     /// Distinct files with code. Beyond: a new one is unknown code.
     pub images: u32,
+    /// Symbols of code made at run time. Beyond: a new one is left out.
+    pub jit_symbols: usize,
+    /// Addresses of such code that stacks go through. Beyond: a new one has no name.
+    pub jit_addresses: usize,
     /// Probes. Beyond: they are not listed.
     pub probes: usize,
     /// Names of counters that records bring. Beyond: they are not listed.
@@ -35,6 +41,12 @@ pub struct Limits {
     pub marks: usize,
     /// Points of the timeline; an even number. Beyond: neighbours are merged.
     pub timeline_points: usize,
+    /// Changes of accounts within the window of spikes. Beyond: who made a spike is known in part.
+    pub spike_changes: usize,
+    /// Points of the histories of all sites. Beyond: a site's newest growth is not seen.
+    pub history_points: usize,
+    /// What the detectors look for.
+    pub detectors: DetectorOptions,
     /// Bytes of one name, path or command line. Beyond: it is cut.
     pub text_bytes: usize,
 }
@@ -54,10 +66,15 @@ impl Default for Limits {
             running_threads: 1 << 18,
             modules: 1 << 20,
             images: 1 << 16,
+            jit_symbols: 1 << 16,
+            jit_addresses: 1 << 18,
             probes: 1 << 16,
             counters: 1 << 10,
             marks: 1 << 10,
             timeline_points: 1 << 10,
+            spike_changes: 1 << 20,
+            history_points: 1 << 20,
+            detectors: DetectorOptions::default(),
             text_bytes: 1 << 12,
         }
     }

@@ -7,8 +7,12 @@
 //!
 //! ```text
 //!   hash   | shard 6 bits | place in the shard: (rest * slots) >> 64 |
-//!   slot   | address 8 | size 8 | site 4 | claim 2 bits, thread 30 bits |      address 0: empty
+//!   slot   | address 56 bits, born 8 | size 48, born 16 | site 32 | thread 22, claim 2, born 8 |
+//!            address 0: empty
 //! ```
+//!
+//! No user address has more bits than that, and no block. [`Birth`] says what the 32 bits of
+//! `born` are.
 //!
 //! A block lies in its place or, if that is taken, in the next free slot behind it; a release
 //! moves the followers up, so that no search ever passes an empty slot. Shards are between 60%
@@ -21,6 +25,7 @@ use super::account::Claim;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
 use crate::hash::Seed;
+use crate::record::Time;
 
 const SHARD_BITS: u32 = 6;
 /// Slots of a shard that holds its first block.
@@ -28,11 +33,18 @@ const FIRST_SLOTS: usize = 16;
 /// Up to this size, shards double.
 const SMALL_SLOTS: usize = 1024;
 
+/// No block lies at or beyond this address.
+pub(super) const ADDRESS_LIMIT: u64 = 1 << 56;
+/// No block is as large as this.
+pub(super) const SIZE_LIMIT: u64 = 1 << 48;
+
 /// What is known of a live block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Block {
     /// What the program asked for.
     pub(super) size_bytes: u64,
+    /// When it was allocated; `realloc` goes on with the life of the block that it took.
+    pub(super) born: Birth,
     /// Which call path and API made it.
     pub(super) site: SiteId,
     /// Which thread made it, perhaps one of the parent process.
@@ -41,43 +53,94 @@ pub(super) struct Block {
     pub(super) claim: Claim,
 }
 
-/// Set in [`Slot::thread`] for an inherited block.
-const INHERITED: u32 = 1 << 31;
+/// A time in 32 bits: 10 µs exactly in the first 22 minutes, to 1 part in 67 million later.
+///
+/// ```text
+///   | exponent 5 | mantissa 27 |      time = (mantissa << exponent) × 10 µs, rounded down
+///   after 1 hour: 40 µs    1 day: 640 µs    30 days: 20 ms
+/// ```
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub(super) struct Birth(u32);
 
-/// Set in [`Slot::thread`] for a block from before the range.
-const EARLIER: u32 = 1 << 30;
+impl Birth {
+    const UNIT_NS: u64 = 10_000;
+    const MANTISSA_BITS: u32 = 27;
 
-const _: () = assert!(ThreadId::LIMIT <= EARLIER as usize);
+    /// The time, rounded down.
+    #[inline(always)]
+    pub(super) fn at(time: Time) -> Birth {
+        let units = time.0 / Self::UNIT_NS;
+        let bits = u64::BITS - units.leading_zeros();
+        let exponent = bits.saturating_sub(Self::MANTISSA_BITS);
+        // Time ends at 2^51 units: the exponent has at most 24.
+        Birth((exponent << Self::MANTISSA_BITS) | (units >> exponent) as u32)
+    }
+
+    /// The earliest time that this stands for.
+    #[inline(always)]
+    pub(super) fn time(self) -> Time {
+        let exponent = self.0 >> Self::MANTISSA_BITS;
+        let mantissa = self.0 & ((1 << Self::MANTISSA_BITS) - 1);
+        Time((u64::from(mantissa) << exponent) * Self::UNIT_NS)
+    }
+}
+
+/// Set in [`Slot::thread_claim_born`] for an inherited block.
+const INHERITED: u32 = 1 << 8;
+/// Set in it for a block from before the range.
+const EARLIER: u32 = 1 << 9;
+const THREAD_SHIFT: u32 = 10;
+
+const _: () = assert!(ThreadId::LIMIT <= 1 << (u32::BITS - THREAD_SHIFT));
 
 #[derive(Clone, Copy, Default)]
 struct Slot {
-    /// Address of the block; 0 if the slot is empty.
-    address: u64,
-    size_bytes: u64,
+    /// Address of the block, 0 if the slot is empty; the lowest byte of its birth.
+    address_born: u64,
+    /// Its size; the two bytes of its birth above the lowest.
+    size_born: u64,
     site: SiteId,
-    /// A [`ThreadId`], and [`INHERITED`] or [`EARLIER`].
-    thread: u32,
+    /// A [`ThreadId`], [`INHERITED`] or [`EARLIER`], the highest byte of its birth.
+    thread_claim_born: u32,
 }
 
 const _: () = assert!(size_of::<Slot>() == 24);
 
 impl Slot {
+    #[inline(always)]
     fn new(address: Avma, block: Block) -> Slot {
-        let Block { size_bytes, site, thread, claim } = block;
+        debug_assert!(address.0 < ADDRESS_LIMIT && block.size_bytes < SIZE_LIMIT);
+        let Block { size_bytes, born: Birth(born), site, thread, claim } = block;
         let claim = match claim {
             Claim::Own => 0,
             Claim::Inherited => INHERITED,
             Claim::Earlier => EARLIER,
         };
-        Slot { address: address.0, size_bytes, site, thread: thread.to_bits() | claim }
+        Slot {
+            address_born: (address.0 << 8) | u64::from(born & 0xff),
+            size_born: (size_bytes << 16) | u64::from((born >> 8) & 0xffff),
+            site,
+            thread_claim_born: (thread.to_bits() << THREAD_SHIFT) | claim | (born >> 24),
+        }
     }
 
+    #[inline(always)]
+    fn address(&self) -> u64 {
+        self.address_born >> 8
+    }
+
+    #[inline(always)]
     fn block(&self) -> Block {
+        let &Slot { address_born, size_born, site, thread_claim_born } = self;
+        let born = (address_born as u32 & 0xff)
+            | ((size_born as u32 & 0xffff) << 8)
+            | ((thread_claim_born & 0xff) << 24);
         Block {
-            size_bytes: self.size_bytes,
-            site: self.site,
-            thread: ThreadId::from_bits(self.thread & !(INHERITED | EARLIER)),
-            claim: match self.thread & (INHERITED | EARLIER) {
+            size_bytes: size_born >> 16,
+            born: Birth(born),
+            site,
+            thread: ThreadId::from_bits(thread_claim_born >> THREAD_SHIFT),
+            claim: match thread_claim_born & (INHERITED | EARLIER) {
                 0 => Claim::Own,
                 EARLIER => Claim::Earlier,
                 _ => Claim::Inherited,
@@ -155,7 +218,7 @@ impl LiveSet {
     /// The blocks and where they are, in no order that may show.
     pub(super) fn blocks_at(&self) -> impl Iterator<Item = (Avma, Block)> {
         let slots = self.shards.iter().flat_map(|shard| &shard.slots);
-        slots.filter(|slot| slot.is_used()).map(|slot| (Avma(slot.address), slot.block()))
+        slots.filter(|slot| slot.is_used()).map(|slot| (Avma(slot.address()), slot.block()))
     }
 
     /// What a child holds after `fork`: copies of the same blocks.
@@ -163,7 +226,7 @@ impl LiveSet {
         let mut child = self.clone();
         for slot in child.shards.iter_mut().flat_map(|shard| &mut shard.slots) {
             if slot.is_used() {
-                slot.thread = (slot.thread & !EARLIER) | INHERITED;
+                slot.thread_claim_born = (slot.thread_claim_born & !EARLIER) | INHERITED;
             }
         }
         child
@@ -173,7 +236,7 @@ impl LiveSet {
 impl Slot {
     #[inline(always)]
     fn is_used(&self) -> bool {
-        self.address != 0
+        self.address() != 0
     }
 }
 
@@ -207,7 +270,7 @@ impl Shard {
     fn find(&self, hash: u64, address: u64) -> usize {
         let mut index = self.home(hash);
         while let Some(slot) = self.slots.get(index) {
-            if slot.address == address || slot.address == 0 {
+            if slot.address() == address || slot.address() == 0 {
                 break;
             }
             index = self.after(index);
@@ -222,7 +285,7 @@ impl Shard {
             let more = if slots < SMALL_SLOTS { slots.max(FIRST_SLOTS) } else { slots / 4 };
             self.resize(seed, slots + more);
         }
-        let index = self.find(hash, new.address);
+        let index = self.find(hash, new.address());
         let old = std::mem::replace(&mut self.slots[index], new);
         self.used += usize::from(!old.is_used());
         old.is_used().then_some(old)
@@ -236,7 +299,7 @@ impl Shard {
         let mut index = self.after(hole);
         while self.slots[index].is_used() {
             // A follower may move up to the hole unless that is before its place.
-            let home = self.home(seed.hash_word(self.slots[index].address));
+            let home = self.home(seed.hash_word(self.slots[index].address()));
             if self.distance(home, index) >= self.distance(hole, index) {
                 self.slots[hole] = self.slots[index];
                 hole = index;
@@ -261,7 +324,7 @@ impl Shard {
     fn resize(&mut self, seed: Seed, slots: usize) {
         let old = std::mem::replace(&mut self.slots, vec![Slot::default(); slots]);
         for slot in old.into_iter().filter(Slot::is_used) {
-            let index = self.find(seed.hash_word(slot.address), slot.address);
+            let index = self.find(seed.hash_word(slot.address()), slot.address());
             self.slots[index] = slot;
         }
     }
@@ -276,7 +339,37 @@ mod tests {
     use super::*;
 
     fn block(size_bytes: u64, claim: Claim) -> Block {
-        Block { size_bytes, site: SiteId::default(), thread: ThreadId::from_bits(3), claim }
+        let born = Birth::at(Time(size_bytes.wrapping_mul(12_345_678)));
+        Block { size_bytes, born, site: SiteId::default(), thread: ThreadId::from_bits(3), claim }
+    }
+
+    #[test]
+    fn slot_gives_back_the_largest_block() {
+        let block = Block {
+            size_bytes: SIZE_LIMIT - 1,
+            born: Birth::at(Time(u64::MAX)),
+            site: SiteId::default(),
+            thread: ThreadId::from_bits(ThreadId::LIMIT as u32 - 1),
+            claim: Claim::Inherited,
+        };
+
+        let slot = Slot::new(Avma(ADDRESS_LIMIT - 1), block);
+
+        assert_eq!((slot.address(), slot.block()), (ADDRESS_LIMIT - 1, block));
+    }
+
+    #[test]
+    fn birth_is_exact_at_first_and_never_late() {
+        for units in [0, 1, (1 << 27) - 1] {
+            assert_eq!(Birth::at(Time(units * 10_000 + 9_999)).time(), Time(units * 10_000));
+        }
+        for time in [1 << 41, 86_400_000_000_000, u64::MAX] {
+            let Time(kept) = Birth::at(Time(time)).time();
+            assert!(
+                kept <= time && (time - kept) / 10_000 <= (time / 10_000) >> 26,
+                "{time} {kept}"
+            );
+        }
     }
 
     #[test]
@@ -337,7 +430,7 @@ mod tests {
         /// The twin is a `HashMap`. Few addresses, so that searches collide and followers move.
         #[test]
         fn live_set_equals_a_hash_map(steps in prop::collection::vec(
-            (any::<bool>(), 1u64..300, any::<u64>()), 0..2000)
+            (any::<bool>(), 1u64..300, 0..SIZE_LIMIT), 0..2000)
         ) {
             let mut live = LiveSet::new(Seed::random());
             let mut twin = HashMap::new();

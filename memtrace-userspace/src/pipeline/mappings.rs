@@ -17,9 +17,11 @@ use std::collections::BTreeMap;
 
 use memtrace_common::addr::Avma;
 
-use super::account::{Change, Claim};
+use super::account::{Change, Claim, Posting};
 use super::processes::Incarnation;
 use super::stacks::SiteId;
+use super::threads::ThreadId;
+use crate::record::Time;
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -61,15 +63,6 @@ fn page_up(address: u64) -> u64 {
     address.checked_next_multiple_of(PAGE_BYTES).unwrap_or(last)
 }
 
-/// A change of the accounts of a site.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Posting {
-    pub(super) site: SiteId,
-    pub(super) change: Change,
-    pub(super) blocks: u64,
-    pub(super) bytes: u64,
-}
-
 /// What came of a call: what to charge, and what had to be left out for want of room.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
@@ -109,11 +102,28 @@ struct Cut {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct MappingId(u32);
 
+/// Who mapped something, and when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Origin {
+    /// To whom it is charged.
+    pub(super) site: SiteId,
+    pub(super) thread: ThreadId,
+    pub(super) born: Time,
+}
+
+/// What is left of a mapping, a piece of it each.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct LivePiece {
+    pub(super) start: u64,
+    pub(super) end: u64,
+    pub(super) origin: Origin,
+}
+
 /// What one call mapped, and what is left of it.
 #[derive(Clone, Copy, Debug)]
 struct Mapping {
-    /// To whom it is charged; `None` for address space only.
-    site: Option<SiteId>,
+    /// `None` for address space only.
+    origin: Option<Origin>,
     claim: Claim,
     /// Pieces that are mapped.
     pieces: u32,
@@ -148,14 +158,14 @@ impl Mappings {
         self.pieces.is_empty()
     }
 
-    /// Maps pages and charges them to `site`; what they overlap is unmapped.
+    /// Maps pages and charges them to `origin`; what they overlap is unmapped.
     ///
     /// `room` is how many pieces more there may be.
-    pub(super) fn map(&mut self, pages: Pages, site: Option<SiteId>, room: usize) -> Outcome {
+    pub(super) fn map(&mut self, pages: Pages, origin: Option<Origin>, room: usize) -> Outcome {
         let mut ledger = Ledger::new(self, room);
         let cuts = ledger.cut(pages);
         ledger.forget(&cuts);
-        ledger.add(pages, site);
+        ledger.add(pages, origin);
         ledger.outcome
     }
 
@@ -163,22 +173,22 @@ impl Mappings {
     pub(super) fn hold(
         &mut self,
         pages: Pages,
-        site: Option<SiteId>,
+        origin: Option<Origin>,
         claim: Claim,
         room: usize,
     ) -> Outcome {
         let mut ledger = Ledger::new(self, room);
         let cuts = ledger.cut(pages);
         ledger.forget(&cuts);
-        ledger.add_claimed(pages, site, claim);
+        ledger.add_claimed(pages, origin, claim);
         ledger.outcome
     }
 
-    /// Every piece: its start, its length, and to whom it is charged.
-    pub(super) fn all(&self) -> impl Iterator<Item = (Avma, u64, Option<SiteId>)> {
+    /// Every piece: its start, its length, and where it comes from.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Avma, u64, Option<Origin>)> {
         self.pieces.iter().map(|(&start, piece)| {
-            let site = self.mappings[piece.mapping.0 as usize].site;
-            (Avma(start), piece.end - start, site)
+            let origin = self.mappings[piece.mapping.0 as usize].origin;
+            (Avma(start), piece.end - start, origin)
         })
     }
 
@@ -186,10 +196,10 @@ impl Mappings {
     pub(super) fn cuts(
         &self,
         released: &Released,
-    ) -> impl Iterator<Item = (Avma, u64, Option<SiteId>)> {
+    ) -> impl Iterator<Item = (Avma, u64, Option<Origin>)> {
         released.cuts.iter().map(|cut| {
-            let site = self.mappings[cut.mapping.0 as usize].site;
-            (Avma(cut.pages.start), cut.pages.bytes(), site)
+            let origin = self.mappings[cut.mapping.0 as usize].origin;
+            (Avma(cut.pages.start), cut.pages.bytes(), origin)
         })
     }
 
@@ -241,7 +251,7 @@ impl Mappings {
         &mut self,
         released: Option<&Released>,
         pages: Pages,
-        growth: SiteId,
+        growth: Origin,
         room: usize,
     ) -> Outcome {
         let mut ledger = Ledger::new(self, room);
@@ -258,11 +268,11 @@ impl Mappings {
         }
         let kept = old.map_or(0, Pages::bytes);
         if kept < pages.bytes() {
-            let site = match cuts.last() {
-                Some(cut) => ledger.mapping(cut.mapping).site.map(|_| growth),
+            let origin = match cuts.last() {
+                Some(cut) => ledger.mapping(cut.mapping).origin.map(|_| growth),
                 None => Some(growth),
             };
-            ledger.add(Pages { start: pages.start + kept, end: pages.end }, site);
+            ledger.add(Pages { start: pages.start + kept, end: pages.end }, origin);
         }
         ledger.forget(cuts);
         ledger.outcome
@@ -288,6 +298,15 @@ impl Mappings {
         self.postings(Claim::end)
     }
 
+    /// What the process mapped itself and is charged to somebody, by address.
+    pub(super) fn pieces(&self) -> impl Iterator<Item = LivePiece> {
+        self.pieces.iter().filter_map(|(&start, piece)| {
+            let mapping = &self.mappings[piece.mapping.0 as usize];
+            let origin = mapping.origin.filter(|_| mapping.claim == Claim::Own)?;
+            Some(LivePiece { start, end: piece.end, origin })
+        })
+    }
+
     /// One posting for each mapping that has a site, with all its bytes.
     fn postings(&self, change: impl Fn(Claim) -> Change) -> Vec<Posting> {
         let mut bytes = vec![0u64; self.mappings.len()];
@@ -298,7 +317,7 @@ impl Mappings {
         mapped
             .filter_map(|(mapping, bytes)| {
                 let change = change(mapping.claim);
-                Some(Posting { site: mapping.site?, change, blocks: 1, bytes })
+                Some(Posting { site: mapping.origin?.site, change, blocks: 1, bytes })
             })
             .collect()
     }
@@ -328,8 +347,8 @@ impl<'m> Ledger<'m> {
         &mut self.mappings.mappings[id.0 as usize]
     }
 
-    fn post(&mut self, site: Option<SiteId>, change: Change, blocks: u64, bytes: u64) {
-        if let Some(site) = site {
+    fn post(&mut self, origin: Option<Origin>, change: Change, blocks: u64, bytes: u64) {
+        if let Some(Origin { site, .. }) = origin {
             self.outcome.postings.push(Posting { site, change, blocks, bytes });
         }
     }
@@ -343,15 +362,15 @@ impl<'m> Ledger<'m> {
     }
 
     /// A new mapping, where nothing is mapped.
-    fn add(&mut self, pages: Pages, site: Option<SiteId>) {
-        self.add_claimed(pages, site, Claim::Own);
+    fn add(&mut self, pages: Pages, origin: Option<Origin>) {
+        self.add_claimed(pages, origin, Claim::Own);
     }
 
-    fn add_claimed(&mut self, pages: Pages, site: Option<SiteId>, claim: Claim) {
+    fn add_claimed(&mut self, pages: Pages, origin: Option<Origin>, claim: Claim) {
         if !self.has_room() {
             return;
         }
-        let mapping = Mapping { site, claim, pieces: 1, cuts: 0 };
+        let mapping = Mapping { origin, claim, pieces: 1, cuts: 0 };
         let id = self.mappings.vacant.pop();
         let id = id.unwrap_or(MappingId(self.mappings.mappings.len() as u32));
         match self.mappings.mappings.get_mut(id.0 as usize) {
@@ -363,7 +382,7 @@ impl<'m> Ledger<'m> {
             Claim::Own => Change::Acquire,
             Claim::Inherited | Claim::Earlier => claim.reclaim(),
         };
-        self.post(site, change, 1, pages.bytes());
+        self.post(origin, change, 1, pages.bytes());
     }
 
     /// Takes out everything in `pages`, in ascending order. To be forgotten in the end.
@@ -395,8 +414,8 @@ impl<'m> Ledger<'m> {
         let state = self.mapping(mapping);
         state.pieces -= 1;
         state.cuts += 1;
-        let Mapping { site, claim, pieces, cuts: _ } = *state;
-        self.post(site, claim.release(), u64::from(pieces == 0), taken);
+        let Mapping { origin, claim, pieces, cuts: _ } = *state;
+        self.post(origin, claim.release(), u64::from(pieces == 0), taken);
         Cut { pages: Pages { start, end: piece_end.min(end) }, mapping }
     }
 
@@ -408,8 +427,8 @@ impl<'m> Ledger<'m> {
         self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
         let state = self.mapping(id);
         state.pieces += 1;
-        let Mapping { site, claim, pieces, cuts: _ } = *state;
-        self.post(site, claim.reclaim(), u64::from(pieces == 1), pages.bytes());
+        let Mapping { origin, claim, pieces, cuts: _ } = *state;
+        self.post(origin, claim.reclaim(), u64::from(pieces == 1), pages.bytes());
     }
 
     /// The parts of `pages` where nothing is mapped.

@@ -6,6 +6,7 @@ use memtrace_common::unwind::End;
 
 use super::Pipeline;
 use super::account::{Epoch, add_usage};
+use super::findings::Leaks;
 use super::marks::Sums;
 use super::processes::Shown;
 use super::range::Before;
@@ -37,8 +38,17 @@ impl Pipeline {
             scope: self.before.scope(),
             marks: self.marks.marks().to_vec(),
             phases: self.marks.phases(self.now, self.sums()),
+            spikes: match self.before {
+                Before::Moment => Vec::new(),
+                Before::Nothing | Before::Range { .. } => self.spikes(),
+            },
+            leaks: match self.before {
+                Before::Moment => Leaks { verdicts: Vec::new(), ..self.find_leaks() },
+                Before::Nothing | Before::Range { .. } => self.leaks(),
+            },
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
+            jit_names: self.jit_names.named(),
         }
     }
 
@@ -100,7 +110,12 @@ impl Pipeline {
         }
         add("unknown_stacks".to_owned(), self.stacks.awaited());
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
+        add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
+        add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
+        for (name, value) in self.detectors.counters() {
+            add(name.to_owned(), value);
+        }
         let mut allocations = [0u64; End::ALL.len()];
         for StackUsage { stack, api: _, usage } in stacks {
             let sum = &mut allocations[stack.end as usize];

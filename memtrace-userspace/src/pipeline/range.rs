@@ -12,12 +12,21 @@ use memtrace_common::event::Api;
 
 use super::account::{Change, Claim};
 use super::anomalies::Anomalies;
-use super::live_set::Block;
-use super::mappings::Pages;
+use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
+use super::mappings::{Origin, Pages};
 use super::snapshot::{Amount, Range, Scope};
+use super::threads::Actor;
 use super::timeline::Timeline;
 use super::{Limits, Pipeline};
 use crate::record::{Pid, Tid, Time, WireStackId};
+
+/// A block or a piece of a mapping, as a `Held` record tells it.
+pub(super) struct Told {
+    pub(super) api: Option<Api>,
+    pub(super) start: Avma,
+    pub(super) length: u64,
+    pub(super) stack: WireStackId,
+}
 
 /// What becomes of `Held` records, and of what they told.
 #[derive(Clone, Copy, Debug, Default)]
@@ -93,17 +102,11 @@ impl Pipeline {
         self.timeline = Timeline::starting(self.limits.timeline_points, self.now);
         self.timeline.observe(self.heap_peak.held_bytes());
         self.marks.restart(self.now, self.heap_peak.held_bytes());
+        self.begin_detection();
     }
 
-    pub(super) fn hold(
-        &mut self,
-        pid: Pid,
-        tid: Tid,
-        api: Option<Api>,
-        start: Avma,
-        length: u64,
-        stack: WireStackId,
-    ) {
+    pub(super) fn hold(&mut self, born: Time, pid: Pid, tid: Tid, told: Told) {
+        let Told { api, start, length, stack } = told;
         let Some(process) = self.running(pid) else {
             return;
         };
@@ -114,33 +117,40 @@ impl Pipeline {
                 (Claim::Own, Change::Acquire)
             }
         };
+        let actor = self.threads.find(tid).or_else(|| self.start_thread(process, tid, &[]));
+        let Some(Actor { thread, .. }) = actor else {
+            self.anomalies.threads_beyond_limit += 1;
+            return;
+        };
         match api {
             Some(api) if api.acquires_block() => {
-                let actor = self.threads.find(tid).or_else(|| self.start_thread(process, tid, &[]));
-                let Some(actor) = actor else {
-                    self.anomalies.threads_beyond_limit += 1;
-                    return;
-                };
                 if start == Avma(0) {
                     self.anomalies.allocations_at_null += 1;
+                    return;
+                }
+                if start.0 >= ADDRESS_LIMIT || length >= SIZE_LIMIT {
+                    self.anomalies.impossible_allocations += 1;
                     return;
                 }
                 if self.is_beyond_limit(process, start, length) {
                     return;
                 }
                 let site = self.stacks.site(stack, api);
-                let block = Block { size_bytes: length, site, thread: actor.thread, claim };
+                let born = Birth::at(born);
+                let block = Block { size_bytes: length, born, site, thread, claim };
                 let entry = self.put_block(process, start, block);
                 self.post_block(entry, &block, change);
-                self.settle_heap();
+                // It is no growth, so it is no spike.
+                self.heap_peak.settle(self.now);
             }
             Some(Api::Mmap | Api::Mremap | Api::Brk) | None => {
                 let Some(pages) = Pages::touched(start, length) else {
                     return;
                 };
                 let site = api.map(|api| self.stacks.site(stack, api));
+                let origin = site.map(|site| Origin { site, thread, born });
                 let outcome =
-                    self.change_mappings(process, |m, room| m.hold(pages, site, claim, room));
+                    self.change_mappings(process, |m, room| m.hold(pages, origin, claim, room));
                 self.post_outcome(process, outcome);
             }
             Some(_) => self.anomalies.allocations_by_wrong_api += 1,

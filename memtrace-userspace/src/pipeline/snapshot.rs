@@ -5,12 +5,14 @@
 
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
+use super::findings::{Leaks, Spike};
 use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
@@ -42,10 +44,16 @@ pub struct Snapshot {
     pub marks: Vec<Mark>,
     /// What happened between the start, the marks and now; empty without marks.
     pub phases: Vec<Phase>,
+    /// Sudden growth, in order of time.
+    pub spikes: Vec<Spike>,
+    /// Steady growth, site by site.
+    pub leaks: Leaks,
     /// The probes that were placed.
     pub probes: Vec<Arc<Probe>>,
     /// The files that frames lie in; [`Place::InFile`] points here.
     pub images: Vec<Arc<Image>>,
+    /// What processes call their code that lies in no file, by [`Place::Anonymous`].
+    pub jit_names: Arc<JitNames>,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
 }
@@ -122,6 +130,25 @@ pub struct Phase {
     pub peak_live_bytes: u64,
     /// When that was first reached.
     pub peak_at: Time,
+}
+
+/// Names of code that lies in no file, by process and address; foreign text.
+pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
+
+/// Which of the two kinds of memory an API hands out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Memory {
+    /// Blocks of an allocator.
+    Heap,
+    /// Mappings of the kernel.
+    Mapped,
+}
+
+impl Memory {
+    /// The kind that `api` hands out or takes back.
+    pub fn of(api: Api) -> Memory {
+        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
+    }
 }
 
 /// Sums over all processes.

@@ -40,8 +40,16 @@ impl StackId {
 }
 
 /// A call path and an API. Default: the first one made.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default, PartialOrd, Ord)]
-pub(super) struct SiteId(u32);
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
+pub struct SiteId(u32);
+
+impl SiteId {
+    /// Its number: they are counted from 0 as they appear.
+    #[inline(always)]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
+}
 
 /// What is known of a stack.
 #[derive(Debug)]
@@ -167,6 +175,27 @@ impl Stacks {
     #[inline(always)]
     pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {
         &mut self.accounts[site.0 as usize]
+    }
+
+    /// The account of a site.
+    pub(super) fn account(&self, site: SiteId) -> &Account {
+        &self.accounts[site.0 as usize]
+    }
+
+    /// The API of a site.
+    pub(super) fn api(&self, site: SiteId) -> Api {
+        self.sites[site.0 as usize].api
+    }
+
+    /// The call path that a site is shown with.
+    pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
+        let shown_as = self.sites[site.0 as usize].shown_as;
+        match &self.entries[self.sites[shown_as.0 as usize].stack.0 as usize] {
+            Entry::Known(stack) => Arc::clone(stack),
+            Entry::Awaited | Entry::Duplicate => {
+                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
+            }
+        }
     }
 
     /// The site that an allocation with this stack is probably charged to.
@@ -322,17 +351,22 @@ impl Stacks {
         self.arrived = [0; End::ALL.len()];
     }
 
+    /// The API and the call path of a site; without the latter while its frames are awaited.
+    pub(super) fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
+        let site = &self.sites[site.0 as usize];
+        let shown = &self.sites[site.shown_as.0 as usize];
+        match &self.entries[shown.stack.0 as usize] {
+            // What is awaited is shown as the stack that stands for all missing ones.
+            Entry::Known(stack) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
+            Entry::Known(_) | Entry::Awaited | Entry::Duplicate => (site.api, None),
+        }
+    }
+
     /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
     pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
-        let shown_as = self.sites[site.0 as usize].shown_as;
-        let Site { stack, api, shown_as: _ } = &self.sites[shown_as.0 as usize];
-        let known = match &self.entries[stack.0 as usize] {
-            Entry::Known(stack) => Arc::clone(stack),
-            Entry::Awaited | Entry::Duplicate => {
-                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
-            }
-        };
-        (known, *api)
+        let (api, stack) = self.known_call_path(site);
+        let missing = || Arc::new(Stack { end: End::Missing, frames: Vec::new() });
+        (stack.map_or_else(missing, Arc::clone), api)
     }
 
     /// How many distinct stacks have arrived that ended like this.

@@ -3,11 +3,14 @@
 mod address_space;
 mod freed;
 mod heap;
+mod journal;
+mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;
 mod range;
 mod shown;
+mod spikes;
 mod stacks;
 mod twin;
 

@@ -8,6 +8,7 @@ use std::collections::HashMap;
 use memtrace_common::addr::Avma;
 
 use super::account::{Account, Epoch};
+use super::findings::ThreadGrowth;
 use super::live_set::Block;
 use super::mappings::Released;
 use super::processes::{Incarnation, RunningId};
@@ -20,8 +21,8 @@ use crate::record::{Pid, Tid};
 pub(super) struct ThreadId(u32);
 
 impl ThreadId {
-    /// One more than the highest number: 30 bits are enough.
-    pub(super) const LIMIT: usize = 1 << 30;
+    /// One more than the highest number: 22 bits are enough.
+    pub(super) const LIMIT: usize = 1 << 22;
 
     pub(super) fn to_bits(self) -> u32 {
         self.0
@@ -142,6 +143,17 @@ impl Threads {
             Some((recent, actor)) if recent == tid => Some(actor),
             _ => self.running.get(&tid).copied(),
         }
+    }
+
+    /// A thread that grew by so many bytes.
+    pub(super) fn growth(&self, id: ThreadId, bytes: u64) -> ThreadGrowth {
+        let thread = &self.all[id.0 as usize];
+        ThreadGrowth { pid: thread.pid, tid: thread.tid, name: thread.name.clone(), bytes }
+    }
+
+    /// What is held of the blocks that a thread allocated.
+    pub(super) fn held_bytes(&self, id: ThreadId) -> u64 {
+        self.all[id.0 as usize].heap.held_bytes()
     }
 
     #[inline(always)]

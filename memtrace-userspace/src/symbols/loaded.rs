@@ -20,19 +20,17 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use memtrace_common::addr::FileOffset;
-use object::Object;
 use self_cell::self_cell;
 
+use super::demangle;
 use super::dwarf::{DwarfError, RawFrame, Surroundings, Units};
-use super::mapped::{self, FileBytes};
+use super::find::{find_alternate, find_debug, find_image, find_mini, parse};
+use super::mapped::FileBytes;
 use super::meter::Meter;
-use super::object::{self as elf, Elf, Segments, Store};
+use super::object::{self as elf, Segments, Store};
 use super::table::{Symbol, Table};
-use super::{Counters, Frame, Miss, Options, SymbolError, debug_files, demangle, hex, xz};
+use super::{Counters, Frame, Miss, Options, SymbolError};
 use crate::hash::Seed;
-
-/// A decompressed `.gnu_debugdata`; they are rarely above 2 MiB.
-const MAX_MINI_BYTES: usize = 256 << 20;
 
 /// Names and frames that are remembered per object.
 const MAX_MEMO_BYTES: usize = 64 << 20;
@@ -117,46 +115,6 @@ pub(super) fn load(
     Ok(open(options, counters, path, image))
 }
 
-/// The first candidate that is the image, or the most telling reason why none is.
-fn find_image(
-    options: &Options,
-    path: &Path,
-    build_id: &[u8],
-) -> Result<Result<(PathBuf, FileBytes), Miss>, SymbolError> {
-    let mut miss = Miss::NoSuchFile { path: path.into() };
-    let mut error = None;
-    for candidate in debug_files::images(options, path, build_id) {
-        let found = match mapped::open(&candidate) {
-            Ok(Ok(bytes)) => match check_build_id(&candidate, &bytes, build_id) {
-                Ok(()) => return Ok(Ok((candidate, bytes))),
-                Err(miss) => miss,
-            },
-            Ok(Err(miss)) => miss,
-            Err(unreadable) => {
-                error.get_or_insert(unreadable);
-                continue;
-            }
-        };
-        if matches!(miss, Miss::NoSuchFile { .. }) && !matches!(found, Miss::NoSuchFile { .. }) {
-            miss = found;
-        }
-    }
-    error.map_or(Ok(Err(miss)), Err)
-}
-
-fn check_build_id(path: &Path, bytes: &[u8], expected: &[u8]) -> Result<(), Miss> {
-    let elf = parse(path, bytes)?;
-    let found = elf.build_id().ok().flatten().unwrap_or_default();
-    if expected.is_empty() || found == expected {
-        return Ok(());
-    }
-    Err(Miss::BuildIdDiffers { path: path.into(), expected: hex(expected), found: hex(found) })
-}
-
-fn parse<'a>(path: &Path, bytes: &'a [u8]) -> Result<Elf<'a>, Miss> {
-    elf::parse(bytes).map_err(|error| Miss::NotElf { path: path.into(), reason: error.to_string() })
-}
-
 /// Collects the files that go with `image`, and reads what is needed at once.
 fn open(
     options: &Options,
@@ -187,83 +145,6 @@ fn index(files: &Files) -> Result<Index<'_>, Miss> {
     let has_dwarf = elf::has_debug_info(debug.as_ref().unwrap_or(&image));
     let dwarf = if has_dwarf { DwarfState::NotAskedFor } else { DwarfState::Absent };
     Ok(Index { segments: Segments::of(&image), table, dwarf, told: false })
-}
-
-/// Tries out `candidates` in turn; the first that passes `check` is the one.
-fn first_that_fits(
-    counters: &mut Counters,
-    candidates: Vec<PathBuf>,
-    check: impl Fn(&[u8]) -> bool,
-) -> Option<(PathBuf, FileBytes)> {
-    for candidate in candidates {
-        match mapped::open(&candidate) {
-            Ok(Ok(bytes)) if check(&bytes) => return Some((candidate, bytes)),
-            Ok(Err(Miss::NoSuchFile { .. })) => {}
-            Ok(Ok(_) | Err(_)) => counters.debug_files_rejected += 1,
-            Err(SymbolError::Unreadable { .. }) => counters.debug_files_unreadable += 1,
-        }
-    }
-    None
-}
-
-fn has_build_id(bytes: &[u8], build_id: &[u8]) -> bool {
-    let elf = elf::parse(bytes);
-    elf.is_ok_and(|elf| elf.build_id().ok().flatten() == Some(build_id))
-}
-
-fn find_debug(
-    options: &Options,
-    counters: &mut Counters,
-    path: &Path,
-    image: &Elf<'_>,
-) -> Option<(PathBuf, FileBytes)> {
-    if let Ok(Some(build_id)) = image.build_id() {
-        let candidates = debug_files::by_build_id(options, build_id);
-        let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id));
-        if found.is_some() {
-            return found;
-        }
-    }
-    let (link, crc) = image.gnu_debuglink().ok()??;
-    let mut candidates = debug_files::by_link(options, path, link);
-    // The link is relative to where the image really is: /usr/bin/app may be a symbolic link.
-    if let Ok(real) = path.canonicalize()
-        && real != path
-    {
-        candidates.extend(debug_files::by_link(options, &real, link));
-    }
-    first_that_fits(counters, candidates, |bytes| {
-        crc32fast::hash(bytes) == crc && elf::parse(bytes).is_ok()
-    })
-}
-
-fn find_alternate(
-    options: &Options,
-    counters: &mut Counters,
-    debug_path: &Path,
-    debug_bytes: &[u8],
-) -> Option<FileBytes> {
-    let elf = elf::parse(debug_bytes).ok()?;
-    let (link, build_id) = elf.gnu_debugaltlink().ok()??;
-    let candidates = debug_files::by_alternate_link(options, debug_path, link, build_id);
-    let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id));
-    if found.is_none() {
-        counters.alternate_files_missing += 1;
-    }
-    found.map(|(_, bytes)| bytes)
-}
-
-fn find_mini(counters: &mut Counters, image: &Elf<'_>) -> Option<Vec<u8>> {
-    use object::ObjectSection;
-    let compressed = image.section_by_name(".gnu_debugdata")?.data().ok()?;
-    match xz::decompress(compressed, MAX_MINI_BYTES) {
-        Ok(bytes) => Some(bytes),
-        Err(error) => {
-            tracing::debug!(%error, "cannot decompress .gnu_debugdata");
-            counters.debug_files_rejected += 1;
-            None
-        }
-    }
 }
 
 impl Loaded {

@@ -11,8 +11,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
-    Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
+    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};
@@ -39,7 +39,9 @@ mod tag {
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
     pub(super) const MARK: u8 = 16;
+    pub(super) const JIT_SYMBOL: u8 = 17;
     pub(super) const NAMESPACES: u8 = 18;
+    pub(super) const MEMORY_LIMIT: u8 = 20;
 }
 
 /// Room for the numbers of any row: no variant has more than eight outside lists and texts.
@@ -74,12 +76,12 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
             text(path).saturating_add(text(build_id))
         }
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
-        Record::Thread { name, .. } => text(name),
         Record::Mark { text: mark, .. } => text(mark.as_bytes()),
         Record::Namespaces(Namespaces { pid: _, inner_pids, cgroup, container }) => {
             let texts = [cgroup, container].into_iter().flatten();
             texts.fold(inner_pids.len().saturating_mul(5), |sum, t| sum.saturating_add(text(t)))
         }
+        Record::Thread { name, .. } | Record::JitSymbol { name, .. } => text(name),
         Record::Stack { frames, .. } => frames.len().saturating_mul(10),
         Record::Counters(counters) => counters.iter().fold(4, |sum: usize, (name, _)| {
             sum.saturating_add(text(name.as_bytes())).saturating_add(10)
@@ -91,6 +93,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::Exit { .. }
         | Record::Resident { .. }
         | Record::Held { .. }
+        | Record::MemoryLimit { .. }
         | Record::Tick { .. }
         | Record::End { .. } => 0,
     };
@@ -256,6 +259,31 @@ pub(super) fn put_resident(out: &mut Vec<u8>, pid: Pid, rss_bytes: u64) {
     out.push(tag::RESIDENT);
     put_pid(out, pid);
     put_varint(out, rss_bytes);
+}
+
+pub(super) fn put_jit_symbol(out: &mut Vec<u8>, pid: Pid, start: Avma, size: u64, name: &[u8]) {
+    out.push(tag::JIT_SYMBOL);
+    put_pid(out, pid);
+    put_varint(out, start.0);
+    put_varint(out, size);
+    put_bytes(out, name);
+}
+
+pub(super) fn put_memory_limit(
+    out: &mut Vec<u8>,
+    pid: Pid,
+    kind: LimitKind,
+    limit_bytes: u64,
+    used_bytes: u64,
+) {
+    out.push(tag::MEMORY_LIMIT);
+    put_pid(out, pid);
+    out.push(match kind {
+        LimitKind::Machine => 0,
+        LimitKind::Cgroup => 1,
+    });
+    put_varint(out, limit_bytes);
+    put_varint(out, used_bytes);
 }
 
 pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
@@ -489,6 +517,24 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
         }
         tag::EXIT => Record::Exit { time, pid: pid(rows)? },
         tag::RESIDENT => Record::Resident { time, pid: pid(rows)?, rss_bytes: rows.varint()? },
+        tag::JIT_SYMBOL => Record::JitSymbol {
+            time,
+            pid: pid(rows)?,
+            start: Avma(rows.varint()?),
+            size: rows.varint()?,
+            name: rows.bytes()?,
+        },
+        tag::MEMORY_LIMIT => Record::MemoryLimit {
+            time,
+            pid: pid(rows)?,
+            kind: match rows.byte()? {
+                0 => LimitKind::Machine,
+                1 => LimitKind::Cgroup,
+                other => return Err(unknown("the kind of a memory limit", other)),
+            },
+            limit_bytes: rows.varint()?,
+            used_bytes: rows.varint()?,
+        },
         tag::TICK => Record::Tick { time },
         tag::MARK => Record::Mark { time, text: rows.text()? },
         tag::END => Record::End {

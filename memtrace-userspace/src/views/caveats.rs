@@ -9,6 +9,7 @@ use rustc_hash::FxHashSet;
 use crate::pipeline::snapshot::{Scope, Snapshot};
 use crate::record::{Origin, ProbeCost};
 use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
+use crate::views::hints::hints;
 use crate::views::printable::printable;
 use crate::views::quantity;
 
@@ -110,6 +111,7 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
             snapshot.probes.len()
         ));
     }
+    lines.extend(hints(snapshot));
     lines
 }
 

@@ -150,12 +150,53 @@ const DAEMON: &[(&str, Weight, &str)] = &[
         Weight::Notice,
         "code mappings without unwind rows: more than 4096 in a process, or 32768 in all",
     ),
+    (
+        "jit_addresses_beyond_limit",
+        Weight::Notice,
+        "frames of run-time code without names, there are too many",
+    ),
+    (
+        "jit_symbols_beyond_limit",
+        Weight::Notice,
+        "names of run-time code left out, there are too many",
+    ),
+    (
+        "perf_map_addresses_unread",
+        Weight::Notice,
+        "frames of run-time code not looked up, there were too many",
+    ),
+    (
+        "perf_map_lines_unread",
+        Weight::Notice,
+        "lines of /tmp/perf-PID.map that are no symbols, or for which there was no room",
+    ),
+    (
+        "perf_maps_unreadable",
+        Weight::Notice,
+        "files /tmp/perf-PID.map too large, of another user, or not readable",
+    ),
     ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),
     ("orphan_restores", Weight::Notice, "failed realloc calls that began before the attach"),
     ("address_reuses", Weight::Loss, "frees that must have been lost: their address came again"),
     ("allocations_at_null", Weight::Notice, "allocations at address 0, left out"),
+    ("impossible_allocations", Weight::Notice, "at impossible addresses or sizes, left out"),
+    (
+        "spikes_beyond_limit",
+        Weight::Notice,
+        "spikes that are not listed, there were too many; try a higher --spike",
+    ),
+    (
+        "spike_changes_beyond_limit",
+        Weight::Notice,
+        "changes that found no room: who made a spike may be incomplete",
+    ),
+    (
+        "history_points_beyond_limit",
+        Weight::Notice,
+        "changes that found no room: leaks of some call paths may be missed",
+    ),
     ("allocations_by_wrong_api", Weight::Notice, "records that contradict themselves, left out"),
     ("allocations_beyond_limit", Weight::Loss, "allocations left out, too many blocks are live"),
     ("allocated_bytes_beyond_limit", Weight::Loss, "bytes left out, too many blocks are live"),

@@ -17,13 +17,17 @@ use memtrace_common::unwind::End;
 
 use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::add_usage;
+use crate::pipeline::findings::{
+    Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
+    ThreadGrowth, Verdict,
+};
 use crate::pipeline::snapshot::{
-    Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
-    Usage,
+    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
+    Totals, Usage,
 };
 use crate::reach::Cost;
 use crate::record::{
-    BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
+    BeforeAttach, EndReason, Image, LimitKind, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
@@ -75,6 +79,7 @@ pub(crate) fn snapshot() -> Snapshot {
     let mut heap = Usage::default();
     stacks.iter().filter(|s| s.api != Api::Mmap).for_each(|s| add_usage(&mut heap, &s.usage));
     let mapped = stacks[3].usage;
+    let (spikes, leaks) = (spikes(&stacks), leaks(&stacks));
     Snapshot {
         session: Some(Arc::new(Session {
             tool_version: "0.1.0".to_owned(),
@@ -132,6 +137,8 @@ pub(crate) fn snapshot() -> Snapshot {
         scope: Scope::Run,
         marks: Vec::new(),
         phases: Vec::new(),
+        spikes,
+        leaks,
         probes: vec![
             probe("malloc", 0xa0a0, ProbeCost::Emulated),
             probe("free", 0xa0f3, ProbeCost::Stepped),
@@ -142,6 +149,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/lib/x86_64-linux-gnu/libstdc++.so.6", 3),
             file("/srv/app/plugin.so", 4),
         ],
+        jit_names: Arc::default(),
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),
@@ -253,6 +261,93 @@ fn leaked(blocks: u64, size: u64) -> Usage {
         inherited_blocks: 0,
         inherited_bytes: 0,
         peak_bytes: blocks * size / 2,
+    }
+}
+
+/// A spike of stack 1 that has returned, and the mapping, which has not and is not told again.
+fn spikes(stacks: &[StackUsage]) -> Vec<Spike> {
+    let maker = |index: usize, bytes| Contributor {
+        stack: Arc::clone(&stacks[index].stack),
+        api: stacks[index].api,
+        bytes,
+    };
+    let spike = Spike {
+        memory: Memory::Heap,
+        severity: Severity::High,
+        start: Time(3 * SECOND),
+        end: Time(4 * SECOND),
+        base_bytes: 6 * MIB,
+        height_bytes: 52 * MIB,
+        window_bytes: 52 * MIB,
+        returned: Some(Time(7 * SECOND)),
+        left_bytes: 0,
+        contributors: vec![maker(1, 48 * MIB), maker(0, 2 * MIB)],
+        measured_bytes: 50 * MIB,
+        threads: vec![ThreadGrowth {
+            pid: Pid(4242),
+            tid: Tid(4243),
+            name: b"worker\x1b[2J".to_vec(),
+            bytes: 50 * MIB,
+        }],
+        alert: true,
+    };
+    let mapped = Spike {
+        memory: Memory::Mapped,
+        severity: Severity::Medium,
+        start: Time(8 * SECOND),
+        end: Time(8 * SECOND),
+        base_bytes: 0,
+        height_bytes: 32 * MIB,
+        window_bytes: 32 * MIB,
+        returned: None,
+        left_bytes: 32 * MIB,
+        contributors: vec![maker(3, 32 * MIB)],
+        measured_bytes: 32 * MIB,
+        threads: vec![],
+        alert: false,
+    };
+    vec![spike, mapped]
+}
+
+/// Stack 0 leaks, stack 1 has levelled off, stack 4 is not told.
+fn leaks(stacks: &[StackUsage]) -> Leaks {
+    let verdict = |index: usize, class: Class, level| {
+        let StackUsage { stack, api, usage } = &stacks[index];
+        Verdict {
+            stack: Arc::clone(stack),
+            api: *api,
+            class,
+            level,
+            confidence: Confidence::High,
+            rate: Rate { bytes_per_hour: 3.5e9, plus_minus: 1.25e8 },
+            live_blocks: usage.live_blocks,
+            live_bytes: usage.live_bytes,
+            aged_bytes: usage.live_bytes * 9 / 10,
+            oldest: Time(SECOND),
+            since: Time(0),
+            cohorts: (1..=4)
+                .map(|n| Cohort {
+                    until: Time(n * 3 * SECOND),
+                    allocated_blocks: usage.allocations as f64 / 4.0,
+                    live_blocks: usage.live_blocks / 4,
+                    live_bytes: usage.live_bytes / 4,
+                })
+                .collect(),
+            limit_in_ns: class.is_leak().then_some(3_720 * SECOND),
+        }
+    };
+    Leaks {
+        verdicts: vec![
+            verdict(0, Class::LinearGrowth, Level::Alert),
+            verdict(1, Class::BoundedCache, Level::Healthy),
+            verdict(4, Class::Undetermined, Level::Healthy),
+        ],
+        needed_ns: 30 * SECOND,
+        limit: Some(MemoryLimit {
+            kind: LimitKind::Cgroup,
+            limit_bytes: 4096 * MIB,
+            used_bytes: 478 * MIB,
+        }),
     }
 }
 

@@ -21,7 +21,7 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashMap;
 
-use crate::pipeline::snapshot::{Place, Stack};
+use crate::pipeline::snapshot::{JitNames, Place, Stack};
 use crate::record::Image;
 use crate::symbols::{self, SymbolError, Symbolizer};
 use crate::views::attribution::{self, Candidate};
@@ -139,6 +139,9 @@ pub struct Names {
     places: FxHashMap<Place, Arc<[Arc<Frame>]>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
     misses: BTreeMap<Arc<str>, Miss>,
+    jit_names: Arc<JitNames>,
+    /// How many stacks were named.
+    named_stacks: usize,
     /// In which stack, counted from 1, each function was seen last; by its id.
     seen_in: Vec<usize>,
 }
@@ -152,6 +155,8 @@ impl Names {
             places: FxHashMap::default(),
             stacks: FxHashMap::default(),
             misses: BTreeMap::new(),
+            jit_names: Arc::default(),
+            named_stacks: 0,
             seen_in: Vec::new(),
         }
     }
@@ -159,6 +164,25 @@ impl Names {
     /// What could not be named so far.
     pub fn naming(&self) -> Naming {
         Naming { misses: self.misses.clone(), counters: self.lookup.counters() }
+    }
+
+    /// Takes in the names that a snapshot has for code without a file.
+    ///
+    /// They come some time after the stacks that go through it, which are then named anew.
+    pub fn learn_jit_names(&mut self, jit_names: &Arc<JitNames>) {
+        if Arc::ptr_eq(&self.jit_names, jit_names) {
+            return;
+        }
+        let before = std::mem::replace(&mut self.jit_names, Arc::clone(jit_names));
+        let is_news = |place: &Place| match *place {
+            Place::Anonymous { pid, address } => {
+                let key = (pid, address);
+                jit_names.contains_key(&key) && !before.contains_key(&key)
+            }
+            Place::InFile { .. } | Place::Unknown { .. } => false,
+        };
+        self.places.retain(|place, _| !is_news(place));
+        self.stacks.retain(|stack, _| !stack.frames.iter().any(is_news));
     }
 
     /// The stack with names. `images` is the table of the snapshot that the stack comes from.
@@ -196,7 +220,16 @@ impl Names {
                 Some(image) => self.look_up(image, offset, place),
                 None => Arc::new([self.nameless("[unknown]".into(), place)]),
             },
-            Place::Anonymous { .. } => Arc::new([self.nameless("[anonymous]".into(), place)]),
+            Place::Anonymous { pid, address } => {
+                let module = module_name(&Image::Anonymous);
+                match self.jit_names.get(&(pid, address)) {
+                    Some(name) => {
+                        let frame = symbols::jit_frame(name);
+                        Arc::new([self.named(&frame, &module, place)])
+                    }
+                    None => Arc::new([self.nameless(module, place)]),
+                }
+            }
             Place::Unknown { .. } => Arc::new([self.nameless("[unknown]".into(), place)]),
         };
         self.places.insert(place, Arc::clone(&frames));
@@ -214,15 +247,14 @@ impl Names {
                 return Arc::new([self.nameless(module, place)]);
             }
         };
-        named
-            .iter()
-            .map(|symbols::Frame { function, file, line, inlined, symbol_start: _ }| {
-                let identity =
-                    (function.as_ref().map(shown), Arc::clone(&module), file.as_ref().map(shown));
-                let function = self.intern(identity);
-                Arc::new(Frame { function, line: *line, inlined: *inlined, place })
-            })
-            .collect()
+        named.iter().map(|frame| self.named(frame, &module, place)).collect()
+    }
+
+    fn named(&mut self, frame: &symbols::Frame, module: &Arc<str>, place: Place) -> Arc<Frame> {
+        let symbols::Frame { function, file, line, inlined, symbol_start: _ } = frame;
+        let identity = (function.as_ref().map(shown), Arc::clone(module), file.as_ref().map(shown));
+        let function = self.intern(identity);
+        Arc::new(Frame { function, line: *line, inlined: *inlined, place })
     }
 
     fn nameless(&mut self, module: Arc<str>, place: Place) -> Arc<Frame> {
@@ -233,7 +265,8 @@ impl Names {
     /// Where in `frames` each function comes first.
     fn each_function_once(&mut self, frames: &[Arc<Frame>]) -> Vec<u32> {
         self.seen_in.resize(self.functions.len(), 0);
-        let this = self.stacks.len() + 1;
+        self.named_stacks += 1;
+        let this = self.named_stacks;
         let mut is_first = |frame: &Frame| {
             let FunctionId(id) = frame.function.id;
             std::mem::replace(&mut self.seen_in[id], this) != this
@@ -274,7 +307,10 @@ fn shown(text: &Arc<str>) -> Arc<str> {
 
 #[cfg(test)]
 mod tests {
+    use memtrace_common::addr::Avma;
+
     use super::*;
+    use crate::record::Pid;
     use crate::views::fixture::{self, FakeSymbols};
 
     fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
@@ -319,6 +355,23 @@ mod tests {
 
         let miss = Miss { addresses: 3, reason: "nothing at 0x1000".to_owned() };
         assert_eq!(names.naming().misses, BTreeMap::from([("/srv/app/server".into(), miss)]));
+    }
+
+    #[test]
+    fn code_without_a_file_is_named_when_its_name_comes() {
+        let place = Place::Anonymous { pid: Pid(7), address: Avma(0x10) };
+        let stack = Arc::new(Stack { end: End::Root, frames: vec![place] });
+        let mut names = fixture::names();
+        assert_eq!(shown_frames(&names.symbolize(&[], &stack)), ["??"]);
+
+        let jit_names =
+            Arc::new([((Pid(7), Avma(0x10)), b"JS:*f\x1b /a.js:3:1"[..].into())].into());
+        names.learn_jit_names(&jit_names);
+
+        let stack = names.symbolize(&[], &stack);
+        assert_eq!(shown_frames(&stack), ["f\\x1b"]);
+        assert_eq!(stack.frames[0].function.file.as_deref(), Some("/a.js"));
+        assert_eq!((stack.frames[0].line, stack.functions().count()), (Some(3), 1));
     }
 
     #[test]

@@ -7,6 +7,7 @@ use crate::views::frames::{Frame, Function, base_name};
 use crate::views::layout::{cut, width};
 use crate::views::quantity::{bytes, count};
 use crate::views::ranking::SortKey;
+use crate::views::short_name::short_name;
 
 /// A value of a sort key, in its unit.
 pub fn amount(key: SortKey, value: u64) -> String {
@@ -19,16 +20,33 @@ pub fn amount(key: SortKey, value: u64) -> String {
 /// `leak_per_request  server.c:41`, `?? in plugin.so`, cut to fit; the place only if it fits too.
 pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> String {
     let name = match &function.name {
-        Some(name) => name.to_string(),
+        Some(name) => short_name(name).into_owned(),
         None => format!("?? in {}", base_name(&function.module)),
     };
     match (&function.file, line) {
         (Some(file), Some(line)) => {
             let label = format!("{name}  {}:{line}", base_name(file));
-            if width(&label) <= cells { label } else { cut(&name, cells).into_owned() }
+            if width(&label) <= cells { label } else { cut_name(&name, cells) }
         }
-        (Some(_) | None, _) => cut(&name, cells).into_owned(),
+        (Some(_) | None, _) => cut_name(&name, cells),
     }
+}
+
+/// `…ArrayBufferAllocator::Allocate`: of a path, the end tells most.
+fn cut_name(name: &str, cells: usize) -> String {
+    let last = name.rsplit("::").next().unwrap_or(name);
+    if width(name) <= cells || last.len() == name.len() || width(last) + 3 > cells {
+        return cut(name, cells).into_owned();
+    }
+    let (mut start, mut used) = (name.len(), 1);
+    for (at, c) in name.char_indices().rev() {
+        used += width(c.encode_utf8(&mut [0; 4]));
+        if used > cells {
+            break;
+        }
+        start = at;
+    }
+    format!("…{}", &name[start..])
 }
 
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
@@ -49,7 +67,7 @@ pub fn frame_labels(frames: &[Arc<Frame>]) -> Vec<String> {
 fn frame_label(frame: &Frame) -> String {
     let function = &frame.function;
     let mut label = match &function.name {
-        Some(name) => name.to_string(),
+        Some(name) => short_name(name).into_owned(),
         None => "??".to_owned(),
     };
     if frame.inlined {
@@ -115,5 +133,15 @@ mod tests {
         assert_eq!(label(40), "leak_per_request  server.c:41");
         assert_eq!(label(28), "leak_per_request");
         assert_eq!(label(10), "leak_per_…");
+    }
+
+    #[test]
+    fn path_that_does_not_fit_loses_its_beginning() {
+        let name = "node::NodeArrayBufferAllocator::Allocate";
+
+        assert_eq!(cut_name(name, 40), name);
+        assert_eq!(cut_name(name, 26), "…BufferAllocator::Allocate");
+        assert_eq!(cut_name(name, 8), "node::N…");
+        assert_eq!(cut_name("leak_per_request", 10), "leak_per_…");
     }
 }

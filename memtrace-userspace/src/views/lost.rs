@@ -27,6 +27,7 @@ pub struct SymbolizedLosses {
 ///
 /// The order is total, so that equal losses give equal reports.
 pub fn rank(snapshot: &Snapshot, lost: &LostBlocks, names: &mut Names) -> Vec<SymbolizedLosses> {
+    names.learn_jit_names(&snapshot.jit_names);
     let symbolized = |LostStack { stack, api, losses }: &LostStack| SymbolizedLosses {
         stack: names.symbolize(&snapshot.images, stack),
         api: *api,

@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   00:00:12  live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  1.2M calls
+//!     > leak: leak_per_request +3.3 GiB/h
 //!     ! 5 events were lost: the numbers are incomplete
 //!         live       peak  allocated      calls  function
 //!     12.0 MiB    6.0 MiB   12.0 MiB     12,288  leak_per_request  server.c:41
@@ -34,6 +35,9 @@ pub fn write_block(
         counted(totals.heap.allocations, "call"),
     );
     writeln!(out, "{head}")?;
+    for line in ranking.findings.headlines() {
+        writeln!(out, "  > {line}")?;
+    }
     for caveat in caveats::caveats(snapshot) {
         writeln!(out, "  ! {caveat}")?;
     }

@@ -19,7 +19,9 @@ use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::add_usage;
+pub use crate::pipeline::snapshot::Memory;
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
+use crate::views::findings::Findings;
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 
 /// What to put first.
@@ -58,22 +60,6 @@ impl SortKey {
             SortKey::Allocated => "allocated bytes",
             SortKey::Allocations => "allocations",
         }
-    }
-}
-
-/// Which of the two kinds of memory an API hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Memory {
-    /// Blocks of an allocator.
-    Heap,
-    /// Mappings of the kernel.
-    Mapped,
-}
-
-impl Memory {
-    /// The kind that `api` hands out or takes back.
-    pub fn of(api: Api) -> Memory {
-        if api.acquires_block() { Memory::Heap } else { Memory::Mapped }
     }
 }
 
@@ -117,12 +103,15 @@ pub struct Ranking {
     pub functions: Vec<FunctionUsage>,
     /// The stacks, heap and mappings in one order.
     pub stacks: Vec<SymbolizedUsage>,
+    /// The spikes and leaks, with names.
+    pub findings: Findings,
     /// What has no name.
     pub naming: Naming,
 }
 
 /// Finds the names of all stacks, sums up by function, and sorts.
 pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
+    names.learn_jit_names(&snapshot.jit_names);
     let stacks: Vec<SymbolizedUsage> = snapshot
         .stacks
         .iter()
@@ -133,7 +122,8 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
         })
         .collect();
     let functions = sum_by_function(&stacks);
-    let mut ranking = Ranking { functions, stacks, naming: names.naming() };
+    let findings = Findings::new(snapshot, names);
+    let mut ranking = Ranking { functions, stacks, findings, naming: names.naming() };
     ranking.sort(key);
     ranking
 }

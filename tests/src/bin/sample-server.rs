@@ -4,7 +4,7 @@
 //!
 //! ```text
 //!   sessions     leak_session      64 sessions of 16,000 bytes a second are never given back
-//!   cache        fill_cache        grows by 100 entries of 4,096 bytes a second to 2,000, stays
+//!   cache        fill_cache        grows by 500 entries of 4,096 bytes a second to 2,000, stays
 //!   reports      build_report      60 MB for two seconds, every six seconds
 //!   requests-N   handle_request    400 requests a second each; everything is freed: healthy
 //! ```
@@ -24,7 +24,7 @@ const SESSION_BYTES: usize = 16_000;
 const SESSIONS_PER_SECOND: u32 = 64;
 const CACHE_ENTRY_BYTES: usize = 4_096;
 const CACHE_ENTRIES: usize = 2_000;
-const CACHE_ENTRIES_PER_SECOND: u32 = 100;
+const CACHE_ENTRIES_PER_SECOND: u32 = 500;
 const REPORT_PAGES: usize = 60;
 const REPORT_PAGE_BYTES: usize = 1_000_000;
 const REPORT_EVERY: Duration = Duration::from_secs(6);

@@ -46,7 +46,7 @@ pub(super) fn find(path: &[u8], facts: &Facts) -> Found {
         return Found { origin: Origin::Itself, advice: None };
     }
     let path = Path::new(OsStr::from_bytes(path));
-    let Options { search_dirs: _, roots: _, debug_dirs } = Options::default();
+    let Options { debug_dirs, .. } = Options::default();
     let separate = candidates(path, facts, &debug_dirs).into_iter().find(|path| path.is_file());
     match separate {
         Some(separate) => Found { origin: Origin::Separate(separate), advice: None },

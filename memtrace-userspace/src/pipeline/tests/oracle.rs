@@ -400,10 +400,15 @@ impl Oracle {
                 }
             }
             Record::Counters(counters) => self.counters.extend(counters),
+            // Names have no influence on numbers.
+            Record::JitSymbol { time, .. } => self.pass(time.0),
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
             Record::Mark { time, text: _ } => self.pass(time.0),
             Record::Held { .. } => unreachable!("a session does not begin in the middle"),
-            Record::Probe(_) | Record::BeforeAttach(_) | Record::Namespaces(_) => {}
+            Record::Probe(_)
+            | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
+            | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);
     }

@@ -6,6 +6,7 @@ use proptest::prelude::*;
 
 use super::oracle::{CODE_BYTES, Oracle, Path, Where};
 use super::*;
+use crate::pipeline::DetectorOptions;
 use crate::pipeline::processes::Running;
 use crate::pipeline::snapshot::{Place, StackUsage};
 
@@ -148,6 +149,8 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
         | Record::Mark { time, .. }
+        | Record::JitSymbol { time, .. }
+        | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
         Record::Session(_)
@@ -320,10 +323,15 @@ proptest! {
             running_threads: room,
             modules: 2 + room,
             images: room.min(1) as u32,
+            jit_symbols: 2,
+            jit_addresses: 2,
             probes: room,
             counters: 0,
             marks: room,
             timeline_points: TIMELINE_POINTS,
+            spike_changes: room,
+            history_points: room,
+            detectors: DetectorOptions::default(),
             text_bytes: 1,
         };
         let mut pipeline = Pipeline::new(limits);

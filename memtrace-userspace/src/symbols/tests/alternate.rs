@@ -89,11 +89,7 @@ fn ask(dir: &Path, build_id_of: &str) -> (Arc<[Frame]>, Vec<(&'static str, u64)>
     );
     let program = assemble(dir, "program", &format!("{PROGRAM}{link}"));
     let victim = programs::functions(&program).into_iter().find(|f| f.name == "victim").unwrap();
-    let mut symbolizer = Symbolizer::new(Options {
-        search_dirs: Vec::new(),
-        roots: Vec::new(),
-        debug_dirs: Vec::new(),
-    });
+    let mut symbolizer = Symbolizer::new(Options { debug_dirs: Vec::new(), ..Options::default() });
 
     let offset = Offsets::of(&program).offset(victim.start);
     let found = symbolizer.symbolize(&programs::image(&program), offset).unwrap().unwrap();

@@ -16,7 +16,7 @@ fn unverified(path: &Path) -> Image {
 }
 
 fn symbolizer() -> Symbolizer {
-    Symbolizer::new(Options { search_dirs: Vec::new(), roots: Vec::new(), debug_dirs: Vec::new() })
+    Symbolizer::new(Options { debug_dirs: Vec::new(), ..Options::default() })
 }
 
 /// Asks for addresses all over the file, and forgets the answers.

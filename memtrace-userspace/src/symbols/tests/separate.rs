@@ -13,22 +13,22 @@ use super::programs::{self, Function, Offsets, run};
 use crate::record::Image;
 
 /// A program, apart from its debug information.
-struct Stripped {
+pub(super) struct Stripped {
     dir: TempDir,
     /// Without symbols, unless they were asked for.
     program: PathBuf,
     /// What `objcopy --only-keep-debug` kept.
-    debug: PathBuf,
+    pub(super) debug: PathBuf,
     /// As the trace would name it.
     image: Image,
     /// An address inside inlined code of `global_function`, and its frames.
     offset: FileOffset,
-    frames: Vec<Frame>,
+    pub(super) frames: Vec<Frame>,
 }
 
 impl Stripped {
     /// Builds and strips; `None` if the tools are missing.
-    fn build(options: &[&str]) -> Option<Stripped> {
+    pub(super) fn build(options: &[&str]) -> Option<Stripped> {
         if !programs::have_toolchain() {
             return None;
         }
@@ -48,7 +48,7 @@ impl Stripped {
         self.dir.path().join(name)
     }
 
-    fn build_id(&self) -> &[u8] {
+    pub(super) fn build_id(&self) -> &[u8] {
         let Image::File { build_id, .. } = &self.image else { unreachable!() };
         build_id
     }
@@ -67,16 +67,16 @@ impl Stripped {
             .arg(&self.program));
     }
 
-    fn symbolize(&self, options: Options) -> Result<Vec<Frame>, Miss> {
+    pub(super) fn symbolize(&self, options: Options) -> Result<Vec<Frame>, Miss> {
         let found = Symbolizer::new(options).symbolize(&self.image, self.offset).unwrap();
         found.map(|frames| frames.to_vec())
     }
 }
 
 /// Options that look nowhere but in these directories.
-fn looking_in(search_dirs: &[&Path], debug_dirs: &[&Path]) -> Options {
+pub(super) fn looking_in(search_dirs: &[&Path], debug_dirs: &[&Path]) -> Options {
     let owned = |dirs: &[&Path]| dirs.iter().map(|dir| dir.to_path_buf()).collect();
-    Options { search_dirs: owned(search_dirs), roots: Vec::new(), debug_dirs: owned(debug_dirs) }
+    Options { search_dirs: owned(search_dirs), debug_dirs: owned(debug_dirs), ..Options::default() }
 }
 
 fn function(program: &Path, name: &str) -> Function {

@@ -143,7 +143,8 @@ impl Decoder {
                 let index = stack_index(stacks, stack_ids, &mut self.model)?;
                 let stack = self.model.stack(index).id;
                 let (start, length) = self.range()?;
-                Ok(Record::Held { pid, tid, api, start, length, stack })
+                let born = self.time()?;
+                Ok(Record::Held { born, pid, tid, api, start, length, stack })
             }
             other => Err(Damage::UnknownValue { what: "an operation", found: u64::from(other) }),
         }

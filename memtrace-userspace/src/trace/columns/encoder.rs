@@ -199,13 +199,22 @@ impl Encoder {
                 rows::put_mark(row, text);
                 self.timed_row(*time);
             }
-            Record::Held { pid, tid, api, start, length, stack } => {
+            Record::Held { born, pid, tid, api, start, length, stack } => {
                 rows::put_holder(row, *pid, *tid);
                 columns[column::APIS].push(api.map_or(NO_API, |api| api as u8));
                 let index = self.stack_index(*stack);
                 put_varint(&mut self.columns[column::STACKS], u64::from(index));
                 self.range(*start, *length);
+                self.timed(*born);
                 self.columns[column::OPERATIONS].push(kind::HELD);
+            }
+            Record::JitSymbol { time, pid, start, size, name } => {
+                rows::put_jit_symbol(row, *pid, *start, *size, name);
+                self.timed_row(*time);
+            }
+            Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
+                rows::put_memory_limit(row, *pid, *kind, *limit_bytes, *used_bytes);
+                self.timed_row(*time);
             }
             Record::Tick { time } => {
                 rows::put_tick(row);

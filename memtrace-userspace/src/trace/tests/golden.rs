@@ -12,8 +12,8 @@ use memtrace_common::unwind::End;
 use super::records::{VARIANTS, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
-    Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
+    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 /// How many variants there were when the file was written; later ones have other tests.
@@ -87,7 +87,21 @@ fn records() -> Vec<Record> {
         Record::Exec { time: now(), pid: child, exe: b"/bin/ls".to_vec(), command: vec![] },
         Record::Exit { time: now(), pid: child },
         Record::Resident { time: now(), pid, rss_bytes: 2_097_152 },
+        Record::MemoryLimit {
+            time: now(),
+            pid,
+            kind: LimitKind::Cgroup,
+            limit_bytes: 1 << 32,
+            used_bytes: 1 << 30,
+        },
         Record::Counters(vec![("lost_frees".into(), 3)]),
+        Record::JitSymbol {
+            time: now(),
+            pid,
+            start: Avma(0x7f00_0000_1000),
+            size: 0x40,
+            name: b"JS:*handle /srv/app.js:4:1".to_vec(),
+        },
         Record::Tick { time: now() },
         Record::ThreadExit { time: now(), tid },
         Record::ModuleGone { time: now(), pid, start: Avma(0x5555_0000_0000) },

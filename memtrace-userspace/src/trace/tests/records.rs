@@ -10,15 +10,15 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, MapKind, Module, Namespaces, Origin, Pid, Probe, ProbeCost,
-    Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
+    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 29;
+pub(super) const VARIANTS: usize = 31;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -50,8 +50,10 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Tick { .. } => 24,
         Record::End { .. } => 25,
         Record::Namespaces(_) => 26,
-        Record::Mark { .. } => 27,
-        Record::Held { .. } => 28,
+        Record::JitSymbol { .. } => 27,
+        Record::MemoryLimit { .. } => 28,
+        Record::Mark { .. } => 29,
+        Record::Held { .. } => 30,
     }
 }
 
@@ -182,15 +184,23 @@ fn life() -> impl Strategy<Value = Record> {
             pid,
             rss_bytes
         }),
+        (time(), pid(), address(), number(), text()).prop_map(|(time, pid, start, size, name)| {
+            Record::JitSymbol { time, pid, start, size, name }
+        }),
+        (time(), pid(), any::<bool>(), number(), number()).prop_map(
+            |(time, pid, machine, limit_bytes, used_bytes)| {
+                let kind = if machine { LimitKind::Machine } else { LimitKind::Cgroup };
+                Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes }
+            }
+        ),
         vec((name(), number()), 0..4).prop_map(Record::Counters),
         time().prop_map(|time| Record::Tick { time }),
         (time(), reason).prop_map(|(time, reason)| Record::End { time, reason }),
         (time(), name()).prop_map(|(time, text)| Record::Mark { time, text }),
-        (pid(), tid(), proptest::option::of(api()), address(), number(), stack_id()).prop_map(
-            |(pid, tid, api, start, length, stack)| {
-                Record::Held { pid, tid, api, start, length, stack }
-            }
-        ),
+        (time(), pid(), tid(), proptest::option::of(api()), address(), number(), stack_id())
+            .prop_map(|(born, pid, tid, api, start, length, stack)| {
+                Record::Held { born, pid, tid, api, start, length, stack }
+            }),
     ]
 }
 

@@ -6,6 +6,7 @@
 //! The lists are written with one entry per line, so that a report can be read with `grep` and
 //! compared with `diff`.
 
+mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
@@ -57,8 +58,9 @@ struct Report<'r> {
     part: Part,
     marks: Vec<Mark>,
     phases: Vec<Phase>,
-    spikes: [(); 0],
-    leaks: [(); 0],
+    spikes: Vec<findings::Spike<'r>>,
+    leaks: Vec<findings::Leak<'r>>,
+    leak_detection: findings::LeakDetection<'r>,
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
@@ -216,8 +218,9 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         part: time::part(snapshot),
         marks: snapshot.marks.iter().map(time::mark).collect(),
         phases: snapshot.phases.iter().map(time::phase).collect(),
-        spikes: [],
-        leaks: [],
+        spikes: findings::spikes(&ranking.findings),
+        leaks: findings::leaks(&ranking.findings),
+        leak_detection: findings::leak_detection(snapshot, &ranking.findings),
         modules_without_names: ranking
             .naming
             .misses

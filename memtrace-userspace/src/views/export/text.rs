@@ -4,6 +4,7 @@
 //! every counter that is not zero with a word about what it means. Tables fit the given width;
 //! names of frames are never cut, they are broken over lines.
 
+mod findings;
 mod processes;
 
 use std::fmt::{self, Write};
@@ -64,6 +65,7 @@ impl Report<'_> {
         self.header()?;
         self.caveats()?;
         self.totals()?;
+        self.findings(&ranking.findings)?;
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
             None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),

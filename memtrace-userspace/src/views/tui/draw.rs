@@ -4,7 +4,7 @@
 //!   memtrace top: server (pid 4242)                       00:00:12  attached     title
 //!   live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  …                             totals
 //!   ▁▅▂▆▃█▅▂▆▃▇▄                                                                 live over time
-//!   ! 5 events were lost: the numbers are incomplete                             caveats
+//!   ! 5 events were lost: the numbers are incomplete                             findings, caveats
 //!         LIVE     peak  allocated    calls  function                            table, or stacks
 //!   q quit  p pause  s sort …                                                    keys
 //! ```
@@ -79,7 +79,8 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     if hidden > 0 {
         warnings.push(format!("and {hidden} more; see `memtrace report`"));
     }
-    let warning_lines = u16::try_from(warnings.len()).expect("at most CAVEATS + 1");
+    warnings.splice(0..0, ranked.ranking.findings.headlines());
+    let warning_lines = u16::try_from(warnings.len()).expect("at most CAVEATS + 3");
     let [title, totals, curve, caveats, body, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),

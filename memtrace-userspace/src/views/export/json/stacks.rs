@@ -35,7 +35,7 @@ struct Stack<'r> {
 }
 
 #[derive(serde::Serialize)]
-struct Frame<'r> {
+pub(super) struct Frame<'r> {
     function: Option<&'r str>,
     module: &'r str,
     file: Option<&'r str>,
@@ -72,20 +72,24 @@ impl Serialize for Stacks<'_> {
     }
 }
 
-/// The text of a frame.
-pub(super) fn text(frame: &frames::Frame) -> io::Result<Box<RawValue>> {
+/// A frame as the report has it.
+pub(super) fn frame(frame: &frames::Frame) -> Frame<'_> {
     let frames::Frame { function, line, inlined, place } = frame;
-    let frame = Frame {
+    Frame {
         function: function.name.as_deref(),
         module: &function.module,
         file: function.file.as_deref(),
         line: *line,
         inlined: *inlined,
         address: address(*place),
-    };
+    }
+}
+
+/// The text of a frame.
+pub(super) fn text(symbolized: &frames::Frame) -> io::Result<Box<RawValue>> {
     let mut serializer =
         serde_json::Serializer::with_formatter(Vec::new(), OneEntryPerLine::in_an_entry());
-    frame.serialize(&mut serializer)?;
+    frame(symbolized).serialize(&mut serializer)?;
     // JSON is UTF-8, and this is JSON: both checks cost little beside the names.
     let text = String::from_utf8(serializer.into_inner()).map_err(io::Error::other)?;
     Ok(RawValue::from_string(text)?)

@@ -1,0 +1,185 @@
+//! What the detectors are to look for, as arguments.
+
+use std::fs;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use clap::Args;
+use memtrace_userspace::pipeline::{DetectorOptions, LeakOptions, Limits, SpikeOptions};
+use memtrace_userspace::views::suppressions::Suppressions;
+
+use super::quantity;
+
+/// When growth is a spike or a leak.
+#[derive(Clone, Debug, Default, Args)]
+pub(crate) struct DetectorArguments {
+    /// In which time memory must grow to make a spike, 10ms to 1h [default: 1s]
+    #[arg(long, value_name = "TIME", value_parser = spike_window, help_heading = "Detectors")]
+    spike_window: Option<Duration>,
+    /// By how much, for each severity [default: medium=25MB,high=50MB,critical=100MB]
+    #[arg(long, value_name = "SIZES", value_parser = severities, help_heading = "Detectors")]
+    spike: Option<Severities>,
+    /// After how many spikes of one origin in a row it is told again [default: 3]
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
+          help_heading = "Detectors")]
+    spike_repeat: Option<u32>,
+    /// A leak's rate from which it is an alert, such as 50MB/h, or
+    /// healthy=5MB/h,alert=50MB/h to set the rate below which it is not told as well
+    #[arg(long, value_name = "RATE", value_parser = rates, help_heading = "Detectors")]
+    leak_threshold: Option<Rates>,
+    /// How long a call path must have held memory before it is accused of a leak: longer than the
+    /// program takes to warm up [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration,
+          help_heading = "Detectors")]
+    leak_after: Option<Duration>,
+    /// Leaks that are known, in LeakSanitizer's syntax: lines of leak:PATTERN
+    #[arg(long, value_name = "FILE", help_heading = "Detectors")]
+    suppressions: Option<PathBuf>,
+}
+
+/// The parts of `--spike`.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Severities {
+    medium: Option<u64>,
+    high: Option<u64>,
+    critical: Option<u64>,
+}
+
+/// The parts of `--leak-threshold`, in bytes an hour.
+#[derive(Clone, Copy, Debug, Default, PartialEq)]
+struct Rates {
+    healthy: Option<f64>,
+    alert: Option<f64>,
+}
+
+impl DetectorArguments {
+    /// The usual limits, with these thresholds.
+    pub(crate) fn limits(&self) -> Limits {
+        let DetectorOptions { spikes, leaks } = DetectorOptions::default();
+        let severities = self.spike.unwrap_or_default();
+        let rates = self.leak_threshold.unwrap_or_default();
+        // Whoever raises one threshold means those above it too, and the other way round.
+        let medium_bytes = severities.medium.unwrap_or(
+            spikes.medium_bytes.min(severities.high.or(severities.critical).unwrap_or(u64::MAX)),
+        );
+        let high_bytes = severities.high.unwrap_or(spikes.high_bytes).max(medium_bytes);
+        let high_bytes = high_bytes.min(severities.critical.unwrap_or(u64::MAX).max(medium_bytes));
+        let spikes = SpikeOptions {
+            window: self.spike_window.unwrap_or(spikes.window),
+            medium_bytes,
+            high_bytes,
+            critical_bytes: severities.critical.unwrap_or(spikes.critical_bytes).max(high_bytes),
+            repeat: self.spike_repeat.unwrap_or(spikes.repeat),
+        };
+        let alert_bytes_per_hour = rates.alert.unwrap_or(leaks.alert_bytes_per_hour);
+        let healthy = rates.healthy.unwrap_or(leaks.healthy_bytes_per_hour);
+        let leaks = LeakOptions {
+            healthy_bytes_per_hour: healthy.min(alert_bytes_per_hour),
+            alert_bytes_per_hour,
+            after: self.leak_after.unwrap_or(leaks.after),
+        };
+        Limits { detectors: DetectorOptions { spikes, leaks }, ..Limits::default() }
+    }
+
+    /// The file of suppressions; none if it was not asked for.
+    pub(crate) fn suppressions(&self) -> Result<Suppressions> {
+        let Some(path) = &self.suppressions else { return Ok(Suppressions::default()) };
+        let text = fs::read_to_string(path)
+            .with_context(|| format!("cannot read {}; check --suppressions", path.display()))?;
+        Suppressions::parse(&text)
+            .with_context(|| format!("{} is no file of suppressions", path.display()))
+    }
+}
+
+fn spike_window(text: &str) -> Result<Duration, String> {
+    match quantity::duration(text).map_err(|error| error.to_string())? {
+        window if (Duration::from_millis(10)..=Duration::from_secs(3600)).contains(&window) => {
+            Ok(window)
+        }
+        _ => Err("must be 10ms to 1h".to_owned()),
+    }
+}
+
+/// `medium=25MB,high=50MB,critical=100MB`, any of them.
+fn severities(text: &str) -> Result<Severities, String> {
+    let mut severities = Severities::default();
+    for part in text.split(',') {
+        let (name, size) = part.split_once('=').unwrap_or(("", part));
+        let place = match name.trim() {
+            "medium" => &mut severities.medium,
+            "high" => &mut severities.high,
+            "critical" => &mut severities.critical,
+            _ => return Err("expected medium=SIZE, high=SIZE or critical=SIZE".to_owned()),
+        };
+        *place = Some(quantity::size(size).map_err(|error| error.to_string())?.max(1));
+    }
+    let order = [severities.medium, severities.high, severities.critical];
+    match order.into_iter().flatten().is_sorted() {
+        true => Ok(severities),
+        false => Err("must be in order: medium, high, critical".to_owned()),
+    }
+}
+
+/// `50MB/h`, or `healthy=5MB/h,alert=50MB/h`, either of them.
+fn rates(text: &str) -> Result<Rates, String> {
+    let mut rates = Rates::default();
+    for part in text.split(',') {
+        let (name, rate) = part.split_once('=').unwrap_or(("alert", part));
+        let place = match name.trim() {
+            "healthy" => &mut rates.healthy,
+            "alert" => &mut rates.alert,
+            _ => return Err("expected healthy=RATE or alert=RATE".to_owned()),
+        };
+        let size = rate.trim().strip_suffix("/h").ok_or("expected a rate, such as 50MB/h")?;
+        *place = Some(quantity::size(size).map_err(|error| error.to_string())? as f64);
+    }
+    match (rates.healthy, rates.alert) {
+        (Some(healthy), Some(alert)) if healthy > alert => {
+            Err("healthy must not be above alert".to_owned())
+        }
+        _ => Ok(rates),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const MB: u64 = 1_000_000;
+
+    #[test]
+    fn thresholds_not_given_keep_the_order() {
+        let spikes = |text: &str| {
+            let spike = Some(severities(text).expect("valid"));
+            let limits = DetectorArguments { spike, ..DetectorArguments::default() }.limits();
+            let SpikeOptions { medium_bytes, high_bytes, critical_bytes, .. } =
+                limits.detectors.spikes;
+            [medium_bytes, high_bytes, critical_bytes]
+        };
+
+        assert_eq!(spikes("medium=1MB"), [MB, 50 * MB, 100 * MB]);
+        assert_eq!(spikes("medium=200MB"), [200 * MB; 3]);
+        assert_eq!(spikes("critical=10MB"), [10 * MB; 3]);
+        assert_eq!(spikes("medium=1MB,high=2MB,critical=3MB"), [MB, 2 * MB, 3 * MB]);
+    }
+
+    #[test]
+    fn malformed_thresholds_say_what_is_expected() {
+        assert!(severities("25MB").expect_err("no name").contains("medium=SIZE"));
+        assert!(severities("high=1MB,critical=1KB").expect_err("order").contains("in order"));
+        assert!(rates("50MB").expect_err("no hour").contains("50MB/h"));
+        assert!(rates("healthy=2MB/h,alert=1MB/h").is_err());
+        assert_eq!(rates("1KB/h"), Ok(Rates { healthy: None, alert: Some(1e3) }));
+    }
+
+    #[test]
+    fn suppressions_that_cannot_be_read_are_an_error() {
+        let suppressions = Some("/nonexistent/known".into());
+        let arguments = DetectorArguments { suppressions, ..DetectorArguments::default() };
+
+        let error = arguments.suppressions().expect_err("no file");
+
+        assert!(error.to_string().contains("check --suppressions"), "{error}");
+    }
+}

@@ -1,0 +1,103 @@
+//! The live blocks of the sites in question, by age: one pass over everything that lives.
+//!
+//! Birth times are kept with the blocks, so survival costs nothing until somebody asks.
+
+use rustc_hash::FxHashMap;
+
+use crate::pipeline::account::Claim;
+use crate::pipeline::processes::Processes;
+use crate::pipeline::stacks::SiteId;
+use crate::record::Time;
+
+/// In how many spans a site's time is cut.
+pub(super) const SPANS: usize = 20;
+
+/// Blocks from this size on are checked one by one for lying in a mapping in question.
+const LARGE_BYTES: u64 = 64 << 10;
+/// Of the smaller ones, those at one of so many addresses.
+const SAMPLED: u64 = 8;
+
+/// What lives of a site.
+#[derive(Clone, Debug)]
+pub(super) struct Survivors {
+    /// The time that is cut into [`SPANS`].
+    pub(super) since: Time,
+    pub(super) until: Time,
+    pub(super) blocks: [u64; SPANS],
+    pub(super) bytes: [u64; SPANS],
+    pub(super) oldest: Time,
+    pub(super) smallest_bytes: u64,
+    pub(super) largest_bytes: u64,
+    /// Bytes of mappings in which heap blocks lie: the allocator's own.
+    pub(super) allocator_bytes: u64,
+}
+
+impl Survivors {
+    pub(super) fn new(since: Time, until: Time) -> Survivors {
+        Survivors {
+            since,
+            until,
+            blocks: [0; SPANS],
+            bytes: [0; SPANS],
+            oldest: until,
+            smallest_bytes: u64::MAX,
+            largest_bytes: 0,
+            allocator_bytes: 0,
+        }
+    }
+
+    fn add(&mut self, born: Time, bytes: u64) {
+        let length = self.until.0.saturating_sub(self.since.0).max(1);
+        let age = u128::from(born.0.saturating_sub(self.since.0));
+        let span = (age * SPANS as u128 / u128::from(length)) as usize;
+        let span = span.min(SPANS - 1);
+        self.blocks[span] += 1;
+        self.bytes[span] = self.bytes[span].saturating_add(bytes);
+        self.oldest = self.oldest.min(born);
+        self.smallest_bytes = self.smallest_bytes.min(bytes);
+        self.largest_bytes = self.largest_bytes.max(bytes);
+    }
+}
+
+/// Counts what lives of each site in `survivors`. Copies that `fork` made are their originals'.
+pub(super) fn survey(processes: &Processes, survivors: &mut FxHashMap<SiteId, Survivors>) {
+    if survivors.is_empty() {
+        return;
+    }
+    let highest = survivors.keys().map(|site| site.index()).max().unwrap_or(0);
+    let mut wanted = vec![false; highest + 1];
+    survivors.keys().for_each(|site| wanted[site.index()] = true);
+    let is_wanted = |site: SiteId| wanted.get(site.index()).copied().unwrap_or(false);
+    for process in processes.all_running() {
+        let pieces: Vec<_> =
+            process.mappings.pieces().filter(|piece| is_wanted(piece.origin.site)).collect();
+        let mut is_allocators = vec![false; pieces.len()];
+        for (address, block) in process.heap.blocks_at() {
+            if is_wanted(block.site)
+                && block.claim == Claim::Own
+                && let Some(survivors) = survivors.get_mut(&block.site)
+            {
+                survivors.add(block.born.time(), block.size_bytes);
+            }
+            if !pieces.is_empty()
+                && (block.size_bytes >= LARGE_BYTES || (address.0 / 16).is_multiple_of(SAMPLED))
+            {
+                let after = pieces.partition_point(|piece| piece.start <= address.0);
+                if let Some(index) = after.checked_sub(1)
+                    && address.0 < pieces[index].end
+                {
+                    is_allocators[index] = true;
+                }
+            }
+        }
+        for (piece, is_allocators) in pieces.iter().zip(is_allocators) {
+            let bytes = piece.end - piece.start;
+            if let Some(survivors) = survivors.get_mut(&piece.origin.site) {
+                survivors.add(piece.origin.born, bytes);
+                if is_allocators {
+                    survivors.allocator_bytes = survivors.allocator_bytes.saturating_add(bytes);
+                }
+            }
+        }
+    }
+}
