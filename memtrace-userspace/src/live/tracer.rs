@@ -366,6 +366,13 @@ impl Tracer {
         Ok(())
     }
 
+    /// Marks this moment.
+    pub fn mark(&mut self, text: String) -> Time {
+        let time = self.clock.now();
+        self.out.push(Record::Mark { time, text });
+        time
+    }
+
     /// Detaches from everything. Gives the last records, and what could be traced at all.
     pub fn finish(mut self, reason: EndReason) -> Result<(Vec<Record>, Verdict), TracerError> {
         let time = self.clock.now();

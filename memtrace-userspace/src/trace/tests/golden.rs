@@ -16,6 +16,9 @@ use crate::record::{
     ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
+/// How many variants there were when the file was written; later ones have other tests.
+const FIRST_VARIANTS: usize = 26;
+
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/trace/tests/version_1.golden");
 
 /// A short session with everything that can happen in it.
@@ -120,10 +123,10 @@ fn trace_of_version_1_reads_as_it_was_written() {
 }
 
 #[test]
-fn golden_session_has_every_variant() {
+fn golden_session_has_every_variant_of_its_time() {
     let mut seen = [false; VARIANTS];
 
     records().iter().for_each(|record| seen[variant(record)] = true);
 
-    assert_eq!(seen, [true; VARIANTS]);
+    assert_eq!(seen[..FIRST_VARIANTS], [true; FIRST_VARIANTS]);
 }

@@ -248,7 +248,7 @@ impl Point {
                 self.live.change(posting);
                 self.lifetimes_ns = self.lifetimes_ns.wrapping_add(moments);
             }
-            Change::Abandon => {}
+            Change::Abandon | Change::Hold | Change::LetGo => {}
         }
         if change == Change::Acquire {
             self.total.bytes = self.total.bytes.wrapping_add(bytes);

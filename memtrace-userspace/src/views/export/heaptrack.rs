@@ -104,7 +104,11 @@ impl<W: Write> Writer<W> {
             let sign = match change {
                 Change::Acquire | Change::Reclaim => '+',
                 Change::Release => '-',
-                Change::Inherit | Change::Disinherit | Change::Abandon => continue,
+                Change::Inherit
+                | Change::Disinherit
+                | Change::Abandon
+                | Change::Hold
+                | Change::LetGo => continue,
             };
             let (api, _) = pipeline.known_call_path(site);
             if !api.acquires_block() || blocks == 0 {
