@@ -235,7 +235,7 @@ fn mapping() -> impl Strategy<Value = Record> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    // Boxed: unboxed, the trees of all variants together are too large for a thread's stack.
+    // Boxed: a value with room for every variant would not fit into a test's stack.
     let record = prop_oneof![
         8 => heap().boxed(),
         2 => mapping().boxed(),

@@ -189,6 +189,7 @@ impl<W: Write + Send> Writer<W> {
         if known.is_none()
             && let (_, Some(stack)) = pipeline.known_call_path(site)
         {
+            names.learn_jit_names(&pipeline.jit_names());
             *known = Some(names.symbolize(pipeline.images(), stack));
         }
     }
