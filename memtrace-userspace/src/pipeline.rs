@@ -379,6 +379,11 @@ impl Pipeline {
         self.images.all()
     }
 
+    /// The names so far of code that lies in no file.
+    pub fn jit_names(&self) -> Arc<snapshot::JitNames> {
+        self.jit_names.named()
+    }
+
     /// The process of a thread that runs.
     pub fn process_of(&self, tid: Tid) -> Option<Pid> {
         self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)

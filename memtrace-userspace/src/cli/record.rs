@@ -122,7 +122,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();
-        let mut names = SymbolArguments::default().names_of(running);
+        let mut names = SymbolArguments::default().names_of_running(&running);
         write_json(report, &snapshot, &mut names, &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {

@@ -195,6 +195,8 @@ impl Spikes {
                 spike.spike.returned = Some(now);
             }
             self.keep(spike);
+            // What rose in this run is not to be counted again.
+            self.window.drain(..self.window.len() - 1);
         }
         self.set_alarm();
     }

@@ -144,6 +144,19 @@ fn mappings_make_spikes_unless_the_heap_lies_in_them() {
 }
 
 #[test]
+fn creep_after_a_rise_of_two_ticks_is_no_second_spike() {
+    let mut records = start();
+    // 36 blocks in one tick, 24 in the next, and 2 MB more while only these 24 are in the window.
+    rise(&mut records, 5 * SECOND + TICK - 3_550_000, 60);
+    records.push(alloc(6 * SECOND + TICK / 2, MAIN, 4000 * MB, 2 * MB, 1));
+
+    let heights: Vec<u64> =
+        spikes_until(records, 9 * SECOND).iter().map(|s| s.height_bytes).collect();
+
+    assert_eq!(heights.len(), 1, "{heights:?}");
+}
+
+#[test]
 fn creep_before_a_spike_is_no_part_of_it() {
     let mut records = start();
     for n in 0..100 {

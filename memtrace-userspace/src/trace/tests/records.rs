@@ -242,7 +242,7 @@ fn mapping() -> impl Strategy<Value = Record> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    // In boxes, so that a thread's stack has room for their values.
+    // Boxed: a value with room for every variant would not fit into a test's stack.
     let record = prop_oneof![
         8 => heap().boxed(),
         2 => mapping().boxed(),

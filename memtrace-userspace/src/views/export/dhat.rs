@@ -161,6 +161,7 @@ impl Profile {
         let mut frames = vec![self.frame(api_frame(api))];
         match stack {
             Some(stack) => {
+                names.learn_jit_names(&pipeline.jit_names());
                 let stack = names.symbolize(pipeline.images(), stack);
                 frames.extend(stack.frames.iter().map(|frame| self.frame(label(frame))));
                 if stack.end != End::Root {

@@ -155,6 +155,7 @@ impl<W: Write> Writer<W> {
         let mut node = 0;
         match pipeline.known_call_path(site).1 {
             Some(stack) => {
+                names.learn_jit_names(&pipeline.jit_names());
                 let stack = names.symbolize(pipeline.images(), stack);
                 if stack.end != End::Root || stack.frames.is_empty() {
                     let cut = self.cut(stack.end)?;

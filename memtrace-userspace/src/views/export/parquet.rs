@@ -8,8 +8,9 @@
 //!   time_ns pid tid kind api address size stack_id function stack
 //! ```
 //!
-//! Rows are collected until a row group is full; that, and the text of each stack, is all that is in
-//! memory.
+//! Rows are collected until a row group is full. They hold the numbers of stacks: the text of one is
+//! made when it is written, and only so many are kept ([`KEPT_TEXT_BYTES`]), because a million of
+//! them are gigabytes.
 
 use std::io::{self, Write};
 use std::sync::Arc;
@@ -23,13 +24,14 @@ use parquet::file::metadata::KeyValue;
 use parquet::file::properties::WriterProperties;
 use parquet::file::writer::{SerializedFileWriter, SerializedRowGroupWriter};
 use parquet::schema::parser::parse_message_type;
+use rustc_hash::FxHashMap;
 
 use super::folded::folded_name;
 use super::weights::Node;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Pipeline, Posting, SiteId};
 use crate::record::{Record, Tid, Time};
-use crate::views::frames::Names;
+use crate::views::frames::{Names, SymbolizedStack};
 use crate::views::{caveats, summary};
 
 /// What a reader sees. Numbers that people subtract have a sign.
@@ -50,14 +52,26 @@ const SCHEMA: &str = "message event {
 const GROUP_ROWS: usize = 1 << 19;
 /// Beyond this, a column of a group writes its texts one by one.
 const DICTIONARY_BYTES: usize = 64 << 20;
+/// Texts of stacks that are kept, about.
+const KEPT_TEXT_BYTES: usize = 64 << 20;
+/// So many rows have their texts in memory, whether those are kept or not.
+const TEXT_ROWS: usize = 1 << 12;
 
 /// Writes rows as they come.
 pub struct Writer<W: Write + Send> {
     out: SerializedFileWriter<W>,
     rows: Rows,
-    /// By the site's number.
-    sites: Vec<Option<SiteTexts>>,
+    /// The stacks that are known, by the site's number.
+    stacks: Vec<Option<Arc<SymbolizedStack>>>,
+    texts: Texts,
     kinds: Vec<(&'static str, ByteArray)>,
+}
+
+/// The texts of sites that were written lately.
+#[derive(Default)]
+struct Texts {
+    by_site: FxHashMap<SiteId, SiteTexts>,
+    bytes: usize,
 }
 
 /// The texts of a site.
@@ -77,9 +91,7 @@ struct Rows {
     api: Vec<Option<ByteArray>>,
     address: Vec<Option<i64>>,
     size: Vec<Option<i64>>,
-    stack_id: Vec<Option<i32>>,
-    function: Vec<Option<ByteArray>>,
-    stack: Vec<Option<ByteArray>>,
+    site: Vec<Option<SiteId>>,
 }
 
 /// What a record says of itself.
@@ -105,7 +117,8 @@ impl<W: Write + Send> Writer<W> {
         Ok(Writer {
             out: out.map_err(failed)?,
             rows: Rows::default(),
-            sites: Vec::new(),
+            stacks: Vec::new(),
+            texts: Texts::default(),
             kinds: Vec::new(),
         })
     }
@@ -126,7 +139,9 @@ impl<W: Write + Send> Writer<W> {
             [released] => Some(released.bytes),
             _ => None,
         });
-        let texts = site.map(|site| self.texts(site, pipeline, names));
+        if let Some(site) = site {
+            self.learn(site, pipeline, names);
+        }
         let api = api.map(|api| self.kind(api.name()));
         let kind = self.kind(kind);
         let rows = &mut self.rows;
@@ -137,13 +152,7 @@ impl<W: Write + Send> Writer<W> {
         rows.api.push(api);
         rows.address.push(address.map(|address| address as i64));
         rows.size.push(size.map(signed));
-        rows.stack_id.push(site.map(|site| site.index() as i32));
-        let (function, stack) = match texts {
-            Some(SiteTexts { function, stack }) => (function, Some(stack)),
-            None => (None, None),
-        };
-        rows.function.push(function);
-        rows.stack.push(stack);
+        rows.site.push(site);
         if rows.time.len() == GROUP_ROWS { self.flush() } else { Ok(()) }
     }
 
@@ -171,33 +180,18 @@ impl<W: Write + Send> Writer<W> {
         text
     }
 
-    fn texts(&mut self, site: SiteId, pipeline: &Pipeline, names: &mut Names) -> SiteTexts {
-        if let Some(Some(known)) = self.sites.get(site.index()) {
-            return known.clone();
+    /// Finds names for a stack, once its frames are known.
+    fn learn(&mut self, site: SiteId, pipeline: &Pipeline, names: &mut Names) {
+        if self.stacks.len() <= site.index() {
+            self.stacks.resize(site.index() + 1, None);
         }
-        let (_, stack) = pipeline.known_call_path(site);
-        let Some(stack) = stack else {
-            // Its frames may still come.
-            let missing = Node::Cut(End::Missing).name();
-            return SiteTexts { function: None, stack: missing.as_str().into() };
-        };
-        let stack = names.symbolize(pipeline.images(), stack);
-        let mut nodes: Vec<Node<'_>> = Vec::new();
-        if stack.end != End::Root || stack.frames.is_empty() {
-            nodes.push(Node::Cut(stack.end));
+        let known = &mut self.stacks[site.index()];
+        if known.is_none()
+            && let (_, Some(stack)) = pipeline.known_call_path(site)
+        {
+            names.learn_jit_names(&pipeline.jit_names());
+            *known = Some(names.symbolize(pipeline.images(), stack));
         }
-        nodes.extend(stack.frames.iter().rev().map(|frame| Node::Frame(frame)));
-        let path: Vec<String> = nodes.into_iter().map(folded_name).collect();
-        let function = stack.frames.first().and_then(|frame| frame.function.name.as_deref());
-        let texts = SiteTexts {
-            function: function.map(ByteArray::from),
-            stack: path.join(";").as_str().into(),
-        };
-        if self.sites.len() <= site.index() {
-            self.sites.resize(site.index() + 1, None);
-        }
-        self.sites[site.index()] = Some(texts.clone());
-        texts
     }
 
     fn flush(&mut self) -> io::Result<()> {
@@ -205,8 +199,7 @@ impl<W: Write + Send> Writer<W> {
             return Ok(());
         }
         let mut group = self.out.next_row_group().map_err(failed)?;
-        let Rows { time, pid, tid, kind, api, address, size, stack_id, function, stack } =
-            &mut self.rows;
+        let Rows { time, pid, tid, kind, api, address, size, site } = &mut self.rows;
         required::<Int64Type>(&mut group, time)?;
         optional::<Int32Type>(&mut group, pid)?;
         required::<Int32Type>(&mut group, tid)?;
@@ -214,11 +207,48 @@ impl<W: Write + Send> Writer<W> {
         optional::<ByteArrayType>(&mut group, api)?;
         optional::<Int64Type>(&mut group, address)?;
         optional::<Int64Type>(&mut group, size)?;
-        optional::<Int32Type>(&mut group, stack_id)?;
-        optional::<ByteArrayType>(&mut group, function)?;
-        optional::<ByteArrayType>(&mut group, stack)?;
+        let id = |site: &Option<SiteId>| site.map(|site| site.index() as i32);
+        optional::<Int32Type>(&mut group, &mut site.iter().map(id).collect())?;
+        let (stacks, texts) = (&self.stacks, &mut self.texts);
+        text_column(&mut group, site, |site| texts.of(site, stacks).function)?;
+        text_column(&mut group, site, |site| Some(texts.of(site, stacks).stack))?;
+        site.clear();
         group.close().map_err(failed)?;
         Ok(())
+    }
+}
+
+impl Texts {
+    fn of(&mut self, site: SiteId, stacks: &[Option<Arc<SymbolizedStack>>]) -> SiteTexts {
+        if let Some(known) = self.by_site.get(&site) {
+            return known.clone();
+        }
+        let texts = match stacks.get(site.index()) {
+            Some(Some(stack)) => SiteTexts::new(stack),
+            Some(None) | None => {
+                let missing = Node::Cut(End::Missing).name();
+                SiteTexts { function: None, stack: missing.as_str().into() }
+            }
+        };
+        if self.bytes > KEPT_TEXT_BYTES {
+            *self = Texts::default();
+        }
+        self.bytes += texts.stack.len();
+        self.by_site.insert(site, texts.clone());
+        texts
+    }
+}
+
+impl SiteTexts {
+    fn new(stack: &SymbolizedStack) -> SiteTexts {
+        let mut nodes: Vec<Node<'_>> = Vec::with_capacity(stack.frames.len() + 1);
+        if stack.end != End::Root || stack.frames.is_empty() {
+            nodes.push(Node::Cut(stack.end));
+        }
+        nodes.extend(stack.frames.iter().rev().map(|frame| Node::Frame(frame)));
+        let path: Vec<String> = nodes.into_iter().map(folded_name).collect();
+        let function = stack.frames.first().and_then(|frame| frame.function.name.as_deref());
+        SiteTexts { function: function.map(ByteArray::from), stack: path.join(";").as_str().into() }
     }
 }
 
@@ -252,13 +282,35 @@ fn optional<T: DataType>(
     column::<T>(group, &values, Some(&levels))
 }
 
+/// Writes the next column of the group: a text of each site, made some rows at a time.
+fn text_column(
+    group: &mut SerializedRowGroupWriter<'_, impl Write + Send>,
+    sites: &[Option<SiteId>],
+    mut text: impl FnMut(SiteId) -> Option<ByteArray>,
+) -> io::Result<()> {
+    let column = group.next_column().map_err(failed)?;
+    let mut column = column.ok_or_else(too_many_columns)?;
+    for sites in sites.chunks(TEXT_ROWS) {
+        let texts: Vec<_> = sites.iter().map(|site| site.and_then(&mut text)).collect();
+        let levels: Vec<i16> = texts.iter().map(|text| i16::from(text.is_some())).collect();
+        let texts: Vec<_> = texts.into_iter().flatten().collect();
+        let writer = column.typed::<ByteArrayType>();
+        writer.write_batch(&texts, Some(&levels), None).map_err(failed)?;
+    }
+    column.close().map_err(failed)
+}
+
+fn too_many_columns() -> io::Error {
+    io::Error::other("the schema has fewer columns than are written")
+}
+
 fn column<T: DataType>(
     group: &mut SerializedRowGroupWriter<'_, impl Write + Send>,
     values: &[T::T],
     levels: Option<&[i16]>,
 ) -> io::Result<()> {
     let column = group.next_column().map_err(failed)?;
-    let mut column = column.ok_or_else(|| io::Error::other("the schema has fewer columns"))?;
+    let mut column = column.ok_or_else(too_many_columns)?;
     column.typed::<T>().write_batch(values, levels, None).map_err(failed)?;
     column.close().map_err(failed)
 }
