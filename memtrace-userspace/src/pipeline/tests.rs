@@ -8,6 +8,7 @@ mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod range;
 mod shown;
 mod spikes;
 mod stacks;

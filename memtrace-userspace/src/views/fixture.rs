@@ -22,8 +22,8 @@ use crate::pipeline::findings::{
     ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
-    Usage,
+    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
+    Totals, Usage,
 };
 use crate::reach::Cost;
 use crate::record::{
@@ -134,6 +134,9 @@ pub(crate) fn snapshot() -> Snapshot {
                 resident_bytes: 90 * MIB,
             })
             .collect(),
+        scope: Scope::Run,
+        marks: Vec::new(),
+        phases: Vec::new(),
         spikes,
         leaks,
         probes: vec![
