@@ -190,7 +190,7 @@ impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
-            ("--from, --to or --at", self.part.is_given(), !format.is_made_of_events()),
+            ("--from, --to or --at", self.part.is_given(), format.shows_a_part()),
             ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
             ("--top", self.top.is_some(), format.is_list()),
             ("--sort", self.sort.is_some(), format.is_list()),

@@ -83,6 +83,11 @@ impl Format {
         matches!(self, Format::Dhat | Format::Heaptrack | Format::Parquet)
     }
 
+    /// Whether it can be about a part of a session. In a page the reader chooses one.
+    pub(super) fn shows_a_part(self) -> bool {
+        !self.is_made_of_events() && self != Format::Html
+    }
+
     /// Whether it would make a mess of a terminal.
     pub(super) fn is_binary(self) -> bool {
         match self {

@@ -93,3 +93,58 @@ fn write_up_to<'f>(out: &mut impl Write, frame: &'f str, mark: &str) -> io::Resu
 fn source_hash(text: &str) -> String {
     format!("sha256-{}", STANDARD.encode(Sha256::digest(text)))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read;
+
+    use flate2::read::GzDecoder;
+
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::{SortKey, rank};
+
+    fn page() -> String {
+        let (snapshot, mut names) = (fixture::snapshot(), fixture::names());
+        let ranking = rank(&snapshot, &mut names, SortKey::Live);
+        let mut out = Vec::new();
+        write(&mut out, &snapshot, &ranking, Activity::default(), &mut names).expect("a Vec");
+        String::from_utf8(out).expect("UTF-8")
+    }
+
+    /// What stands between two texts.
+    fn between<'t>(text: &'t str, before: &str, behind: &str) -> &'t str {
+        let (_, rest) = text.split_once(before).expect(before);
+        rest.split_once(behind).expect(behind).0
+    }
+
+    #[test]
+    fn policy_allows_the_script_and_the_style_of_the_page() {
+        let page = page();
+
+        let policy = between(&page, "Content-Security-Policy\" content=\"", "\"");
+        let script = source_hash(between(&page, "<script>", "</script>"));
+        let style = source_hash(between(&page, "<style>", "</style>"));
+        assert!(policy.contains(&format!("script-src '{script}'")), "{policy}");
+        assert!(policy.contains(&format!("style-src '{style}'")), "{policy}");
+    }
+
+    #[test]
+    fn packed_data_hold_the_report_and_every_row() {
+        let page = page();
+
+        let packed = between(&page, "application/octet-stream\">", "</script>");
+        let packed = STANDARD.decode(packed).expect("base64");
+        let mut text = String::new();
+        GzDecoder::new(&*packed).read_to_string(&mut text).expect("gzip of UTF-8");
+        let data: serde_json::Value = serde_json::from_str(&text).expect("JSON");
+        assert_eq!(data["report"]["format"], "memtrace-report");
+        assert_eq!(data["rows"].as_array().map(Vec::len), Some(5));
+        assert_eq!(data["report"]["stacks"].as_array().map(Vec::len), Some(0));
+    }
+
+    #[test]
+    fn equal_sessions_give_equal_pages() {
+        assert_eq!(page(), page());
+    }
+}

@@ -153,7 +153,8 @@ impl Activity {
             Change::Release | Change::Disinherit => {
                 site.live_bytes = site.live_bytes.wrapping_sub(bytes);
             }
-            Change::Abandon => {}
+            // The last two are of ranges only.
+            Change::Abandon | Change::Hold | Change::LetGo => {}
         }
     }
 
@@ -250,4 +251,104 @@ fn merge(first: &[Cell], second: &[Cell]) -> Vec<Cell> {
     }
     merged.extend(second);
     merged
+}
+
+#[cfg(test)]
+mod tests {
+    use memtrace_common::addr::Avma;
+
+    use super::*;
+    use crate::pipeline::Limits;
+    use crate::record::{Pid, Process, Tid, WireStackId};
+
+    const PID: Pid = Pid(1);
+    const TID: Tid = Tid(1);
+
+    fn process() -> Record {
+        let (exe, command) = (Vec::new(), Vec::new());
+        Record::Process(Process { time: Time(0), pid: PID, parent: None, exe, command })
+    }
+
+    fn stack(id: u64) -> Record {
+        Record::Stack { id: WireStackId(id), pid: PID, end: End::Root, frames: vec![Avma(id)] }
+    }
+
+    fn alloc(ms: u64, stack: u64, ptr: u64, size: u64) -> Record {
+        let (time, ptr, stack) = (Time(ms * 1_000_000), Avma(ptr), WireStackId(stack));
+        Record::Alloc { time, tid: TID, api: Api::Malloc, ptr, size, stack }
+    }
+
+    fn free(ms: u64, ptr: u64) -> Record {
+        let time = Time(ms * 1_000_000);
+        Record::Free { time, tid: TID, api: Api::Free, ptr: Avma(ptr) }
+    }
+
+    fn finished(records: &[Record]) -> Finished {
+        let mut pipeline = Pipeline::new(Limits::default());
+        let (mut activity, mut postings) = (Activity::default(), Vec::new());
+        for record in records {
+            pipeline.apply_with(record, &mut postings);
+            activity.event(record, &postings, &pipeline);
+        }
+        activity.finish(pipeline.now())
+    }
+
+    /// Step, place of the only frame, allocations, bytes, temporary, live.
+    fn cells(finished: &Finished) -> Vec<(usize, usize, u64, u64, u64, u64)> {
+        let mut cells = Vec::new();
+        for (step, each) in finished.steps.iter().enumerate() {
+            for cell in each {
+                let &Cell { site, allocations, allocated_bytes, temporary, live_bytes } = cell;
+                let frames = finished.sites[site.index()].0.frames.len();
+                cells.push((step, frames, allocations, allocated_bytes, temporary, live_bytes));
+            }
+        }
+        cells
+    }
+
+    #[test]
+    fn step_holds_the_sites_that_changed_in_it() {
+        let records = [
+            process(),
+            stack(7),
+            alloc(0, 7, 0x100, 10),
+            alloc(0, 7, 0x200, 5),
+            free(0, 0x200),
+            free(3, 0x100),
+            Record::Tick { time: Time(4_500_000) },
+        ];
+
+        let finished = finished(&records);
+
+        assert_eq!(cells(&finished), [(0, 1, 2, 15, 1, 10), (3, 1, 0, 0, 0, 0)]);
+        let ms = |ends: &[Time]| ends.iter().map(|end| end.0 / 1_000).collect::<Vec<_>>();
+        assert_eq!(ms(&finished.ends), [1_000, 2_000, 3_000, 4_500]);
+    }
+
+    #[test]
+    fn site_whose_frames_come_late_has_them_at_the_end() {
+        let records = [process(), alloc(0, 7, 0x100, 10), stack(7)];
+
+        let finished = finished(&records);
+
+        assert_eq!(cells(&finished), [(0, 1, 1, 10, 0, 10)]);
+    }
+
+    #[test]
+    fn long_session_has_few_steps_and_loses_nothing() {
+        let mut records = vec![process(), stack(7), stack(8)];
+        for n in 0..10_000 {
+            records.push(alloc(n * 7, 7 + n % 2, 0x1000 + n * 64, 3));
+        }
+
+        let finished = finished(&records);
+
+        assert!(finished.steps.len() <= STEPS && finished.steps.len() >= STEPS / 2);
+        assert_eq!(finished.steps.len(), finished.ends.len());
+        assert_eq!(finished.ends.last(), Some(&Time(9_999 * 7 * 1_000_000)));
+        let cells = cells(&finished);
+        assert_eq!(cells.iter().map(|cell| cell.2).sum::<u64>(), 10_000);
+        assert_eq!(cells.iter().map(|cell| cell.3).sum::<u64>(), 30_000);
+        assert_eq!(cells.iter().rev().take(2).map(|cell| cell.5).sum::<u64>(), 30_000);
+    }
 }

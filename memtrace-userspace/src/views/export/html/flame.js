@@ -33,8 +33,7 @@ class Flame {
     this.metric = METRICS[metric];
     this.weighed = this.trees[tree].weigh(measured[metric], isShown);
     if (this.zoomed >= 0 && this.weighed.weight[this.zoomed] === 0) this.zoomed = -1;
-    const matches = matcher(search);
-    this.isMatch = matches && this.session.functions.map(({ name }) => matches(name));
+    this.isMatch = this.session.matches(search);
     this.draw();
   }
 
@@ -208,7 +207,7 @@ class Colors {
       ...modules.slice(0, 6).map((module) =>
         element("span", { title: module }, element("i", { class: "swatch", style: { background: `hsl(${this.hue.get(module)} 60% 60%)` } }), baseName(module)),
       ),
-      modules.length > 6 && `and ${modules.length - 6} more`,
+      ...(modules.length > 6 ? [`and ${modules.length - 6} more`] : []),
     );
   }
 
@@ -244,6 +243,8 @@ function withoutArguments(name) {
     else if (letter === ">" || letter === ")") depth = Math.max(0, depth - 1);
     else if (depth === 0) plain += letter;
   }
-  return plain.length > 2 ? plain : name;
+  // `<T as Trait>::call` leaves `::call`.
+  plain = plain.replace(/^(::)+/, "");
+  return plain === "" ? name : plain;
 }
 

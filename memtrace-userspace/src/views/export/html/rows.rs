@@ -401,3 +401,91 @@ impl Tree {
         heavy.map(|(node, _)| node).collect()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::activity::Activity;
+    use super::*;
+    use crate::views::fixture;
+    use crate::views::ranking::rank;
+
+    const AMPLE: Room = Room { rows: 100, nodes: 1_000, cells: 1_000 };
+
+    fn made(room: Room) -> Rows {
+        let (snapshot, mut names) = (fixture::snapshot(), fixture::names());
+        let ranking = rank(&snapshot, &mut names, SortKey::Live);
+        let finished = Activity::default().finish(snapshot.now);
+        rows(&snapshot, &ranking, &finished, &mut names, room)
+    }
+
+    /// The path of a row from the root, its stacks and live bytes.
+    fn listed(rows: &Rows) -> Vec<(String, u64, u64)> {
+        let name = |call: u32| match rows.calls[call as usize] {
+            Call::Line { function, .. } => {
+                rows.functions[function as usize].name.as_deref().unwrap_or("??").to_owned()
+            }
+            Call::Cut(end) => end.name().to_owned(),
+            Call::Others => "others".to_owned(),
+        };
+        let path = |mut node: u32| {
+            let mut path = Vec::new();
+            while node != ROOT {
+                let Node { parent, call } = rows.nodes[node as usize];
+                path.insert(0, name(call));
+                node = parent;
+            }
+            path.join(" ")
+        };
+        let row = |row: &Row| (path(row.node), row.stacks, row.usage.live_bytes);
+        rows.rows.iter().map(row).collect()
+    }
+
+    #[test]
+    fn stacks_beyond_the_room_are_summed_up_below_what_they_share_with_the_heaviest() {
+        let all = listed(&made(AMPLE));
+        let few = made(Room { rows: 2, ..AMPLE });
+
+        assert_eq!(all.len(), 5);
+        // What leaks comes first; then the only mapping, which is all that is mapped.
+        assert_eq!(
+            listed(&few),
+            [
+                ("main handle leak_per_request".to_owned(), 1, 12 << 20),
+                ("main".to_owned(), 1, 32 << 20),
+                ("main others".to_owned(), 2, 2 << 20),
+                ("others".to_owned(), 1, 300),
+            ]
+        );
+        assert_eq!(few.folded_stacks, 3);
+        let sum = |rows: &[(String, u64, u64)]| rows.iter().map(|row| row.2).sum::<u64>();
+        assert_eq!(sum(&listed(&few)), sum(&all));
+    }
+
+    #[test]
+    fn tree_keeps_to_its_room() {
+        let few = made(Room { nodes: 4, ..AMPLE });
+
+        // One node more for each row of folded stacks.
+        assert!(few.nodes.len() <= 4 + 2, "{few:?}");
+    }
+
+    #[test]
+    fn too_many_changes_make_steps_longer_and_lose_nothing() {
+        let mut rows = made(AMPLE);
+        rows.ends = (1..=5).map(Time).collect();
+        let change = |step, grown: i64| Change {
+            step,
+            allocations: 1,
+            allocated_bytes: 8,
+            temporary: 0,
+            grown_bytes: grown.cast_unsigned(),
+        };
+        rows.rows[0].changes = vec![change(0, 8), change(1, -8), change(4, 8)];
+
+        rows.shorten(2);
+
+        assert_eq!(rows.ends, [Time(2), Time(4), Time(5)]);
+        let merged = Change { allocations: 2, allocated_bytes: 16, ..change(0, 0) };
+        assert_eq!(rows.rows[0].changes, [merged, change(2, 8)]);
+    }
+}

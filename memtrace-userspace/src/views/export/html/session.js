@@ -151,6 +151,13 @@ class Session {
     return best;
   }
 
+  /** Of each function, whether its name or its files hold the text; null if nothing is searched. */
+  matches(search) {
+    const wanted = search.trim().toLowerCase();
+    const holds = (text) => text !== null && text.toLowerCase().includes(wanted);
+    return wanted === "" ? null : this.functions.map(({ name, module, file }) => holds(name) || holds(module) || holds(file));
+  }
+
   /** The calls of a row, from the allocating function outwards. */
   frames(row) {
     const { calls } = this.page;

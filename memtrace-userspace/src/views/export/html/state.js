@@ -24,7 +24,8 @@ class State {
   read() {
     this.values = { ...DEFAULTS };
     for (const [name, value] of new URLSearchParams(location.hash.slice(1))) {
-      if (CHOICES[name]?.includes(value) || name === "search") this.values[name] = value;
+      const isChoice = Object.hasOwn(CHOICES, name) && CHOICES[name].includes(value);
+      if (isChoice || name === "search") this.values[name] = value;
       if (name === "from" || name === "to") {
         const seconds = Number.parseFloat(value);
         if (seconds >= 0) this.values[name] = seconds;
@@ -53,16 +54,11 @@ class State {
 /** The steps of the chosen range, or null for the whole session. */
 function chosenRange({ from, to }, session) {
   if (from === null && to === null) return null;
-  const first = session.stepAt((from ?? 0) * 1e9);
+  // Seconds are not exact to the nanosecond.
+  const first = session.stepAt((from ?? 0) * 1e9 + 1e3);
   // A range ends where a step ends, and that step is its last one.
-  const end = (to ?? Infinity) * 1e9;
-  const last = Math.max(first, session.ends.findLastIndex((stepEnd) => stepEnd <= end + 1e3));
+  const end = (to ?? Infinity) * 1e9 - 1e3;
+  const last = Math.max(first, session.stepAt(end));
   return { from: first, to: last };
-}
-
-/** Whether a name holds what is searched for; letters count alike. */
-function matcher(search) {
-  const wanted = search.trim().toLowerCase();
-  return wanted === "" ? null : (text) => text !== null && text.toLowerCase().includes(wanted);
 }
 

@@ -108,11 +108,9 @@ function functionsTab(session, state) {
         if (index === path[0]) addNumbers(entry.own, measured, row);
       });
     });
-    const matches = matcher(values.search);
-    const rows = [...functions.values()].filter(({ called, own, total }) => {
-      return (!matches || matches(called.name) || matches(called.module) || matches(called.file)) && (total[metric] !== 0 || own.allocations > 0);
-    });
-    table.show(rows);
+    const isMatch = session.matches(values.search);
+    const isListed = ([index, { own, total }]) => (!isMatch || isMatch[index]) && (total[metric] !== 0 || own.allocations > 0);
+    table.show([...functions].filter(isListed).map(([, entry]) => entry));
   };
   return { box: table.box, show };
 }
@@ -172,8 +170,7 @@ function stacksTab(session) {
     }
     measured = now;
     whole = sumOf(measured[metric], isShown);
-    const matches = matcher(values.search);
-    const isMatch = matches && session.functions.map(({ name, module, file }) => matches(name) || matches(module) || matches(file));
+    const isMatch = session.matches(values.search);
     const rows = session.rows.map((_, row) => row).filter((row) => {
       return isShown(row) && (measured[metric][row] !== 0 || measured.allocations[row] > 0) && (!isMatch || functionPath(session, row).some((index) => isMatch[index]));
     });

@@ -1,6 +1,6 @@
 // The timeline: memory and allocation rate over the session, and the range that is chosen on it.
 
-const LANES = { notes: 20, memory: 150, gap: 14, rate: 44, axis: 22, left: 64, right: 12 };
+const LANES = { notes: 20, memory: 150, gap: 14, rate: 44, axis: 22, left: 82, right: 12 };
 
 const SERIES = [
   { key: "live_bytes", title: "live heap", className: "live" },
