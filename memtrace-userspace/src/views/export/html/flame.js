@@ -196,8 +196,8 @@ class Colors {
   constructor(session) {
     const weight = new Map();
     session.rows.forEach((row, index) => {
-      const functions = new Set(functionPath(session, index).map((each) => session.functions[each].module));
-      for (const module of functions) weight.set(module, (weight.get(module) ?? 0) + row.usage[USAGE.allocated]);
+      const modules = new Set(Array.from(session.functionsIn(index), (each) => session.functions[each].module));
+      for (const module of modules) weight.set(module, (weight.get(module) ?? 0) + row.usage[USAGE.allocated]);
     });
     // The modules that matter most get hues far apart.
     const modules = [...weight].filter(([module]) => module !== null).sort((a, b) => b[1] - a[1]).map(([module]) => module);

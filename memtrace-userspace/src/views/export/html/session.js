@@ -38,6 +38,7 @@ class Session {
     });
     this.duration = page.report.capture.duration_ns;
     this.unpackNodes(page);
+    this.unpackFunctions();
     this.unpackChanges();
   }
 
@@ -50,6 +51,26 @@ class Session {
       this.parent[node] = nodes.parent[node] === 0 ? -1 : node - nodes.parent[node];
       this.functionOf[node] = calls.function[this.call[node]];
     }
+  }
+
+  /** The functions of each row, each once, the allocating one first: `functionsIn` gives them. */
+  unpackFunctions() {
+    this.functionsStart = new Uint32Array(this.rows.length + 1);
+    const all = [];
+    const seenIn = new Int32Array(this.functions.length).fill(-1);
+    this.rows.forEach(({ node }, row) => {
+      for (; node >= 0; node = this.parent[node]) {
+        const called = this.functionOf[node];
+        if (seenIn[called] !== row) all.push(called);
+        seenIn[called] = row;
+      }
+      this.functionsStart[row + 1] = all.length;
+    });
+    this.functionsOfRows = Uint32Array.from(all);
+  }
+
+  functionsIn(row) {
+    return this.functionsOfRows.subarray(this.functionsStart[row], this.functionsStart[row + 1]);
   }
 
   /** Changes of all rows, row by row, and what is held of each memory after each step. */

@@ -88,7 +88,7 @@ function functionsTab(session, state) {
         ],
       },
       { title: "Self", about: "What the function allocated itself", className: "right wide", key: (row) => row.own[metric], cell: (row) => barCell(row.own[metric], whole, METRICS[metric].isBytes) },
-      { title: "Total", about: "With all that it called", className: "right wide", key: (row) => row.total[metric], cell: (row) => barCell(row.total[metric], whole, METRICS[metric].isBytes) },
+      { title: "Total", about: "With all that it called", className: "right wide", key: (row) => row.total, cell: (row) => barCell(row.total, whole, METRICS[metric].isBytes) },
       { title: "Allocated", about: "Allocated by itself, freed or not", className: "right", key: (row) => row.own.allocated, cell: (row) => quantity(row.own.allocated, true) },
       { title: "Allocations", about: "Calls that allocated, by itself", className: "right", key: (row) => row.own.allocations, cell: (row) => quantity(row.own.allocations, false) },
       { title: "Temporary", about: "Of these, freed before the thread's next allocation", className: "right", key: (row) => row.own.temporary, cell: (row) => quantity(row.own.temporary, false) },
@@ -97,30 +97,25 @@ function functionsTab(session, state) {
   const show = (values, measured, isShown) => {
     metric = values.metric;
     whole = sumOf(measured[metric], isShown);
-    const functions = new Map();
+    const sums = () => new Float64Array(session.functions.length);
+    const total = sums();
+    const own = { [metric]: sums(), allocated: sums(), allocations: sums(), temporary: sums() };
     session.rows.forEach((_, row) => {
       if (!isShown(row)) return;
-      const path = functionPath(session, row);
-      new Set(path).forEach((index) => {
-        let entry = functions.get(index);
-        if (!entry) functions.set(index, (entry = { called: session.functions[index], own: noNumbers(), total: noNumbers() }));
-        addNumbers(entry.total, measured, row);
-        if (index === path[0]) addNumbers(entry.own, measured, row);
-      });
+      const inside = session.functionsIn(row);
+      for (const called of inside) total[called] += measured[metric][row];
+      for (const [key, sum] of Object.entries(own)) sum[inside[0]] += measured[key][row];
     });
     const isMatch = session.matches(values.search);
-    const isListed = ([index, { own, total }]) => (!isMatch || isMatch[index]) && (total[metric] !== 0 || own.allocations > 0);
-    table.show([...functions].filter(isListed).map(([, entry]) => entry));
+    const rows = [];
+    session.functions.forEach((called, index) => {
+      const isListed = (!isMatch || isMatch[index]) && (total[index] !== 0 || own.allocations[index] > 0);
+      const numbers = (sum) => [sum[0], sum[1][index]];
+      if (isListed) rows.push({ called, total: total[index], own: Object.fromEntries(Object.entries(own).map(numbers)) });
+    });
+    table.show(rows);
   };
   return { box: table.box, show };
-}
-
-function noNumbers() {
-  return { live: 0, peak: 0, growth: 0, allocated: 0, allocations: 0, temporary: 0, leaked: 0 };
-}
-
-function addNumbers(sums, measured, row) {
-  for (const metric of Object.keys(sums)) sums[metric] += measured[metric][row];
 }
 
 function sumOf(values, isShown) {
@@ -172,7 +167,7 @@ function stacksTab(session) {
     whole = sumOf(measured[metric], isShown);
     const isMatch = session.matches(values.search);
     const rows = session.rows.map((_, row) => row).filter((row) => {
-      return isShown(row) && (measured[metric][row] !== 0 || measured.allocations[row] > 0) && (!isMatch || functionPath(session, row).some((index) => isMatch[index]));
+      return isShown(row) && (measured[metric][row] !== 0 || measured.allocations[row] > 0) && (!isMatch || session.functionsIn(row).some((index) => isMatch[index]));
     });
     table.show(rows);
   };

@@ -130,11 +130,8 @@ class Timeline {
   notes(plot, bottom) {
     const { notes, left } = LANES;
     const made = [];
-    let free = left;
-    const say = (x, text, className, title, choose) => {
-      const width = text.length * 6.6 + 8;
-      const isRoom = x >= free && x + width <= left + plot;
-      if (isRoom) free = x + width;
+    const say = (x, next, text, className, title, choose) => {
+      const isRoom = x + text.length * 6.6 + 12 <= next;
       made.push(
         drawing(
           "g",
@@ -150,15 +147,16 @@ class Timeline {
       ...this.session.report.spikes.map((spike) => ({ at: spike.start_ns, spike })),
       ...(this.session.report.marks ?? []).map((mark) => ({ at: mark.time_ns, mark })),
     ].sort((a, b) => a.at - b.at);
-    for (const { at, spike, mark } of all) {
+    all.forEach(({ at, spike, mark }, index) => {
+      const next = index + 1 < all.length ? this.x(all[index + 1].at) : left + plot;
       if (mark) {
-        say(this.x(at), mark.text, "mark", `${mark.text}, at ${duration(at)}`);
+        say(this.x(at), next, mark.text, "mark", `${mark.text}, at ${duration(at)}`);
       } else {
-        say(this.x(at), `+${bytes(spike.height_bytes)}`, `spike ${spike.severity}`, spikeTitle(spike), () =>
+        say(this.x(at), next, `+${bytes(spike.height_bytes)}`, `spike ${spike.severity}`, spikeTitle(spike), () =>
           this.state.set(rangeOfSpike(spike, this.session)),
         );
       }
-    }
+    });
     return made;
   }
 
