@@ -2,7 +2,7 @@
 //!
 //! A browser cannot work with a million stacks. The heaviest are kept, by the largest share that
 //! they have in any number. Each of the others is folded into a row *other stacks* below the
-//! outermost functions that matter, so that every sum is right:
+//! outermost calls that it shares with these and that matter, so that every sum is right:
 //!
 //! ```text
 //!   main handle leak             1.2 MiB  kept
@@ -404,15 +404,25 @@ impl Tree {
 
 #[cfg(test)]
 mod tests {
+    use memtrace_common::addr::FileOffset;
+
     use super::super::activity::Activity;
     use super::*;
+    use crate::pipeline::snapshot::Place;
     use crate::views::fixture;
     use crate::views::ranking::rank;
 
     const AMPLE: Room = Room { rows: 100, nodes: 1_000, cells: 1_000 };
 
+    /// The session of all views, in which everything is called from one line of `main`.
     fn made(room: Room) -> Rows {
-        let (snapshot, mut names) = (fixture::snapshot(), fixture::names());
+        let (mut snapshot, mut names) = (fixture::snapshot(), fixture::names());
+        for used in &mut snapshot.stacks[..3] {
+            let mut stack = (*used.stack).clone();
+            let main = stack.frames.last_mut().expect("it has frames");
+            *main = Place::InFile { image: 0, offset: FileOffset(0x1200) };
+            used.stack = Arc::new(stack);
+        }
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
         let finished = Activity::default().finish(snapshot.now);
         rows(&snapshot, &ranking, &finished, &mut names, room)
