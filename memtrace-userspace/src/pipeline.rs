@@ -42,6 +42,7 @@ mod processes;
 mod publish;
 pub mod snapshot;
 mod stacks;
+pub mod statistics;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -73,6 +74,7 @@ use self::jit_names::JitNames;
 use self::processes::{EntryId, Processes};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
+use self::statistics::Collected;
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
@@ -89,7 +91,6 @@ pub struct Pipeline {
     now: Time,
     end: Option<EndReason>,
     events: u64,
-    temporary_allocations: u64,
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
@@ -114,6 +115,7 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    collected: Collected,
     /// What the record under way changed, if somebody wants to know.
     journal: Option<Vec<Posting>>,
     /// Only while somebody wants to know.
@@ -129,7 +131,6 @@ impl Pipeline {
             now: Time(0),
             end: None,
             events: 0,
-            temporary_allocations: 0,
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
@@ -148,6 +149,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            collected: Collected::new(&limits, seed),
             journal: None,
             freed: None,
             limits,
@@ -254,6 +256,10 @@ impl Pipeline {
                 self.advance(*time);
                 let name = self.cut_text(name);
                 self.jit_names.symbol(*pid, *start, *size, name);
+            }
+            &Record::MemoryDetail { time, pid, ref memory } => {
+                self.advance(time);
+                self.memory_detail(pid, memory);
             }
             &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
                 self.advance(time);
@@ -379,6 +385,7 @@ impl Pipeline {
     }
 
     fn probe(&mut self, probe: &Probe) {
+        self.collected.allocator.note(&probe.module, &probe.symbol, self.events);
         if self.probes.len() >= self.limits.probes {
             self.anomalies.probes_beyond_limit += 1;
             return;

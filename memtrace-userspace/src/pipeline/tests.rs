@@ -76,6 +76,7 @@ fn usage(allocations: u64, allocated: u64, frees: u64, freed: u64, peak: u64) ->
         inherited_blocks: 0,
         inherited_bytes: 0,
         peak_bytes: peak,
+        temporary_allocations: 0,
     }
 }
 

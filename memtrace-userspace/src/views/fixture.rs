@@ -25,6 +25,7 @@ use crate::pipeline::snapshot::{
     Memory, Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
     Usage,
 };
+use crate::pipeline::statistics::Statistics;
 use crate::reach::Cost;
 use crate::record::{
     BeforeAttach, EndReason, Image, LimitKind, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
@@ -59,6 +60,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 inherited_blocks: 0,
                 inherited_bytes: 0,
                 peak_bytes: 48 * MIB,
+                temporary_allocations: 0,
             },
         ),
         stack(
@@ -70,6 +72,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 allocated_bytes: 48 * MIB,
                 frees: 1_234_567,
                 freed_bytes: 48 * MIB,
+                temporary_allocations: 1_200_000,
                 ..Usage::default()
             },
         ),
@@ -117,6 +120,7 @@ pub(crate) fn snapshot() -> Snapshot {
             })),
             namespaces: None,
             resident_bytes: Some(90 * MIB),
+            memory: None,
         }],
         left_out_processes: 0,
         threads: vec![
@@ -147,6 +151,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/srv/app/plugin.so", 4),
         ],
         jit_names: Arc::default(),
+        statistics: Statistics::default(),
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),
@@ -258,6 +263,7 @@ fn leaked(blocks: u64, size: u64) -> Usage {
         inherited_blocks: 0,
         inherited_bytes: 0,
         peak_bytes: blocks * size / 2,
+        temporary_allocations: 0,
     }
 }
 

@@ -186,6 +186,10 @@ impl Encoder {
                 rows::put_resident(row, *pid, *rss_bytes);
                 self.timed_row(*time);
             }
+            Record::MemoryDetail { time, pid, memory } => {
+                rows::put_memory_detail(row, *pid, memory);
+                self.timed_row(*time);
+            }
             Record::JitSymbol { time, pid, start, size, name } => {
                 rows::put_jit_symbol(row, *pid, *start, *size, name);
                 self.timed_row(*time);

@@ -6,6 +6,7 @@
 
 mod findings;
 mod processes;
+mod statistics;
 
 use std::fmt::{self, Write};
 
@@ -63,6 +64,8 @@ impl Report<'_> {
         self.header()?;
         self.caveats()?;
         self.totals()?;
+        self.blocks(&ranking.statistics)?;
+        self.memory()?;
         self.findings(&ranking.findings)?;
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
@@ -121,6 +124,7 @@ impl Report<'_> {
             inherited_blocks,
             inherited_bytes,
             peak_bytes: _, // `peak_live_bytes` is the same
+            temporary_allocations,
         } = totals.heap;
         self.heading("Totals")?;
         self.field("live", &format!("{} in {}", bytes(live_bytes), counted(live_blocks, "block")))?;
@@ -138,8 +142,8 @@ impl Report<'_> {
                 "{} in {}, {} of them temporary ({})",
                 bytes(allocated_bytes),
                 counted(allocations, "allocation"),
-                count(totals.temporary_allocations),
-                share(totals.temporary_allocations, allocations),
+                count(temporary_allocations),
+                share(temporary_allocations, allocations),
             ),
         )?;
         self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))?;
@@ -187,11 +191,13 @@ impl Report<'_> {
         let bar_width = (spare / 4).clamp(4, 20);
         let name_width = spare.saturating_sub(bar_width).max(12);
         let work = match key {
-            SortKey::Live | SortKey::Peak | SortKey::Allocated => SortKey::Allocations,
+            SortKey::Live | SortKey::Peak | SortKey::Allocated | SortKey::Temporary => {
+                SortKey::Allocations
+            }
             SortKey::Allocations => SortKey::Allocated,
         };
         let work_title = match work {
-            SortKey::Allocations => "calls",
+            SortKey::Allocations | SortKey::Temporary => "calls",
             SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
         };
         let head = format!(

@@ -117,6 +117,8 @@ struct ReportUsage {
     /// A total has its peak elsewhere.
     #[serde(default)]
     peak_bytes: u64,
+    #[serde(default)]
+    temporary_allocations: u64,
 }
 
 #[derive(Deserialize)]
@@ -257,6 +259,7 @@ impl From<ReportUsage> for Usage {
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         } = usage;
         Usage {
             allocations,
@@ -268,6 +271,7 @@ impl From<ReportUsage> for Usage {
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         }
     }
 }
