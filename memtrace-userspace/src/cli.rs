@@ -11,12 +11,15 @@ mod diff;
 mod doctor;
 mod leaks;
 mod log;
+mod mark;
 mod output;
+mod part;
 mod profile;
 mod quantity;
 mod record;
 mod replay;
 mod report;
+mod snapshot;
 mod source;
 mod target;
 mod terminal;
@@ -36,6 +39,7 @@ Examples:
   sudo memtrace record -o build.mtrace -- make       trace a command and its children
   sudo memtrace leaks -p 4711 --duration 1m          what nothing points to any more
   memtrace report api.mtrace                         read it, on any machine, without root
+  memtrace report api.mtrace --from 10s --to 25s     a part of it
   memtrace report api.mtrace --format json -o r.json the same for other programs
   memtrace diff before.mtrace after.mtrace           what grew, what is new, what is gone
   sudo memtrace check --budget mem.toml -- ./test    a memory budget for a test
@@ -57,6 +61,8 @@ enum Command {
     Record(record::Arguments),
     Top(top::Arguments),
     Report(report::Arguments),
+    Mark(mark::Arguments),
+    Snapshot(snapshot::Arguments),
     Diff(diff::Arguments),
     Check(Box<check::Arguments>),
     Leaks(leaks::Arguments),
@@ -85,6 +91,8 @@ pub(crate) fn main() -> ExitCode {
         Command::Record(arguments) => record::run(arguments),
         Command::Top(arguments) => top::run(arguments),
         Command::Report(arguments) => report::run(arguments),
+        Command::Mark(arguments) => mark::run(arguments),
+        Command::Snapshot(arguments) => snapshot::run(arguments),
         Command::Diff(arguments) => diff::run(arguments),
         Command::Check(arguments) => check::run(*arguments),
         Command::Leaks(arguments) => leaks::run(arguments),

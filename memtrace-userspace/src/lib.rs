@@ -8,10 +8,13 @@
 
 pub mod batches;
 pub mod cfi;
+pub mod control;
 mod hash;
+pub mod heap_snapshot;
 pub mod live;
 pub mod lost;
 pub mod modules;
+pub mod part;
 pub mod pipeline;
 pub mod reach;
 pub mod record;

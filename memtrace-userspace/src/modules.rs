@@ -136,6 +136,11 @@ impl Modules {
         (address < mapped.end).then(|| mapped.backing.skip(address.0 - start.0))
     }
 
+    /// Every mapping: its start, its end, and what it shows.
+    pub fn all(&self) -> impl Iterator<Item = (Avma, Avma, Backing)> {
+        self.by_start.iter().map(|(&start, mapped)| (start, mapped.end, mapped.backing))
+    }
+
     /// How many mappings there are.
     pub fn len(&self) -> usize {
         self.by_start.len()

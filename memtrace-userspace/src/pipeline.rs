@@ -33,13 +33,16 @@ pub mod findings;
 mod freed;
 mod heap;
 mod held;
+mod held_records;
 mod jit_names;
 mod lifecycle;
 mod limits;
 mod live_set;
 mod mappings;
+mod marks;
 mod processes;
 mod publish;
+mod range;
 pub mod snapshot;
 mod stacks;
 pub mod statistics;
@@ -62,6 +65,7 @@ pub use self::account::{Change, Posting};
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
 pub use self::held::{HeldBlock, Site};
+pub use self::held_records::Purpose;
 pub use self::limits::Limits;
 pub use self::stacks::SiteId;
 
@@ -71,7 +75,9 @@ use self::detect::Detectors;
 use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
+use self::marks::Marks;
 use self::processes::{EntryId, Processes};
+use self::range::{Before, Told};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
 use self::statistics::Collected;
@@ -79,7 +85,7 @@ use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
-use crate::record::{EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
+use crate::record::{self, EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// So many events' worth of memory accesses are under way at a time.
 const RECORDS_LOADED_TOGETHER: usize = 16;
@@ -89,6 +95,8 @@ pub struct Pipeline {
     limits: Limits,
     session: Option<Arc<Session>>,
     now: Time,
+    /// How many records were applied, those before the state that it began with among them.
+    records: u64,
     end: Option<EndReason>,
     events: u64,
     heap_peak: Peak,
@@ -108,6 +116,9 @@ pub struct Pipeline {
     images: Images<Seed>,
     jit_names: JitNames,
     timeline: Timeline,
+    marks: Marks,
+    stretch: Stretch,
+    before: Before,
     detectors: Detectors,
     /// The verdicts when the last process that ran ended.
     last_leaks: Leaks,
@@ -122,6 +133,14 @@ pub struct Pipeline {
     freed: Option<Freed>,
 }
 
+/// The highest level since a moment, and where it was first reached.
+#[derive(Clone, Copy, Debug, Default)]
+struct Stretch {
+    bytes: u64,
+    records: u64,
+    at: Time,
+}
+
 impl Pipeline {
     /// A pipeline that has seen nothing.
     pub fn new(limits: Limits) -> Pipeline {
@@ -129,6 +148,7 @@ impl Pipeline {
         Pipeline {
             session: None,
             now: Time(0),
+            records: 0,
             end: None,
             events: 0,
             heap_peak: Peak::default(),
@@ -144,6 +164,9 @@ impl Pipeline {
             images: Images::new(limits.images, seed),
             jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
+            marks: Marks::new(limits.marks),
+            stretch: Stretch::default(),
+            before: Before::Nothing,
             detectors: Detectors::new(&limits),
             last_leaks: Leaks::default(),
             probes: Vec::new(),
@@ -166,6 +189,14 @@ impl Pipeline {
         pipeline
     }
 
+    /// [`Pipeline::only`] of `pids`, or of all processes if there are none.
+    pub fn of(limits: Limits, pids: &[Pid]) -> Pipeline {
+        match pids {
+            [] => Pipeline::new(limits),
+            pids => Pipeline::only(limits, pids.to_vec()),
+        }
+    }
+
     #[inline(always)]
     fn is_shown(&mut self, entry: EntryId) -> bool {
         self.processes.entry_mut(entry).is_shown
@@ -173,6 +204,7 @@ impl Pipeline {
 
     /// Takes in the next record.
     pub fn apply(&mut self, record: &Record) {
+        self.records += 1;
         match record {
             &Record::Alloc { time, tid, api, ptr, size, stack } => {
                 self.event(time);
@@ -266,6 +298,13 @@ impl Pipeline {
                 self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
             }
             Record::Counters(counters) => self.counters(counters),
+            Record::Mark { time, text } => {
+                self.advance(*time);
+                self.mark(text);
+            }
+            &Record::Held { born, pid, tid, api, start, length, stack } => {
+                self.hold(born, pid, tid, Told { api, start, length, stack });
+            }
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
                 self.advance(time);
@@ -283,6 +322,36 @@ impl Pipeline {
     /// Time of the last record.
     pub fn now(&self) -> Time {
         self.now
+    }
+
+    /// How many records were applied.
+    pub fn records(&self) -> u64 {
+        self.records
+    }
+
+    /// What it has learned so far comes from `records` records of a trace.
+    pub fn go_on_from(&mut self, records: u64) {
+        self.records = records;
+        self.restart_level();
+    }
+
+    /// The level now and the highest since the last [`Pipeline::restart_level`].
+    pub fn level(&self) -> record::Level {
+        record::Level {
+            records: self.records,
+            time: self.now,
+            live_bytes: self.heap_peak.held_bytes(),
+            mapped_bytes: self.mapped_peak.held_bytes(),
+            peak_live_bytes: self.stretch.bytes,
+            peak_records: self.stretch.records,
+            peak_at: self.stretch.at,
+        }
+    }
+
+    /// Begins another stretch for [`Pipeline::level`].
+    pub fn restart_level(&mut self) {
+        let bytes = self.heap_peak.held_bytes();
+        self.stretch = Stretch { bytes, records: self.records, at: self.now };
     }
 
     /// Takes in records, in order: faster than one by one when much is known.
@@ -314,6 +383,11 @@ impl Pipeline {
     /// The files seen so far; [`Place::InFile`] points here.
     pub fn images(&self) -> &[Arc<Image>] {
         self.images.all()
+    }
+
+    /// The names so far of code that lies in no file.
+    pub fn jit_names(&self) -> Arc<snapshot::JitNames> {
+        self.jit_names.named()
     }
 
     /// The process of a thread that runs.
@@ -376,12 +450,27 @@ impl Pipeline {
         }
     }
 
-    fn level(&self) -> Level {
+    fn current_level(&self) -> Level {
         Level {
             live_bytes: self.heap_peak.held_bytes(),
             mapped_bytes: self.mapped_peak.held_bytes(),
             resident_bytes: self.resident_bytes,
         }
+    }
+
+    fn mark(&mut self, text: &str) {
+        if !self.marks.has_room() {
+            self.anomalies.marks_beyond_limit += 1;
+            return;
+        }
+        let text = match text.char_indices().nth(self.limits.text_bytes / 4) {
+            Some((end, _)) => {
+                self.anomalies.texts_cut += 1;
+                &text[..end]
+            }
+            None => text,
+        };
+        self.marks.mark(self.now, text.to_owned(), self.sums());
     }
 
     fn probe(&mut self, probe: &Probe) {

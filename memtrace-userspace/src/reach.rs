@@ -23,7 +23,7 @@ use std::time::Duration;
 
 pub use blocks::{BlockId, Blocks, Span};
 pub use classify::{Lost, judge};
-pub use sightings::{PIECE_BYTES, Piece};
+pub use sightings::{PIECE_BYTES, Piece, Room};
 
 /// What it took to read a process, and what was not read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]

@@ -88,12 +88,84 @@ pub enum Record {
     MemoryLimit { time: Time, pid: Pid, kind: LimitKind, limit_bytes: u64, used_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
     Counters(Vec<(String, u64)>),
+    /// The user marked this moment.
+    Mark { time: Time, text: String },
+    /// `pid` holds this now: a heap block of thread `tid`, or, of an API that maps, a piece of a
+    /// mapping; without an API, address space only. Says what went before a heap snapshot.
+    Held {
+        born: Time,
+        pid: Pid,
+        tid: Tid,
+        api: Option<Api>,
+        start: Avma,
+        length: u64,
+        stack: WireStackId,
+    },
     /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
     JitSymbol { time: Time, pid: Pid, start: Avma, size: u64, name: Vec<u8> },
     /// Time passes.
     Tick { time: Time },
     /// The last record of a session that was ended in order.
     End { time: Time, reason: EndReason },
+}
+
+impl Record {
+    /// When it happened; `None` for what has no moment of its own.
+    pub fn time(&self) -> Option<Time> {
+        match self {
+            Record::Process(process) => Some(process.time),
+            Record::Module(module) => Some(module.time),
+            &Record::ModuleGone { time, .. }
+            | &Record::Thread { time, .. }
+            | &Record::ThreadExit { time, .. }
+            | &Record::Alloc { time, .. }
+            | &Record::Free { time, .. }
+            | &Record::Retire { time, .. }
+            | &Record::Restore { time, .. }
+            | &Record::Map { time, .. }
+            | &Record::Unmap { time, .. }
+            | &Record::UnmapFailed { time, .. }
+            | &Record::RemapStart { time, .. }
+            | &Record::Remap { time, .. }
+            | &Record::Break { time, .. }
+            | &Record::Fork { time, .. }
+            | &Record::Exec { time, .. }
+            | &Record::Exit { time, .. }
+            | &Record::Resident { time, .. }
+            | &Record::JitSymbol { time, .. }
+            | &Record::MemoryDetail { time, .. }
+            | &Record::MemoryLimit { time, .. }
+            | &Record::Mark { time, .. }
+            | &Record::Tick { time }
+            | &Record::End { time, .. } => Some(time),
+            Record::Session(_)
+            | Record::Probe(_)
+            | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
+            | Record::Stack { .. }
+            | Record::Held { .. }
+            | Record::Counters(_) => None,
+        }
+    }
+}
+
+/// How much was live after a number of records, and the most since the last such look.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Level {
+    /// How many records came before.
+    pub records: u64,
+    /// The time by then.
+    pub time: Time,
+    /// Live heap bytes of the running processes by then.
+    pub live_bytes: u64,
+    /// Their mapped bytes.
+    pub mapped_bytes: u64,
+    /// The most live heap bytes since the last look, or the start.
+    pub peak_live_bytes: u64,
+    /// After how many records that was first reached.
+    pub peak_records: u64,
+    /// When.
+    pub peak_at: Time,
 }
 
 /// Who traced, where and how.

@@ -9,7 +9,9 @@
 //! The channels are short: if writing or counting cannot keep up, the tracer waits, the ring
 //! fills, and the kernel half makes the target wait (back-pressure). So memory stays bounded.
 
+mod keyframes;
 mod output;
+mod periodic;
 mod scan;
 mod start;
 mod stop;
@@ -19,6 +21,7 @@ use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
+use std::sync::mpsc::Receiver as RequestReceiver;
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
@@ -28,10 +31,13 @@ use tokio::sync::mpsc;
 pub use self::scan::{ScanError, ScanOptions};
 
 use self::output::Output;
+use self::periodic::Periodic;
 use self::scan::{Desk, Scan};
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
+use crate::control::{Control, Request, Requests};
+use crate::heap_snapshot;
 use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
 use crate::live::allocators::wanted::WantedError;
@@ -44,7 +50,7 @@ use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
 use crate::lost::LostBlocks;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Pid};
+use crate::record::{EndReason, Pid, Record};
 use crate::trace::WriteError;
 
 /// Batches that may wait for the writer or the pipeline: about 20 MB of records.
@@ -55,6 +61,9 @@ const IDLE: Duration = Duration::from_millis(4);
 
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
+
+/// How long a mark waits for a ring that never gets empty.
+const MARK_PATIENCE: Duration = Duration::from_millis(200);
 
 /// How often processes are looked for that match.
 const FOLLOW: Duration = Duration::from_secs(1);
@@ -77,6 +86,8 @@ pub enum Refused {
     Skip,
 }
 
+pub use self::periodic::PeriodicSnapshots;
+
 /// How to trace it.
 #[derive(Clone, Debug)]
 pub struct RecordOptions {
@@ -88,6 +99,8 @@ pub struct RecordOptions {
     pub duration: Option<Duration>,
     /// Time between two snapshots.
     pub snapshot_interval: Duration,
+    /// Heap snapshots to write meanwhile.
+    pub periodic: Option<PeriodicSnapshots>,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
     /// Memory for the unwind tables of code that is not mapped yet when the session begins; without
@@ -129,6 +142,7 @@ impl RecordOptions {
             output: None,
             duration: None,
             snapshot_interval: Duration::from_millis(500),
+            periodic: None,
             ring_bytes: 32 << 20,
             unwind_bytes: None,
             table_cache: TableCache::usual_directory(),
@@ -185,6 +199,16 @@ pub enum Started {
         /// Its name as it was given.
         command: OsString,
     },
+}
+
+impl Started {
+    /// The process, if it is traced.
+    fn pid(&self) -> Option<Pid> {
+        match self {
+            Started::Attached { pid, .. } | Started::Launched { pid, .. } => Some(*pid),
+            Started::Skipped { .. } => None,
+        }
+    }
 }
 
 /// What a session did.
@@ -285,28 +309,48 @@ pub fn run(
         stop.interrupted.store(true, Ordering::Relaxed);
     }
     let mut sender = Sender::new(WAITING_BATCHES);
-    let writer = output.map(|output| {
+    let (mut maker, mut writer) = (None, None);
+    if let Some(output) = output {
         let batches = sender.subscribe();
-        spawn("writer", move || output.write(&batches))
-    });
-    let writer = writer.transpose()?;
+        let (make, take) = keyframes::channel();
+        maker = Some(make);
+        writer = Some(spawn("writer", move || output.write(&batches, &take))?);
+    }
+    let (control, requests) = {
+        let _context = runtime.enter();
+        Control::listen(started.iter().filter_map(Started::pid))
+    };
+    let Requests { marks, snapshots: snapshot_requests } = requests;
     let (snapshot_sender, mut snapshots) = mpsc::channel(1);
     let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.map(|scan| scan.pid);
     let scan = options.scan.map(|options| Scan::new(options, questions));
+    let mut aside = Aside {
+        keyframes: maker,
+        requests: snapshot_requests,
+        periodic: options.periodic.clone().map(Periodic::new),
+        desk,
+    };
     let pipeline = spawn("pipeline", move || {
-        count(&batches, limits, interval, &snapshot_sender, desk, watched)
+        count(&batches, limits, interval, &snapshot_sender, &mut aside, watched)
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
         let follow = options.follow.clone();
-        spawn("tracer", move || trace(tracer, follow, &stop, sender, scan))?
+        spawn("tracer", move || trace(tracer, follow, &stop, sender, &marks, scan))?
     };
 
-    runtime.block_on(attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress));
+    runtime.block_on(async {
+        let attend = attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress);
+        tokio::select! {
+            () = attend => {}
+            () = control.serve() => {}
+        }
+    });
     drop(snapshots);
+    drop(control);
 
     let traced = join(tracer);
     let snapshot = join(pipeline);
@@ -323,17 +367,34 @@ fn trace(
     follow: Option<Selection>,
     stop: &Stop,
     mut batches: Sender,
+    marks: &RequestReceiver<Request>,
     mut scan: Option<Scan>,
 ) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
+    // How far the ring was written when the scanner had looked: what came before is in there.
+    let mut looked_at = None;
+    let mut mark = None;
     let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
-        // Before the ring is drained, so that it is known to have held what came before.
-        let scan_waits = scan.as_ref().is_some_and(Scan::wants_changes);
+        if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
+            looked_at = Some(tracer.written());
+        }
         let drained = tracer.drain(BATCH_RECORDS)?;
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
+        }
+        if mark.is_none() {
+            mark = marks.try_recv().ok().map(|request| (request, Instant::now()));
+        }
+        // What is in the ring came before the mark.
+        let is_next = |(_, asked): &mut (_, Instant)| {
+            drained == Drained::All || asked.elapsed() > MARK_PATIENCE
+        };
+        if let Some((Request::Mark(text, answer), _)) = mark.take_if(is_next) {
+            let time = tracer.mark(text);
+            // A client that is gone needs no answer.
+            let _ = answer.send(time);
         }
         if let Some(selection) = &follow
             && Instant::now() >= next_look
@@ -343,14 +404,16 @@ fn trace(
         }
         let ready = tracer.records();
         let reason = stop.reason();
-        let is_batch = drained == Drained::Some || ready.len() > 1 || scan_waits;
+        let is_batch = drained == Drained::Some || ready.len() > 1 || looked_at.is_some();
         if !ready.is_empty()
             && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
         {
             break EndReason::Interrupted;
         }
-        if let Some(scan) = scan.as_mut().filter(|_| scan_waits && drained == Drained::All) {
+        if let Some(scan) = &mut scan
+            && looked_at.is_some_and(|looked_at| tracer.has_read(looked_at))
+        {
             scan.ask_for_changes(batches.sent());
         }
         match (reason, &mut scan) {
@@ -383,7 +446,7 @@ fn count(
     limits: Limits,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
-    mut desk: Desk,
+    aside: &mut Aside,
     watched: Option<Pid>,
 ) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::new(limits);
@@ -393,7 +456,7 @@ fn count(
     let mut next = Instant::now() + interval;
     for batch in batches {
         pipeline.apply_all(&batch);
-        desk.applied(&pipeline, &batch);
+        aside.look(&mut pipeline, &batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
             if snapshots.try_reserve().is_ok_and(|place| {
@@ -404,7 +467,34 @@ fn count(
             }
         }
     }
+    if let Some(keyframes) = aside.keyframes.take() {
+        keyframes.finish(&pipeline);
+    }
     pipeline.snapshot()
+}
+
+/// What the pipeline's thread does besides.
+struct Aside {
+    keyframes: Option<keyframes::Maker>,
+    requests: RequestReceiver<Request>,
+    periodic: Option<Periodic>,
+    desk: Desk,
+}
+
+impl Aside {
+    fn look(&mut self, pipeline: &mut Pipeline, batch: &[Record]) {
+        self.desk.applied(pipeline, batch);
+        if let Some(keyframes) = &mut self.keyframes {
+            keyframes.look(pipeline);
+        }
+        if let Some(periodic) = &mut self.periodic {
+            periodic.look(pipeline);
+        }
+        if let Ok(Request::Snapshot(answer)) = self.requests.try_recv() {
+            // A client that is gone needs no answer.
+            let _ = answer.send(heap_snapshot::encode_within_limits(pipeline));
+        }
+    }
 }
 
 /// Starts a thread; its name is what `top -H` shows.

@@ -119,29 +119,36 @@ pub struct Options {
     /// Directories with copies of the target's files, for analysis on another machine: as a whole
     /// file tree, flat, or by build id.
     pub search_dirs: Vec<PathBuf>,
+    /// Root directories of the target's processes, where their paths hold: looked into first.
+    pub roots: Vec<PathBuf>,
     /// Directories where the system keeps debug files, like `/usr/lib/debug`.
     pub debug_dirs: Vec<PathBuf>,
-    /// Where else an image may be, and the root directories of the processes that have it.
+    /// Where else an image may be: replaced or deleted, but still mapped.
     pub elsewhere: Elsewhere,
     /// Servers that are asked for what is not on this machine.
     pub debuginfod: Option<Arc<Debuginfod>>,
 }
 
-/// Says where an image may be that was mapped from a path.
-pub type FindImages = dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync;
-
-/// Places that only somebody knows who can see the processes.
+/// Where an image may be that was mapped from a path, as only somebody knows who sees the processes.
 #[derive(Clone, Default)]
-pub struct Elsewhere {
-    /// Root directories of containers: looked into first.
-    pub roots: Vec<PathBuf>,
-    /// Where the image that was mapped from a path may be now.
-    pub images: Option<Arc<FindImages>>,
+pub struct Elsewhere(Option<Arc<FindImages>>);
+
+type FindImages = dyn Fn(&Path) -> Vec<PathBuf> + Send + Sync;
+
+impl Elsewhere {
+    /// Places that `find` tells.
+    pub fn new(find: impl Fn(&Path) -> Vec<PathBuf> + Send + Sync + 'static) -> Elsewhere {
+        Elsewhere(Some(Arc::new(find)))
+    }
+
+    fn of(&self, path: &Path) -> Vec<PathBuf> {
+        self.0.as_ref().map_or_else(Vec::new, |find| find(path))
+    }
 }
 
 impl std::fmt::Debug for Elsewhere {
     fn fmt(&self, formatter: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        formatter.debug_struct("Elsewhere").field("roots", &self.roots).finish_non_exhaustive()
+        formatter.debug_tuple("Elsewhere").field(&self.0.is_some()).finish()
     }
 }
 
@@ -149,6 +156,7 @@ impl Default for Options {
     fn default() -> Options {
         Options {
             search_dirs: Vec::new(),
+            roots: Vec::new(),
             debug_dirs: vec!["/usr/lib/debug".into()],
             elsewhere: Elsewhere::default(),
             debuginfod: None,

@@ -8,6 +8,8 @@
 //!   records ←─ Reader ←─ columns + rows ←─ zstd ←─┘
 //! ```
 //!
+//! Keyframes and an index between the blocks let a reader begin in the middle ([`Index`]).
+//!
 //! The file grows by whole blocks, each with a checksum, so that a writer that was killed leaves
 //! a readable trace ([`Truncation`] says where it stops), and any other file gives a
 //! [`TraceError`]. Lengths are bounded before anything is allocated: a trace may come from
@@ -20,6 +22,7 @@ mod bytes;
 mod columns;
 mod error;
 mod format;
+mod index;
 mod model;
 mod reader;
 mod rows;
@@ -30,5 +33,6 @@ mod tests;
 
 pub use error::{Cut, Damage, TraceError, Truncation, WriteError};
 pub use format::VERSION;
+pub use index::{Index, Keyframe, MarkPlace, read_snapshot};
 pub use reader::Reader;
 pub use writer::Writer;

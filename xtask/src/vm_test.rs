@@ -68,6 +68,7 @@ const SELECTION: &[(&str, &[&str])] = &[
         ],
     ),
     ("links", &["vfork", "outlive"]),
+    ("leaks", &["lost_blocks_are_found", "allocates_meanwhile"]),
     ("allocators", &["exception_out", "user_names"]),
     ("lifecycle", &[]),
 ];

@@ -169,7 +169,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 None => (Target::Launch(command), Vec::new()),
             };
             let (snapshot, ends) = watch(trace.session(target, output), load)?;
-            let mut names = symbols.names_of(pid.into_iter().collect());
+            let mut names = symbols.names_of_running(pid.as_slice());
             let ranking = rank(&snapshot, &mut names, SortKey::Live);
             (Profile::of_session(&snapshot, &ranking, &mut words), ends)
         }

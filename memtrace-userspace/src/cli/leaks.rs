@@ -135,8 +135,8 @@ fn write(
     to_stdout: bool,
     top: Option<usize>,
 ) -> std::io::Result<()> {
-    let pids = snapshot.processes.iter().map(|process| process.pid).collect();
-    let stacks = rank(snapshot, lost, &mut symbols.names_of(pids));
+    let pids: Vec<_> = snapshot.processes.iter().map(|process| process.pid).collect();
+    let stacks = rank(snapshot, lost, &mut symbols.names_of_running(&pids));
     match format {
         Format::Json => json::write(out, snapshot, lost, &stacks, top),
         Format::Text => {

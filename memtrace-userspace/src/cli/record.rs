@@ -4,6 +4,7 @@ use std::ffi::OsString;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
@@ -11,7 +12,9 @@ use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
+use memtrace_userspace::session::{
+    self, PeriodicSnapshots, Progress, RecordOptions, SessionSummary, Started, Target,
+};
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
 use memtrace_userspace::views::{caveats, quantity, summary};
@@ -21,7 +24,7 @@ use super::output::Output;
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::{TargetArguments, one_target};
-use super::{Outcome, tell, terminal};
+use super::{Outcome, quantity as quantity_arguments, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -51,6 +54,9 @@ pub(crate) struct Arguments {
     /// Write the JSON report of the session as well, as `memtrace report --format json` would
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// Write a heap snapshot so often, beside the trace: api.0001.mtrace, api.0002.mtrace, …
+    #[arg(long, value_name = "TIME", value_parser = quantity_arguments::positive_duration)]
+    snapshot_every: Option<Duration>,
     #[command(flatten)]
     trace: TraceArguments,
     #[command(flatten)]
@@ -62,7 +68,7 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { target, output, report, trace, detectors, command } = arguments;
+    let Arguments { target, output, report, snapshot_every, trace, detectors, command } = arguments;
     let suppressions = detectors.suppressions()?;
     let options = match command.is_empty() {
         true => trace.attach(target.resolve()?, None),
@@ -83,8 +89,13 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let options =
-        RecordOptions { output: Some(output.clone()), limits: detectors.limits(), ..options };
+    let periodic = snapshot_every.map(|every| PeriodicSnapshots { every, beside: output.clone() });
+    let options = RecordOptions {
+        output: Some(output.clone()),
+        limits: detectors.limits(),
+        periodic,
+        ..options
+    };
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
@@ -111,7 +122,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();
-        let mut names = SymbolArguments::default().names_of(running);
+        let mut names = SymbolArguments::default().names_of_running(&running);
         write_json(report, &snapshot, &mut names, &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
@@ -219,8 +230,6 @@ fn free_name(target: &Target) -> Result<PathBuf> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use clap::Parser;
     use memtrace_userspace::live::tracer::Children;
 

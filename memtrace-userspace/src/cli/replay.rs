@@ -1,7 +1,7 @@
 //! A trace file, replayed into a pipeline.
 
 use std::fs::File;
-use std::io::{BufReader, Read};
+use std::io::{BufReader, Read, Seek, SeekFrom};
 use std::ops::ControlFlow;
 use std::path::Path;
 use std::sync::Arc;
@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
+use memtrace_userspace::part::{Excerpt, Part, PartError, Place, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record, Time};
@@ -85,23 +86,13 @@ fn run(
     mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
 ) -> Result<Arc<Snapshot>> {
     let what = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(what)?;
-    let metadata = file.metadata().with_context(what)?;
-    if metadata.is_dir() {
-        bail!(
-            "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
-            path.display()
-        );
-    }
+    let file = open(path)?;
     let progress = match pace {
-        Pace::AtEnd => progress_bar(metadata.len()),
+        Pace::AtEnd => progress_bar(file.metadata().with_context(what)?.len()),
         Pace::TraceTime(_) | Pace::WallTime(_) => ProgressBar::hidden(),
     };
     let reader = Reader::new(BufReader::with_capacity(1 << 16, file)).with_context(what)?;
-    let mut pipeline = match only {
-        [] => Pipeline::new(limits),
-        pids => Pipeline::only(limits, pids.to_vec()),
-    };
+    let mut pipeline = Pipeline::of(limits, only);
     let mut sender = Sender::new(WAITING_BATCHES);
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {
@@ -116,12 +107,76 @@ fn run(
         read.with_context(what)
     })?;
     progress.finish_and_clear();
-    let mut snapshot = pipeline.snapshot();
-    if let Some(missing) =
-        only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid))
-    {
-        bail!("{}", not_in_trace(path, *missing, &pipeline.pids()));
+    let snapshot = pipeline.snapshot();
+    require_processes(path, only, &snapshot, &pipeline.pids())?;
+    Ok(with_truncation(snapshot, truncation, path))
+}
+
+/// Fails if a process that is asked for is not in the trace; `pids` are those that are.
+fn require_processes(path: &Path, only: &[Pid], snapshot: &Snapshot, pids: &[Pid]) -> Result<()> {
+    match only.iter().find(|pid| !snapshot.processes.iter().any(|p| p.pid == **pid)) {
+        Some(missing) => bail!("{}", not_in_trace(path, *missing, pids)),
+        None => Ok(()),
     }
+}
+
+/// Reads a part of a trace.
+pub(crate) fn replay_part(
+    path: &Path,
+    only: &[Pid],
+    limits: Limits,
+    part: &Part,
+) -> Result<Arc<Snapshot>> {
+    let Excerpt { snapshot, truncation, pids } =
+        read_at_once(path, |file, progress| read_part(file, limits, only, part, progress))?;
+    require_processes(path, only, &snapshot, &pids)?;
+    Ok(with_truncation(snapshot, truncation, path))
+}
+
+/// Reads what was held at a place of a trace: a heap snapshot.
+pub(crate) fn snapshot_of(path: &Path, at: &Place) -> Result<Vec<u8>> {
+    read_at_once(path, |file, progress| read_held(file, at, progress))
+}
+
+/// Lets `read` look for what it wants in a file, with a progress bar.
+fn read_at_once<T>(
+    path: &Path,
+    read: impl FnOnce(BufReader<File>, &mut dyn FnMut(u64)) -> Result<T, PartError>,
+) -> Result<T> {
+    let what = || format!("cannot read {}", path.display());
+    let file = open(path)?;
+    let progress = progress_bar(file.metadata().with_context(what)?.len());
+    let mut file = BufReader::with_capacity(1 << 16, file);
+    if file.seek(SeekFrom::Start(0)).is_err() {
+        bail!("{} is a pipe; save the trace to a file to look at a part of it", path.display());
+    }
+    let found = read(file, &mut |position| progress.set_position(position));
+    progress.finish_and_clear();
+    match found {
+        Err(error @ PartError::Trace(_)) => Err(error).with_context(what),
+        other => Ok(other?),
+    }
+}
+
+/// Opens a trace.
+fn open(path: &Path) -> Result<File> {
+    let what = || format!("cannot read {}", path.display());
+    let file = File::open(path).with_context(what)?;
+    if file.metadata().with_context(what)?.is_dir() {
+        bail!(
+            "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
+            path.display()
+        );
+    }
+    Ok(file)
+}
+
+/// Tells of a trace that stops early, on stderr and as a counter.
+fn with_truncation(
+    mut snapshot: Arc<Snapshot>,
+    truncation: Option<Truncation>,
+    path: &Path,
+) -> Arc<Snapshot> {
     if let Some(truncation) = truncation {
         let path = path.display().to_string();
         tell(&format!(
@@ -132,7 +187,7 @@ fn run(
         counters.push((TRACE_TRUNCATED.to_owned(), 1));
         counters.sort();
     }
-    Ok(snapshot)
+    snapshot
 }
 
 /// What to write instead of an id that no process of the trace has.

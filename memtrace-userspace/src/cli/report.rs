@@ -24,7 +24,8 @@ use memtrace_userspace::views::suppressions::Suppressions;
 use self::format::Format;
 use super::detectors::DetectorArguments;
 use super::output::Output;
-use super::replay::{Pace, replay};
+use super::part::PartArguments;
+use super::replay::{Pace, replay, replay_part};
 use super::source::{Sort, SymbolArguments};
 use super::target::pid;
 use super::{Outcome, terminal};
@@ -33,6 +34,8 @@ const EXAMPLES: &str = "\
 Examples:
   memtrace report api.mtrace                              to read
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
+  memtrace report api.mtrace --from 10s --to 25s          what happened then
+  memtrace report api.mtrace --at peak                    what was held then
   memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
@@ -46,6 +49,8 @@ Examples:
 pub(crate) struct Arguments {
     /// The trace, as `memtrace record` wrote it
     file: PathBuf,
+    #[command(flatten)]
+    part: PartArguments,
     /// Count only this process of the trace; may be given again
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid, value_delimiter = ',')]
     pids: Vec<Pid>,
@@ -160,9 +165,11 @@ impl End {
         suppressions: &Suppressions,
     ) -> Result<End> {
         let limits = arguments.detectors.limits();
-        let snapshot = replay(&arguments.file, &arguments.pids, limits, Pace::AtEnd, |_| {
-            ControlFlow::Continue(())
-        })?;
+        let Arguments { file, pids, .. } = arguments;
+        let snapshot = match arguments.part.part()? {
+            Some(part) => replay_part(file, pids, limits, &part)?,
+            None => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+        };
         let sort = arguments.sort.map(SortKey::from);
         let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
         ranking.findings.suppress(suppressions);
@@ -181,6 +188,7 @@ impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
+            ("--from, --to or --at", self.part.is_given(), !format.is_made_of_events()),
             ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
             ("--top", self.top.is_some(), format.is_list()),
             ("--sort", self.sort.is_some(), format.is_list()),

@@ -1,7 +1,7 @@
 //! Where the snapshots of a command come from, and the arguments that say so.
 
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{SyncSender, TrySendError};
 use std::time::Duration;
@@ -11,7 +11,7 @@ use clap::Args;
 use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
-use memtrace_userspace::live::process::{self, files};
+use memtrace_userspace::live::process::{self, replaced};
 use memtrace_userspace::live::tracer::{Children, NewCode};
 use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
@@ -70,23 +70,28 @@ impl SymbolArguments {
     /// The same; `announce` hears of what is fetched.
     pub(crate) fn names_announced(&self, announce: fn(&str)) -> Names {
         let debuginfod = Debuginfod::from_environment(announce).map(Arc::new);
-        Names::new(Symbolizer::new(Options { debuginfod, ..self.options() }))
+        Names::new(Symbolizer::new(Options { debuginfod, ..self.options(&[]) }))
     }
 
-    /// Names for processes that run: from their own files too, and without the network.
-    pub(crate) fn names_of(&self, processes: Vec<Pid>) -> Names {
-        let roots = process::foreign_roots(&processes);
-        let images = move |path: &Path| {
-            processes.iter().flat_map(|pid| files::files_at(*pid, path)).collect()
-        };
-        let elsewhere = Elsewhere { roots, images: Some(Arc::new(images)) };
-        Names::new(Symbolizer::new(Options { elsewhere, ..self.options() }))
+    /// Names for processes that run: from the files that they have, which may be others than this
+    /// machine's or be gone, and without the network.
+    pub(crate) fn names_of_running(&self, pids: &[Pid]) -> Names {
+        let pids = pids.to_vec();
+        let options = self.options(&pids);
+        let elsewhere = Elsewhere::new(move |path| {
+            pids.iter().filter_map(|pid| replaced::file_at(*pid, path)).collect()
+        });
+        Names::new(Symbolizer::new(Options { elsewhere, ..options }))
     }
 
-    fn options(&self) -> Options {
+    fn options(&self, pids: &[Pid]) -> Options {
         let defaults = Options::default();
-        let debug_dirs = self.debug_dirs.iter().cloned().chain(defaults.debug_dirs).collect();
-        Options { search_dirs: self.debug_dirs.clone(), debug_dirs, ..Options::default() }
+        let roots = process::foreign_roots(pids);
+        let in_roots = roots.iter().map(|root| root.join("usr/lib/debug"));
+        let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
+        let debug_dirs = debug_dirs.collect();
+        let search_dirs = self.debug_dirs.iter().chain(&roots).cloned().collect();
+        Options { search_dirs, roots, debug_dirs, ..Options::default() }
     }
 }
 
@@ -227,9 +232,9 @@ fn unwind_memory(text: &str) -> Result<u64, String> {
 #[derive(Debug)]
 pub(crate) enum Source {
     /// A session that is about to start.
-    Live(RecordOptions),
+    Live(Box<RecordOptions>),
     /// A trace.
-    File(PathBuf, Limits, Pace),
+    File(PathBuf, Box<Limits>, Pace),
 }
 
 /// Runs a source to its end, or until the receiver is gone.
@@ -243,17 +248,17 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
                 Progress::Started(_) => ControlFlow::Continue(()),
                 Progress::Snapshot(snapshot) => offer(snapshots, snapshot),
             };
-            session::run(options, deliver)?.snapshot
+            session::run(*options, deliver)?.snapshot
         }
         Source::File(path, limits, pace @ Pace::WallTime(_)) => {
-            replay(&path, &[], limits, pace, |snapshot| offer(snapshots, &snapshot))?
+            replay(&path, &[], *limits, pace, |snapshot| offer(snapshots, &snapshot))?
         }
         Source::File(path, limits, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, &[], limits, pace, deliver)?
+            replay(&path, &[], *limits, pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

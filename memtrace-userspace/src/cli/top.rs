@@ -85,11 +85,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let limits = detectors.limits();
     let screen = terminal::has_screen() && !plain;
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
+    let is_live = file.is_none();
     let mut pids = Vec::new();
     let source = match file {
         Some(file) => Source::File(
             file,
-            limits,
+            Box::new(limits),
             match (interval, screen) {
                 (_, true) => Pace::WallTime(READING_INTERVAL),
                 (Some(interval), false) => Pace::TraceTime(interval),
@@ -99,17 +100,18 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         None => {
             let target = target.resolve()?;
             pids.clone_from(&target.pids);
-            Source::Live(RecordOptions {
+            Source::Live(Box::new(RecordOptions {
                 snapshot_interval: interval.unwrap_or(INTERVAL),
                 limits,
                 ..trace.attach(target, output.clone())
-            })
+            }))
         }
     };
-    let names = match pids.is_empty() {
+    let names = if is_live {
+        symbols.names_of_running(&pids)
+    } else {
         // A line would spoil the screen.
-        true => symbols.names_announced(|_| {}),
-        false => symbols.names_of(pids),
+        symbols.names_announced(|_| {})
     };
     let names = Named { names, suppressions };
     let key = SortKey::from(sort);

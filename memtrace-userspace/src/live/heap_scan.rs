@@ -21,7 +21,7 @@ use std::time::{Duration, Instant};
 use thiserror::Error;
 
 use self::kernel_held::KernelHeld;
-use self::memory::Memory;
+use self::memory::{Memory, Readers};
 use self::resident::Resident;
 use self::threads::{StopError, Stopped};
 use self::urgent::ComesFirst;
@@ -78,9 +78,6 @@ pub enum ScanError {
         /// The time that it may stand still.
         limit: Duration,
     },
-    /// There are no threads to read with.
-    #[error("cannot start a thread: {0}; raise the limit of processes (ulimit -u)")]
-    Threads(#[from] rayon::ThreadPoolBuildError),
     /// Its memory cannot be read.
     #[error("cannot read the memory of process {pid}: {source}; run memtrace as root (sudo)")]
     Memory {
@@ -103,7 +100,13 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let resident = Resident::open(pid)?;
     let kernel_held = KernelHeld::of(pid);
     let limit = limit.unwrap_or_else(|| usual_limit(super::tracer::resident_bytes(pid)));
-    let readers = urgent::readers()?;
+    let failed = |source| ScanError::Memory { pid: pid.0, source };
+    // A rehearsal while it runs. What takes longest is to get memory from the kernel for what is
+    // found; this is how much there will be.
+    let mut readers = Readers::new();
+    let memory = Memory::of(&process::mappings(pid)?, &[], &resident).map_err(failed)?;
+    let rehearsed = memory.read(pid, blocks, &mut readers, None)?;
+    readers.keep_memory_of(rehearsed.pieces);
     let comes_first = ComesFirst::begin();
     let started = Instant::now();
     let until = started + limit;
@@ -111,9 +114,8 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let threads = stopped.len() as u64;
     let registers = stopped.registers()?;
     let mappings = process::mappings(pid)?;
-    let memory = Memory::of(&mappings, &registers.stack_pointers, &resident)
-        .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
-    let read = readers.install(|| memory.read(pid, blocks, Some(until)))?;
+    let memory = Memory::of(&mappings, &registers.stack_pointers, &resident).map_err(failed)?;
+    let read = memory.read(pid, blocks, &mut readers, Some(until))?;
     let loose = kernel_held.words();
     drop(stopped);
     let duration = started.elapsed();
@@ -124,7 +126,7 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
         read_bytes: read.bytes,
         unreadable_bytes: read.unreadable_bytes,
     };
-    if !read.is_complete {
+    if read.is_late {
         return Err(ScanError::TooLong { pid: pid.0, limit });
     }
     Ok(Seen { pieces: read.pieces, loose: [registers.words, loose].concat(), cost })
@@ -133,11 +135,12 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
 fn look_at_running(pid: Pid, blocks: &Blocks) -> Result<Seen, ScanError> {
     let resident = Resident::open(pid)?;
     let mut seen = Seen { pieces: Vec::new(), loose: Vec::new(), cost: Cost::default() };
+    let mut readers = Readers::new();
     for _ in 0..READINGS {
         let mappings = process::mappings(pid)?;
         let memory = Memory::of(&mappings, &[], &resident)
             .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
-        let mut read = memory.read(pid, blocks, None)?;
+        let mut read = memory.read(pid, blocks, &mut readers, None)?;
         seen.pieces.append(&mut read.pieces);
         seen.loose.append(&mut KernelHeld::of(pid).words());
         seen.cost.read_bytes += read.bytes;

@@ -26,9 +26,9 @@ impl Tracer {
     pub(super) fn leave(&mut self, pid: Pid, time: Time) {
         self.kernel.remove_process(pid);
         self.threads.retain(|_, of| *of != pid);
-        let Some(traced) = self.processes.remove(&pid) else { return };
-        let Traced { probed, regions, index, mut jit_names, .. } = traced;
-        self.end_jit_names(pid, &mut jit_names, time);
+        let Some(mut traced) = self.processes.remove(&pid) else { return };
+        self.end_jit_names(pid, &mut traced.jit_names, time);
+        let Traced { probed, regions, index, .. } = traced;
         drop(probed.into_links());
         self.tables.give_back(regions);
         self.free_indices.push(index);

@@ -22,9 +22,9 @@ use crate::record::{BeforeAttach, MemoryByKind, Namespaces, Pid, Tid};
 
 pub mod binary;
 pub mod cgroup;
-pub mod files;
 pub mod maps;
 pub(crate) mod memory_limit;
+pub mod replaced;
 mod smaps;
 mod status;
 #[cfg(test)]

@@ -28,13 +28,23 @@ impl RingMeter {
 
     /// Looks how full it is.
     pub(super) fn look(&mut self) {
-        let used = self.position(PAGE_BYTES).wrapping_sub(self.position(0));
+        let used = self.written().wrapping_sub(self.read());
         self.peak_bytes = self.peak_bytes.max(used);
     }
 
     /// The most bytes that it was seen to hold.
     pub(super) fn peak_bytes(&self) -> u64 {
         self.peak_bytes
+    }
+
+    /// How many bytes were ever written to it, or are being written.
+    pub(super) fn written(&self) -> u64 {
+        self.position(PAGE_BYTES)
+    }
+
+    /// How many bytes were ever read from it.
+    pub(super) fn read(&self) -> u64 {
+        self.position(0)
     }
 
     fn position(&self, offset: usize) -> u64 {

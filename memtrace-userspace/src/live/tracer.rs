@@ -339,6 +339,18 @@ impl Tracer {
         Ok(Drained::Some)
     }
 
+    /// How far the ring is written; see [`Tracer::has_read`].
+    pub fn written(&self) -> u64 {
+        self.meter.written()
+    }
+
+    /// Whether everything up to this position of the ring was handled.
+    ///
+    /// A busy target can keep the ring from ever being empty.
+    pub fn has_read(&self, written: u64) -> bool {
+        self.meter.read() >= written
+    }
+
     /// Shows the kernel that the daemon lives, and lets time pass.
     pub fn tick(&mut self) -> Result<(), TracerError> {
         let now_ns = monotonic_ns();
@@ -361,6 +373,13 @@ impl Tracer {
             self.forget_child(pid, time);
         }
         Ok(())
+    }
+
+    /// Marks this moment.
+    pub fn mark(&mut self, text: String) -> Time {
+        let time = self.clock.now();
+        self.out.push(Record::Mark { time, text });
+        time
     }
 
     /// Detaches from everything. Gives the last records, and what could be traced at all.

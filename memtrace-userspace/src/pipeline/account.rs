@@ -37,6 +37,10 @@ pub enum Change {
     Disinherit,
     /// The program ended and held this, its own.
     Abandon,
+    /// It was held when the range began, or giving that back failed.
+    Hold,
+    /// What was held when the range began is gone.
+    LetGo,
 }
 
 /// A change of the accounts of a site.
@@ -62,8 +66,10 @@ impl Change {
     #[inline(always)]
     fn direction(self) -> Direction {
         match self {
-            Change::Acquire | Change::Reclaim | Change::Inherit => Direction::Up,
-            Change::Release | Change::Disinherit | Change::Abandon => Direction::Down,
+            Change::Acquire | Change::Reclaim | Change::Inherit | Change::Hold => Direction::Up,
+            Change::Release | Change::Disinherit | Change::Abandon | Change::LetGo => {
+                Direction::Down
+            }
         }
     }
 }
@@ -91,6 +97,8 @@ pub(super) enum Claim {
     Own,
     /// Its parent had it when it forked.
     Inherited,
+    /// It held it when the range began.
+    Earlier,
 }
 
 impl Claim {
@@ -100,6 +108,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Release,
             Claim::Inherited => Change::Disinherit,
+            Claim::Earlier => Change::LetGo,
         }
     }
 
@@ -108,6 +117,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Reclaim,
             Claim::Inherited => Change::Inherit,
+            Claim::Earlier => Change::Hold,
         }
     }
 
@@ -116,6 +126,7 @@ impl Claim {
         match self {
             Claim::Own => Change::Abandon,
             Claim::Inherited => Change::Disinherit,
+            Claim::Earlier => Change::LetGo,
         }
     }
 }
@@ -229,7 +240,7 @@ impl Account {
                 rest.inherited_blocks = rest.inherited_blocks.wrapping_sub(blocks);
                 rest.inherited_bytes = rest.inherited_bytes.wrapping_sub(bytes);
             }
-            Change::Abandon => {}
+            Change::Abandon | Change::Hold | Change::LetGo => {}
         }
         held_before
     }
@@ -343,6 +354,13 @@ impl Peak {
             self.at = now;
             self.epoch = self.epoch.next_peak();
         }
+    }
+
+    /// Forgets what was before `now`: what is held is the highest so far.
+    pub(super) fn restart(&mut self, now: Time) {
+        self.highest_bytes = self.held_bytes;
+        self.at = now;
+        self.epoch.0 += 1;
     }
 
     /// Bytes held now.

@@ -7,7 +7,7 @@ use super::Pipeline;
 use super::account::Posting;
 use super::detect::Holder;
 use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
-use super::processes::{EntryId, RunningId};
+use super::processes::{EntryId, Running, RunningId};
 use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
 use crate::record::{MapKind, Tid, WireStackId};
@@ -65,7 +65,8 @@ impl Pipeline {
         };
         if released.is_orphan() {
             // It was not known, but it was not unmapped either.
-            self.anomalies.orphan_unmaps -= 1;
+            let orphans = &mut self.anomalies.orphan_unmaps;
+            *orphans = orphans.saturating_sub(1);
         }
         let outcome = self.change_mappings(process, |m, room| m.restore(&released, room));
         self.post_outcome(process, outcome);
@@ -111,6 +112,13 @@ impl Pipeline {
         }
     }
 
+    /// What a thread's `munmap` or `mremap` under way took, and from whom.
+    pub(super) fn released_under_way(&self, thread: ThreadId) -> Option<(&Running, &Released)> {
+        let released = self.threads.get(thread).released.as_deref()?;
+        let running = self.processes.running(self.threads.process_of(thread)?);
+        (released.incarnation == running.incarnation).then_some((running, released))
+    }
+
     /// Who maps something now.
     fn origin(&mut self, thread: ThreadId, stack: WireStackId, api: Api) -> Origin {
         Origin { site: self.stacks.site(stack, api), thread, born: self.now }
@@ -131,7 +139,7 @@ impl Pipeline {
     }
 
     /// Changes the mappings of a process, `room` being how many pieces more there may be.
-    fn change_mappings<T>(
+    pub(super) fn change_mappings<T>(
         &mut self,
         process: RunningId,
         change: impl FnOnce(&mut Mappings, usize) -> T,
@@ -144,7 +152,7 @@ impl Pipeline {
         result
     }
 
-    fn post_outcome(&mut self, process: RunningId, outcome: Outcome) {
+    pub(super) fn post_outcome(&mut self, process: RunningId, outcome: Outcome) {
         let Outcome { postings, left_out } = outcome;
         self.anomalies.mappings_beyond_limit += left_out;
         let entry = self.processes.running(process).entry;

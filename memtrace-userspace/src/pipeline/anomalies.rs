@@ -70,6 +70,8 @@ anomalies! {
     probes_beyond_limit,
     /// Counters that are not listed because there are too many.
     counters_beyond_limit,
+    /// Marks of the user that are left out because there are too many.
+    marks_beyond_limit,
     /// Names, paths and command lines that were cut because they are too long.
     texts_cut,
 }

@@ -133,6 +133,29 @@ impl Pipeline {
         }
     }
 
+    /// Forgets what was seen so far: what is held now has always been held.
+    pub(super) fn begin_detection(&mut self) {
+        let limit = self.detectors.limit;
+        self.detectors = Detectors { limit, ..Detectors::new(&self.limits) };
+        let totals = [self.total(Memory::Heap), self.total(Memory::Mapped)];
+        let Detectors { heap, mapped, journal, window_ticks, .. } = &mut self.detectors;
+        for _ in 0..*window_ticks {
+            for (spikes, total_bytes) in [&mut *heap, &mut *mapped].into_iter().zip(totals) {
+                spikes.tick(self.now, total_bytes);
+            }
+            journal.tick();
+        }
+        self.detectors.due_ns = self.now.0.saturating_add(self.detectors.tick_ns);
+        self.detectors.histories.advance(self.now, &self.stacks);
+        self.heap_peak.tick();
+        self.mapped_peak.tick();
+    }
+
+    /// How much memory there is, for the process that the session is about.
+    pub(super) fn known_memory_limit(&self) -> Option<MemoryLimit> {
+        self.detectors.limit
+    }
+
     fn total(&self, memory: Memory) -> u64 {
         match memory {
             Memory::Heap => self.heap_peak.held_bytes(),
@@ -330,7 +353,7 @@ impl Pipeline {
 
     /// Live bytes of the heap at the bounds of a site's spans.
     fn heap_at_bounds(&self, survivors: &Survivors) -> [f64; SPANS + 1] {
-        let points = self.timeline.points(self.now, self.level());
+        let points = self.timeline.points(self.now, self.current_level());
         let length = u128::from(survivors.until.0.saturating_sub(survivors.since.0));
         std::array::from_fn(|bound| {
             let time = survivors.since.0 + (length * bound as u128 / SPANS as u128) as u64;

@@ -18,8 +18,8 @@ use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
 use super::snapshot::Memory;
 use super::statistics::NewPlace;
-use super::threads::{Actor, Retired};
-use crate::record::{Tid, WireStackId};
+use super::threads::{Actor, Retired, ThreadId};
+use crate::record::{Pid, Tid, WireStackId};
 
 /// What `realloc` took, and where.
 struct Taken {
@@ -103,11 +103,10 @@ impl Pipeline {
             let frees = self.stacks.account(block.site).frees();
             let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
             self.collected.released(block.site, frees, age_units, block.size_bytes);
-        }
-        if block.thread == actor.thread && self.is_shown(entry) {
-            let between = self.limits.temporary_between;
             let thread = self.threads.get_mut(block.thread);
-            if thread.newest.take(ptr, between) {
+            if block.thread == actor.thread
+                && thread.newest.take(ptr, self.limits.temporary_between)
+            {
                 thread.heap.note_temporary();
                 self.stacks.account_mut(block.site).note_temporary();
                 self.processes.entry_mut(entry).heap.note_temporary();
@@ -156,7 +155,8 @@ impl Pipeline {
         };
         let Some(block) = block else {
             // It was not known, but it was not freed either.
-            self.anomalies.orphan_frees -= 1;
+            let orphans = &mut self.anomalies.orphan_frees;
+            *orphans = orphans.saturating_sub(1);
             return;
         };
         if self.is_beyond_limit(process, ptr, block.size_bytes) {
@@ -167,9 +167,21 @@ impl Pipeline {
         self.settle_heap();
     }
 
+    /// The block that a thread's `realloc` under way took, with its process and address.
+    pub(super) fn retired_under_way(&self, thread: ThreadId) -> Option<(Pid, Avma, Option<Block>)> {
+        let Retired { address, block, incarnation } = self.threads.get(thread).retired?;
+        let running = self.processes.running(self.threads.process_of(thread)?);
+        (incarnation == running.incarnation).then_some((running.pid, address, block))
+    }
+
     /// Whether there is no room for a block at `ptr`; counts it then.
     #[inline(always)]
-    fn is_beyond_limit(&mut self, process: RunningId, ptr: Avma, size_bytes: u64) -> bool {
+    pub(super) fn is_beyond_limit(
+        &mut self,
+        process: RunningId,
+        ptr: Avma,
+        size_bytes: u64,
+    ) -> bool {
         let beyond = self.live_blocks >= self.limits.live_blocks
             && !self.processes.running(process).heap.contains(ptr);
         if beyond {
@@ -182,7 +194,7 @@ impl Pipeline {
 
     /// Puts a block into the process's memory; one that was there was freed, unseen.
     #[inline(always)]
-    fn put_block(&mut self, process: RunningId, ptr: Avma, block: Block) -> EntryId {
+    pub(super) fn put_block(&mut self, process: RunningId, ptr: Avma, block: Block) -> EntryId {
         let running = self.processes.running_mut(process);
         let entry = running.entry;
         let allocator = self.collected.allocator;
@@ -232,6 +244,7 @@ impl Pipeline {
         }
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
         self.heap_peak.apply(change, size_bytes);
+        self.before.apply(change, 1, size_bytes);
         if let Some(journal) = &mut self.journal {
             journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
         }
@@ -243,6 +256,10 @@ impl Pipeline {
         self.heap_peak.settle(self.now);
         let held = self.heap_peak.held_bytes();
         self.timeline.observe(held);
+        self.marks.observe(held, self.now);
+        if held > self.stretch.bytes {
+            self.restart_level();
+        }
         if self.detectors.is_rising(Memory::Heap, held) {
             self.measure_spike(Memory::Heap);
         }

@@ -130,6 +130,16 @@ impl JitNames {
         }
     }
 
+    /// Symbols from which another table learns the same names: one for each address, then those
+    /// that code is still called by.
+    pub(super) fn symbols(&self) -> impl Iterator<Item = (Pid, Avma, u64, &[u8])> {
+        let named = self.named.iter().map(|(&(pid, address), name)| (pid, address, 1, &**name));
+        let current = self.symbols.iter().map(|(&(pid, start), symbol)| {
+            (pid, start, symbol.end.0.saturating_sub(start.0), &*symbol.name)
+        });
+        named.chain(current)
+    }
+
     /// The names so far; cheap.
     pub(super) fn named(&self) -> Arc<snapshot::JitNames> {
         Arc::clone(&self.named)

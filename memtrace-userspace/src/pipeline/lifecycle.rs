@@ -53,7 +53,7 @@ impl Pipeline {
     }
 
     /// The process with this id, which runs from now on if it did not; `None` if too many do.
-    fn running(&mut self, pid: Pid) -> Option<RunningId> {
+    pub(super) fn running(&mut self, pid: Pid) -> Option<RunningId> {
         if let Some(id) = self.processes.find(pid) {
             return Some(id);
         }
@@ -184,7 +184,12 @@ impl Pipeline {
         }
     }
 
-    fn start_thread(&mut self, process: RunningId, tid: Tid, name: &[u8]) -> Option<Actor> {
+    pub(super) fn start_thread(
+        &mut self,
+        process: RunningId,
+        tid: Tid,
+        name: &[u8],
+    ) -> Option<Actor> {
         if !self.threads.has_room() {
             return None;
         }

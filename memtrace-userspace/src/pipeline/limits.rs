@@ -37,6 +37,8 @@ pub struct Limits {
     pub probes: usize,
     /// Names of counters that records bring. Beyond: they are not listed.
     pub counters: usize,
+    /// Marks of the user. Beyond: they are left out.
+    pub marks: usize,
     /// Points of the timeline; an even number. Beyond: neighbours are merged.
     pub timeline_points: usize,
     /// Changes of accounts within the window of spikes. Beyond: who made a spike is known in part.
@@ -75,6 +77,7 @@ impl Default for Limits {
             jit_addresses: 1 << 18,
             probes: 1 << 16,
             counters: 1 << 10,
+            marks: 1 << 10,
             timeline_points: 1 << 10,
             spike_changes: 1 << 20,
             history_points: 1 << 20,

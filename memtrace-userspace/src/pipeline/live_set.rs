@@ -7,7 +7,7 @@
 //!
 //! ```text
 //!   hash   | shard 6 bits | place in the shard: (rest * slots) >> 64 |
-//!   slot   | address 56 bits, born 8 | size 48, born 16 | site 32 | thread 23, claim 1, born 8 |
+//!   slot   | address 56 bits, born 8 | size 48, born 16 | site 32 | thread 22, claim 2, born 8 |
 //!            address 0: empty
 //! ```
 //!
@@ -94,7 +94,9 @@ impl Birth {
 
 /// Set in [`Slot::thread_claim_born`] for an inherited block.
 const INHERITED: u32 = 1 << 8;
-const THREAD_SHIFT: u32 = 9;
+/// Set in it for a block from before the range.
+const EARLIER: u32 = 1 << 9;
+const THREAD_SHIFT: u32 = 10;
 
 const _: () = assert!(ThreadId::LIMIT <= 1 << (u32::BITS - THREAD_SHIFT));
 
@@ -105,7 +107,7 @@ struct Slot {
     /// Its size; the two bytes of its birth above the lowest.
     size_born: u64,
     site: SiteId,
-    /// A [`ThreadId`], [`INHERITED`], the highest byte of its birth.
+    /// A [`ThreadId`], [`INHERITED`] or [`EARLIER`], the highest byte of its birth.
     thread_claim_born: u32,
 }
 
@@ -119,6 +121,7 @@ impl Slot {
         let claim = match claim {
             Claim::Own => 0,
             Claim::Inherited => INHERITED,
+            Claim::Earlier => EARLIER,
         };
         Slot {
             address_born: (address.0 << 8) | u64::from(born & 0xff),
@@ -144,7 +147,11 @@ impl Slot {
             born: Birth(born),
             site,
             thread: ThreadId::from_bits(thread_claim_born >> THREAD_SHIFT),
-            claim: if thread_claim_born & INHERITED == 0 { Claim::Own } else { Claim::Inherited },
+            claim: match thread_claim_born & (INHERITED | EARLIER) {
+                0 => Claim::Own,
+                EARLIER => Claim::Earlier,
+                _ => Claim::Inherited,
+            },
         }
     }
 }
@@ -226,7 +233,7 @@ impl LiveSet {
         let mut child = self.clone();
         for slot in child.shards.iter_mut().flat_map(|shard| &mut shard.slots) {
             if slot.is_used() {
-                slot.thread_claim_born |= INHERITED;
+                slot.thread_claim_born = (slot.thread_claim_born & !EARLIER) | INHERITED;
             }
         }
         child

@@ -81,6 +81,11 @@ pub(super) struct Released {
 }
 
 impl Released {
+    /// The start and length of the range that the call named; `None` if that was empty.
+    pub(super) fn range(&self) -> Option<(Avma, u64)> {
+        self.pages.map(|pages| (Avma(pages.start), pages.bytes()))
+    }
+
     /// Whether it took a range where nothing was known.
     pub(super) fn is_orphan(&self) -> bool {
         self.pages.is_some() && self.cuts.is_empty()
@@ -162,6 +167,40 @@ impl Mappings {
         ledger.forget(&cuts);
         ledger.add(pages, origin);
         ledger.outcome
+    }
+
+    /// Maps pages that are held by right of `claim`.
+    pub(super) fn hold(
+        &mut self,
+        pages: Pages,
+        origin: Option<Origin>,
+        claim: Claim,
+        room: usize,
+    ) -> Outcome {
+        let mut ledger = Ledger::new(self, room);
+        let cuts = ledger.cut(pages);
+        ledger.forget(&cuts);
+        ledger.add_claimed(pages, origin, claim);
+        ledger.outcome
+    }
+
+    /// Every piece: its start, its length, and where it comes from.
+    pub(super) fn all(&self) -> impl Iterator<Item = (Avma, u64, Option<Origin>)> {
+        self.pieces.iter().map(|(&start, piece)| {
+            let origin = self.mappings[piece.mapping.0 as usize].origin;
+            (Avma(start), piece.end - start, origin)
+        })
+    }
+
+    /// What `released` may bring back, likewise.
+    pub(super) fn cuts(
+        &self,
+        released: &Released,
+    ) -> impl Iterator<Item = (Avma, u64, Option<Origin>)> {
+        released.cuts.iter().map(|cut| {
+            let origin = self.mappings[cut.mapping.0 as usize].origin;
+            (Avma(cut.pages.start), cut.pages.bytes(), origin)
+        })
     }
 
     /// Unmaps pages for good.
@@ -324,10 +363,14 @@ impl<'m> Ledger<'m> {
 
     /// A new mapping, where nothing is mapped.
     fn add(&mut self, pages: Pages, origin: Option<Origin>) {
+        self.add_claimed(pages, origin, Claim::Own);
+    }
+
+    fn add_claimed(&mut self, pages: Pages, origin: Option<Origin>, claim: Claim) {
         if !self.has_room() {
             return;
         }
-        let mapping = Mapping { origin, claim: Claim::Own, pieces: 1, cuts: 0 };
+        let mapping = Mapping { origin, claim, pieces: 1, cuts: 0 };
         let id = self.mappings.vacant.pop();
         let id = id.unwrap_or(MappingId(self.mappings.mappings.len() as u32));
         match self.mappings.mappings.get_mut(id.0 as usize) {
@@ -335,7 +378,11 @@ impl<'m> Ledger<'m> {
             None => self.mappings.mappings.push(mapping),
         }
         self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
-        self.post(origin, Change::Acquire, 1, pages.bytes());
+        let change = match claim {
+            Claim::Own => Change::Acquire,
+            Claim::Inherited | Claim::Earlier => claim.reclaim(),
+        };
+        self.post(origin, change, 1, pages.bytes());
     }
 
     /// Takes out everything in `pages`, in ascending order. To be forgotten in the end.

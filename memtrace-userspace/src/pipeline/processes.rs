@@ -264,6 +264,11 @@ impl Processes {
         &mut self.entries[id.0 as usize]
     }
 
+    #[inline(always)]
+    pub(super) fn entry(&self, id: EntryId) -> &Entry {
+        &self.entries[id.0 as usize]
+    }
+
     /// The ids of all entries, each once.
     pub(super) fn pids(&self) -> Vec<Pid> {
         let ids: BTreeSet<Pid> = self.entries.iter().map(|entry| entry.pid).collect();

@@ -6,14 +6,18 @@ use memtrace_common::unwind::End;
 
 use super::Pipeline;
 use super::account::{Epoch, add_usage};
+use super::findings::Leaks;
+use super::marks::Sums;
 use super::processes::Shown;
-use super::snapshot::{ProcessUsage, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
+use super::range::Before;
+use super::snapshot::{ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
         let (heap, mapped) = (self.heap_peak.epoch(), self.mapped_peak.epoch());
         let stacks = self.stacks.usage(|api| if api.acquires_block() { heap } else { mapped });
-        let processes = self.processes.usage(heap, mapped);
+        let mut processes = self.processes.usage(heap, mapped);
+        processes.retain(|process| self.is_in_scope(process));
         Snapshot {
             session: self.session.clone(),
             now: self.now,
@@ -25,14 +29,51 @@ impl Pipeline {
             processes,
             left_out_processes: self.processes.left_out(),
             threads: self.shown_threads(heap),
-            timeline: self.timeline.points(self.now, self.level()),
-            spikes: self.spikes(),
-            leaks: self.leaks(),
+            timeline: match self.before {
+                Before::Moment => Vec::new(),
+                Before::Nothing | Before::Range { .. } => {
+                    self.timeline.points(self.now, self.current_level())
+                }
+            },
+            scope: self.before.scope(),
+            marks: self.marks.marks().to_vec(),
+            phases: self.marks.phases(self.now, self.sums()),
+            spikes: match self.before {
+                Before::Moment => Vec::new(),
+                Before::Nothing | Before::Range { .. } => self.spikes(),
+            },
+            leaks: match self.before {
+                Before::Moment => Leaks { verdicts: Vec::new(), ..self.find_leaks() },
+                Before::Nothing | Before::Range { .. } => self.leaks(),
+            },
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
             jit_names: self.jit_names.named(),
             statistics: self.statistics(),
         }
+    }
+
+    /// Whether a process was there in the part that is shown.
+    fn is_in_scope(&self, process: &ProcessUsage) -> bool {
+        let nothing = process.heap == Usage::default() && process.mapped == Usage::default();
+        match (self.before.scope(), process.ended) {
+            (Scope::Run, _) | (_, None) => true,
+            (Scope::Range(range), Some(ended)) => ended > range.from || !nothing,
+            (Scope::Moment, Some(_)) => !nothing,
+        }
+    }
+
+    /// The heap's sums so far.
+    pub(super) fn sums(&self) -> Sums {
+        let mut sums = Sums { held_bytes: self.heap_peak.held_bytes(), ..Sums::default() };
+        for usage in self.processes.usage(self.heap_peak.epoch(), self.mapped_peak.epoch()) {
+            let Usage { allocations, allocated_bytes, frees, freed_bytes, .. } = usage.heap;
+            sums.allocated.blocks = sums.allocated.blocks.wrapping_add(allocations);
+            sums.allocated.bytes = sums.allocated.bytes.wrapping_add(allocated_bytes);
+            sums.freed.blocks = sums.freed.blocks.wrapping_add(frees);
+            sums.freed.bytes = sums.freed.bytes.wrapping_add(freed_bytes);
+        }
+        sums
     }
 
     /// The threads of the processes that are shown, and those that made what they have inherited.

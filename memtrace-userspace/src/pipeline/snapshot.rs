@@ -39,6 +39,12 @@ pub struct Snapshot {
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
     pub timeline: Vec<TimelinePoint>,
+    /// What part of the session this shows.
+    pub scope: Scope,
+    /// The user's marks.
+    pub marks: Vec<Mark>,
+    /// What happened between the start, the marks and now; empty without marks.
+    pub phases: Vec<Phase>,
     /// Sudden growth, in order of time.
     pub spikes: Vec<Spike>,
     /// Steady growth, site by site.
@@ -56,11 +62,90 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// So much work in the whole session, in one second of it.
+    /// So much work in the session, or in the range of it, in one second.
     pub fn per_second(&self, work: u64) -> u64 {
-        let per_second = u128::from(work) * 1_000_000_000 / u128::from(self.now.0.max(1));
+        let from = match self.scope {
+            Scope::Range(range) => range.from,
+            Scope::Run | Scope::Moment => Time(0),
+        };
+        let length_ns = self.now.0.saturating_sub(from.0).max(1);
+        let per_second = u128::from(work) * 1_000_000_000 / u128::from(length_ns);
         u64::try_from(per_second).unwrap_or(u64::MAX)
     }
+}
+
+/// A part of a session.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Scope {
+    /// All of it.
+    Run,
+    /// From a moment on to [`Snapshot::now`]. Usage is what happened in it; peaks are those of
+    /// the whole heap, what was held before among it.
+    Range(Range),
+    /// What was held at one moment: of allocations, those whose memory was held.
+    Moment,
+}
+
+/// The beginning of a range, and what was held then.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Range {
+    /// When it began.
+    pub from: Time,
+    /// Heap blocks of running processes then.
+    pub held_before: Amount,
+    /// Of these, the ones held at its end.
+    pub still_held: Amount,
+}
+
+/// A number of blocks, and their bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
+pub struct Amount {
+    /// How many.
+    pub blocks: u64,
+    /// How large together.
+    pub bytes: u64,
+}
+
+impl Amount {
+    /// What has come on top of `before`.
+    pub(crate) fn since(self, before: Amount) -> Amount {
+        Amount {
+            blocks: self.blocks.saturating_sub(before.blocks),
+            bytes: self.bytes.saturating_sub(before.bytes),
+        }
+    }
+}
+
+/// A moment that the user has named.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Mark {
+    /// When.
+    pub time: Time,
+    /// The user's words; not printable as they are.
+    pub text: String,
+}
+
+/// What happened on the heap between two marks.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Phase {
+    /// The mark it begins with; `None` for the start.
+    pub begins_with: Option<String>,
+    /// When it began.
+    pub from: Time,
+    /// When it ended.
+    pub to: Time,
+    /// What was allocated.
+    pub allocated: Amount,
+    /// What was freed.
+    pub freed: Amount,
+    /// Live bytes of the running processes at its start.
+    pub live_bytes_before: u64,
+    /// The same at its end.
+    pub live_bytes_after: u64,
+    /// The most within it.
+    pub peak_live_bytes: u64,
+    /// When that was first reached.
+    pub peak_at: Time,
 }
 
 /// Names of code that lies in no file, by process and address; foreign text.

@@ -29,14 +29,14 @@ use crate::hash::Seed;
 use crate::record::WireStackId;
 
 /// A call path in [`Stacks`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct StackId(u32);
 
 impl StackId {
     /// The one that stands for all whose frames are not known.
     const MISSING: StackId = StackId(0);
     /// The one of [`WireStackId`] 0.
-    const NONE: StackId = StackId(1);
+    pub(super) const NONE: StackId = StackId(1);
 }
 
 /// A call path and an API. Default: the first one made.
@@ -318,6 +318,43 @@ impl Stacks {
             }
         }
         stacks
+    }
+
+    /// Every id in use and the stack that it means, in order.
+    pub(super) fn ids(&self) -> Vec<(WireStackId, StackId)> {
+        let mut ids: Vec<_> =
+            self.wire_ids.all().map(|(id, meaning)| (id, meaning.stack)).collect();
+        ids.sort_unstable();
+        ids
+    }
+
+    /// The stack of a site, as it is shown.
+    pub(super) fn stack_of(&self, site: SiteId) -> StackId {
+        let Site { stack, shown_as, .. } = self.sites[site.0 as usize];
+        match self.entries[stack.0 as usize] {
+            Entry::Known(_) | Entry::Awaited => stack,
+            Entry::Duplicate => self.sites[shown_as.0 as usize].stack,
+        }
+    }
+
+    /// The API of a site.
+    pub(super) fn api_of(&self, site: SiteId) -> Api {
+        self.sites[site.0 as usize].api
+    }
+
+    /// The frames of a stack; `None` if they are not known.
+    pub(super) fn frames(&self, stack: StackId) -> Option<&Arc<Stack>> {
+        match &self.entries[stack.0 as usize] {
+            Entry::Known(frames) if stack != StackId::MISSING && stack != StackId::NONE => {
+                Some(frames)
+            }
+            Entry::Known(_) | Entry::Awaited | Entry::Duplicate => None,
+        }
+    }
+
+    /// Counts arrivals from now on.
+    pub(super) fn restart_counts(&mut self) {
+        self.arrived = [0; End::ALL.len()];
     }
 
     /// The API and the call path of a site; without the latter while its frames are awaited.

@@ -8,9 +8,11 @@ mod leak_corpus;
 mod lifecycle;
 mod limits;
 mod oracle;
+mod range;
 mod shown;
 mod spikes;
 mod stacks;
+mod statistics;
 mod twin;
 
 use std::sync::Arc;

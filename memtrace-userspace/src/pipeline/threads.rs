@@ -22,8 +22,8 @@ use crate::record::{Pid, Tid};
 pub(super) struct ThreadId(u32);
 
 impl ThreadId {
-    /// One more than the highest number: 23 bits are enough.
-    pub(super) const LIMIT: usize = 1 << 23;
+    /// One more than the highest number: 22 bits are enough.
+    pub(super) const LIMIT: usize = 1 << 22;
 
     pub(super) fn to_bits(self) -> u32 {
         self.0
@@ -160,6 +160,28 @@ impl Threads {
     #[inline(always)]
     pub(super) fn get_mut(&mut self, id: ThreadId) -> &mut Thread {
         &mut self.all[id.0 as usize]
+    }
+
+    #[inline(always)]
+    pub(super) fn get(&self, id: ThreadId) -> &Thread {
+        &self.all[id.0 as usize]
+    }
+
+    /// The process, id and name of a thread.
+    pub(super) fn name(&self, id: ThreadId) -> (Pid, Tid, &[u8]) {
+        let Thread { pid, tid, name, .. } = self.get(id);
+        (*pid, *tid, name)
+    }
+
+    /// The threads that run, and the ids that lead to them.
+    pub(super) fn all_running(&self) -> HashMap<ThreadId, Tid> {
+        self.running.iter().map(|(tid, actor)| (actor.thread, *tid)).collect()
+    }
+
+    /// The process that a thread runs in.
+    pub(super) fn process_of(&self, id: ThreadId) -> Option<RunningId> {
+        let actor = self.running.get(&self.get(id).tid)?;
+        (actor.thread == id).then_some(actor.process)
     }
 
     /// Gives a thread its name, unless the entry stands for many.

@@ -32,6 +32,7 @@ pub(super) struct Level {
 pub(super) struct Timeline {
     points: Vec<TimelinePoint>,
     limit: usize,
+    start_ns: u64,
     step_ns: u64,
     /// End of the step under way; `None` if it lies beyond the end of time.
     end_ns: Option<u64>,
@@ -43,12 +44,18 @@ pub(super) struct Timeline {
 impl Timeline {
     /// A timeline of at most `limit` points, rounded up to an even number.
     pub(super) fn new(limit: usize) -> Timeline {
+        Timeline::starting(limit, Time(0))
+    }
+
+    /// The same, from `start` on.
+    pub(super) fn starting(limit: usize, start: Time) -> Timeline {
         let limit = limit.max(2).next_multiple_of(2);
         Timeline {
             points: Vec::new(),
             limit,
+            start_ns: start.0,
             step_ns: FIRST_STEP_NS,
-            end_ns: Some(FIRST_STEP_NS),
+            end_ns: start.0.checked_add(FIRST_STEP_NS),
             peak_live_bytes: 0,
             allocated_bytes: 0,
             allocations: 0,
@@ -109,7 +116,8 @@ impl Timeline {
                 self.halve();
             }
             let steps = self.points.len() as u64 + 1;
-            self.end_ns = self.step_ns.checked_mul(steps);
+            let since_start = self.step_ns.checked_mul(steps);
+            self.end_ns = since_start.and_then(|ns| ns.checked_add(self.start_ns));
         }
     }
 

@@ -63,6 +63,11 @@ impl WireIds {
         self.young.insert(id, meaning);
     }
 
+    /// Every id and its meaning.
+    pub(super) fn all(&self) -> impl Iterator<Item = (WireStackId, Meaning)> {
+        self.young.iter().chain(&self.old).map(|(&id, &meaning)| (id, meaning))
+    }
+
     /// How many ids were forgotten.
     pub(super) fn forgotten(&self) -> u64 {
         self.forgotten

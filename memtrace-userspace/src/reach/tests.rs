@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use memtrace_common::addr::Avma;
 use proptest::prelude::*;
 
-use super::{BlockId, Blocks, Lost, Piece, Span, judge};
+use super::{BlockId, Blocks, Lost, Piece, Room, Span, judge};
 
 /// Blocks of 32 bytes lie here, 64 bytes apart.
 const HEAP: u64 = 0x5555_0000_0000;
@@ -32,8 +32,11 @@ fn lost_but(
     let spans = (0..blocks).map(|block| Span { start: Avma(at(block)), size_bytes: 32 });
     let blocks = Blocks::new(spans);
     let freed = Blocks::new([Span { start: Avma(FREED), size_bytes: 64 }]);
-    let piece = |&(place, word): &(u64, u64)| Piece::new(&blocks, Avma(place), &word.to_le_bytes());
-    let pieces = memory.iter().map(piece).collect();
+    let mut room = Room::new();
+    let mut piece = |&(place, word): &(u64, u64)| {
+        Piece::new(&blocks, Avma(place), &word.to_le_bytes(), &mut room, Vec::new())
+    };
+    let pieces = memory.iter().map(&mut piece).collect();
     let mut lost: Vec<_> = judge(&blocks, &freed, registers, pieces, judged)
         .into_iter()
         .map(|Lost { block, holder }| (block.index(), holder.index()))

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use super::SessionError;
+use super::keyframes::{self, Keyframe};
 use crate::batches::Receiver;
 use crate::trace::Writer;
 
@@ -61,7 +62,11 @@ impl Output {
     }
 
     /// The writer thread: gives the size of the file.
-    pub(super) fn write(self, batches: &Receiver) -> Result<u64, SessionError> {
+    pub(super) fn write(
+        self,
+        batches: &Receiver,
+        keyframes: &keyframes::Taker,
+    ) -> Result<u64, SessionError> {
         let path = self.path.clone();
         self.empty().map_err(|source| SessionError::Create { path: path.clone(), source })?;
         let failed = |source| SessionError::Write { path: path.clone(), source };
@@ -72,11 +77,17 @@ impl Output {
             for record in batch.iter() {
                 writer.write(record).map_err(failed)?;
             }
+            if let Some(Keyframe { level, snapshot }) = keyframes.take(writer.bytes_written()) {
+                writer.write_keyframe(&level, &snapshot).map_err(failed)?;
+            }
             // Ticks come even from an idle target, so there is always a next batch.
             if Instant::now() >= next_flush {
                 writer.flush_block().map_err(failed)?;
                 next_flush = Instant::now() + FLUSH;
             }
+        }
+        for Keyframe { level, snapshot } in keyframes.rest() {
+            writer.write_keyframe(&level, &snapshot).map_err(failed)?;
         }
         writer.finish().map_err(failed)?;
         Ok(std::fs::metadata(&path).map_or(0, |metadata| metadata.len()))
@@ -116,7 +127,10 @@ mod tests {
         std::fs::write(&path, vec![b'x'; 4096]).expect("temp file");
         let batches = Sender::new(1).subscribe();
 
-        let bytes = Output::open(&path).expect("it can be written").write(&batches);
+        let (make, take) = keyframes::channel();
+        drop(make);
+
+        let bytes = Output::open(&path).expect("it can be written").write(&batches, &take);
 
         let bytes = bytes.expect("the disk has room");
         assert!(bytes < 100, "{bytes} bytes for no record");

@@ -204,8 +204,6 @@ impl Scan {
     }
 
     /// Whether the look is over and the log was not asked for.
-    ///
-    /// To be asked before the ring is drained: what came before the look is in there.
     pub(super) fn wants_changes(&self) -> bool {
         self.running.as_ref().is_some_and(|running| {
             running.changes.is_some() && running.has_looked.load(Ordering::Acquire)

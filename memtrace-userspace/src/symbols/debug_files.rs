@@ -22,7 +22,7 @@ use super::Options;
 /// Candidates for the image itself.
 pub(super) fn images(options: &Options, path: &Path, build_id: &[u8]) -> Vec<PathBuf> {
     let mut found: Vec<PathBuf> =
-        options.elsewhere.roots.iter().filter_map(|root| under(root, path)).collect();
+        options.roots.iter().filter_map(|root| under(root, path)).collect();
     found.push(path.to_owned());
     for dir in &options.search_dirs {
         found.extend(under(dir, path));
@@ -34,14 +34,8 @@ pub(super) fn images(options: &Options, path: &Path, build_id: &[u8]) -> Vec<Pat
 
 /// Candidates for the debug information of the file with this build id.
 pub(super) fn by_build_id(options: &Options, build_id: &[u8]) -> Vec<PathBuf> {
-    let dirs = options.debug_dirs.iter().chain(&options.search_dirs).cloned();
-    let elsewhere = options
-        .elsewhere
-        .roots
-        .iter()
-        .flat_map(|root| options.debug_dirs.iter().filter_map(|dir| under(root, dir)));
-    let dirs = dirs.chain(elsewhere);
-    dirs.filter_map(|dir| build_id_path(&dir, build_id, ".debug")).collect()
+    let dirs = options.debug_dirs.iter().chain(&options.search_dirs);
+    dirs.filter_map(|dir| build_id_path(dir, build_id, ".debug")).collect()
 }
 
 /// Candidates for the debug information that the image at `image` links to by name.
@@ -147,8 +141,7 @@ mod tests {
 
     #[test]
     fn image_of_a_container_is_looked_for_in_the_container_first() {
-        let mut options = options();
-        options.elsewhere.roots = vec!["/proc/7/root".into()];
+        let options = Options { roots: vec!["/proc/7/root".into()], ..options() };
 
         let found = images(&options, Path::new("/usr/bin/app"), &[]);
 

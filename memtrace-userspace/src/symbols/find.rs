@@ -53,11 +53,11 @@ pub(super) fn find_image(
 
 /// Where the image may be, the likeliest place first.
 fn candidates(options: &Options, path: &Path, build_id: &[u8]) -> Vec<PathBuf> {
-    let elsewhere = options.elsewhere.images.iter().flat_map(|images| images(path));
+    let elsewhere = options.elsewhere.of(path);
     let others = debug_files::images(options, path, build_id);
     // Without a build id the file at the same path may be another, and nobody would notice.
     if build_id.is_empty() {
-        elsewhere.chain(others).collect()
+        elsewhere.into_iter().chain(others).collect()
     } else {
         others.into_iter().chain(elsewhere).collect()
     }

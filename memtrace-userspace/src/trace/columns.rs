@@ -22,7 +22,7 @@ mod decoder;
 mod encoder;
 
 pub(super) use decoder::Decoder;
-pub(super) use encoder::{Encoder, Summary};
+pub(super) use encoder::{Encoder, Next, Summary};
 
 /// Low half of an operation.
 mod kind {
@@ -38,6 +38,7 @@ mod kind {
     pub(super) const REMAP_START: u8 = 9;
     pub(super) const REMAP: u8 = 10;
     pub(super) const BREAK: u8 = 11;
+    pub(super) const HELD: u8 = 12;
 }
 
 /// Mask of a [`kind`] in an operation.
@@ -54,6 +55,9 @@ const SIZE: u8 = 0x40;
 
 /// The API is the expected one.
 const API: u8 = 0x80;
+
+/// In the column of APIs: none.
+const NO_API: u8 = 0xff;
 
 /// How many columns a payload has.
 const COLUMNS: usize = 12;

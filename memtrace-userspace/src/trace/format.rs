@@ -2,6 +2,8 @@
 //!
 //! ```text
 //!   | FileHeader 16 | BlockHeader 48 | payload | BlockHeader 48 | payload | … | EndMark 28 |
+//!   between blocks  | KeyframeHeader 76 | snapshot |
+//!   before the end  | IndexHeader 36 | payload | IndexTrailer 12 |
 //! ```
 //!
 //! Numbers are little-endian and unaligned, so a header is read from wherever it lies. What is
@@ -21,6 +23,18 @@ pub(super) const BLOCK: [u8; 4] = *b"BLK\n";
 
 /// Marker of the end of a trace that was finished in order.
 pub(super) const END: [u8; 4] = *b"END\n";
+
+/// Marker of a keyframe.
+pub(super) const KEYFRAME: [u8; 4] = *b"KEY\n";
+
+/// Marker of the index, at its start and at its end.
+pub(super) const INDEX: [u8; 4] = *b"IDX\n";
+
+/// The most bytes of a keyframe's snapshot.
+pub(super) const MAX_KEYFRAME_BYTES: u64 = 1 << 30;
+
+/// The most bytes of an index, header and trailer included.
+pub(super) const MAX_INDEX_BYTES: usize = 16 << 20;
 
 /// The most bytes of a payload, decompressed.
 ///
@@ -88,6 +102,80 @@ pub(super) struct BlockHeader {
     pub(super) crc: U32,
 }
 
+/// The start of a keyframe; `snapshot_bytes` of a trace of its own follow.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct KeyframeHeader {
+    /// [`KEYFRAME`].
+    pub(super) marker: [u8; 4],
+    /// CRC-32 of the snapshot; 0 in the index.
+    pub(super) snapshot_crc: U32,
+    /// How many records of this trace it takes in.
+    pub(super) records: U64,
+    /// The time by then.
+    pub(super) time: U64,
+    /// Live heap bytes of the running processes by then.
+    pub(super) live_bytes: U64,
+    /// Their mapped bytes.
+    pub(super) mapped_bytes: U64,
+    /// The most live bytes since the keyframe before.
+    pub(super) peak_live_bytes: U64,
+    /// After how many records that was first reached.
+    pub(super) peak_records: U64,
+    /// When.
+    pub(super) peak_at: U64,
+    /// Bytes of the snapshot; 0 if there is none.
+    pub(super) snapshot_bytes: U64,
+    /// CRC-32 of the bytes before.
+    pub(super) crc: U32,
+}
+
+/// The start of the index: segments, keyframes and marks follow, then an [`IndexTrailer`].
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct IndexHeader {
+    /// [`INDEX`].
+    pub(super) marker: [u8; 4],
+    /// How many segments are listed.
+    pub(super) segments: U32,
+    /// How many keyframes.
+    pub(super) keyframes: U32,
+    /// How many marks; all ones if the trace has more than an index lists.
+    pub(super) marks: U32,
+    /// How many records the trace has.
+    pub(super) records: U64,
+    /// Bytes between this header and the trailer.
+    pub(super) payload_bytes: U32,
+    /// CRC-32 of these.
+    pub(super) payload_crc: U32,
+    /// CRC-32 of the bytes before.
+    pub(super) crc: U32,
+}
+
+/// A segment in the index.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct SegmentEntry {
+    /// Where its first block starts in the file.
+    pub(super) offset: U64,
+    /// Records before it.
+    pub(super) records_before: U64,
+    /// Blocks before it.
+    pub(super) blocks_before: U32,
+}
+
+/// The end of the index, just before the end mark: from here one finds its start.
+#[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
+#[repr(C)]
+pub(super) struct IndexTrailer {
+    /// Bytes of the whole index, this trailer included.
+    pub(super) frame_bytes: U32,
+    /// [`INDEX`].
+    pub(super) marker: [u8; 4],
+    /// CRC-32 of the bytes before.
+    pub(super) crc: U32,
+}
+
 /// The end of a trace that was finished in order. Nothing follows.
 #[derive(Clone, Copy, Debug, FromBytes, IntoBytes, Immutable, KnownLayout, Unaligned)]
 #[repr(C)]
@@ -108,6 +196,10 @@ const _: () = {
     assert!(size_of::<FileHeader>() == 16);
     assert!(size_of::<BlockHeader>() == 48);
     assert!(size_of::<EndMark>() == 28);
+    assert!(size_of::<KeyframeHeader>() == 76);
+    assert!(size_of::<IndexHeader>() == 36);
+    assert!(size_of::<SegmentEntry>() == 20);
+    assert!(size_of::<IndexTrailer>() == 12);
 };
 
 /// CRC-32 (IEEE) of everything but the last four bytes, which hold it.

@@ -1,6 +1,6 @@
 //! A file to records.
 
-use std::io::{self, Read};
+use std::io::{self, Read, Seek, SeekFrom};
 
 use zerocopy::FromBytes;
 use zstd::bulk::Decompressor;
@@ -10,9 +10,11 @@ use crate::record::Record;
 use super::columns::Decoder;
 use super::error::{Cut, Damage, TraceError, Truncation};
 use super::format::{
-    BLOCK, BlockHeader, END, EndMark, FLAG_INDEPENDENT, FileHeader, MAGIC, MAX_BLOCK_RECORDS,
+    BLOCK, BlockHeader, END, EndMark, FLAG_INDEPENDENT, FileHeader, INDEX, IndexHeader,
+    IndexTrailer, KEYFRAME, KeyframeHeader, MAGIC, MAX_BLOCK_RECORDS, MAX_INDEX_BYTES,
     MAX_PAYLOAD_BYTES, VERSION, header_crc,
 };
+use super::index::{self, Index};
 
 /// Reads a trace, block by block.
 ///
@@ -32,6 +34,8 @@ pub struct Reader<R: Read> {
     /// Where the block starts that is being decoded, and where the next one does.
     block_offset: u64,
     offset: u64,
+    /// The next block must be independent: nothing is known of those before.
+    starts_over: bool,
     state: State,
 }
 
@@ -54,6 +58,8 @@ enum State {
 /// What comes next in the file.
 enum Next {
     Block,
+    /// Something that only a reader of a part needs.
+    Aside,
     Nothing(State),
 }
 
@@ -85,6 +91,7 @@ impl<R: Read> Reader<R> {
             records: 0,
             block_offset: 0,
             offset: bytes.len() as u64,
+            starts_over: true,
             state: State::Reading,
         })
     }
@@ -125,11 +132,45 @@ impl<R: Read> Reader<R> {
         }
     }
 
+    /// How many records the trace has up to the last one given.
+    pub fn position(&self) -> u64 {
+        self.records - u64::from(self.left)
+    }
+
     /// Bytes read so far, for a progress display.
     pub fn bytes_read(&self) -> u64 {
         self.offset
     }
+}
 
+impl<R: Read + Seek> Reader<R> {
+    /// Goes on after `records` records, or at a place not far before: [`Self::position`] tells.
+    pub fn seek(&mut self, index: &Index, records: u64) -> Result<(), TraceError> {
+        let Some(segment) = index.segment_for(records) else {
+            // Not even the first block is whole.
+            return Ok(());
+        };
+        self.input
+            .seek(SeekFrom::Start(segment.offset))
+            .map_err(|source| TraceError::Io { offset: segment.offset, source })?;
+        self.decoder = Decoder::new();
+        self.left = 0;
+        self.blocks = segment.blocks_before;
+        self.records = segment.records_before;
+        self.offset = segment.offset;
+        self.block_offset = segment.offset;
+        self.state = State::Reading;
+        self.starts_over = true;
+        Ok(())
+    }
+
+    /// The file, for reading an index or a keyframe; [`Self::seek`] has to follow.
+    pub fn input(&mut self) -> &mut R {
+        &mut self.input
+    }
+}
+
+impl<R: Read> Reader<R> {
     fn damaged(&mut self, offset: u64, damage: Damage) -> TraceError {
         self.left = 0;
         self.state = State::Damaged { offset, damage };
@@ -139,7 +180,7 @@ impl<R: Read> Reader<R> {
     fn next_block(&mut self) -> Result<(), TraceError> {
         self.block_offset = self.offset;
         match self.read_block() {
-            Ok(Next::Block) => Ok(()),
+            Ok(Next::Block | Next::Aside) => Ok(()),
             Ok(Next::Nothing(state)) => {
                 self.state = state;
                 Ok(())
@@ -158,6 +199,8 @@ impl<R: Read> Reader<R> {
         }
         match self.compressed.first_chunk() {
             Some(&BLOCK) => {}
+            Some(&KEYFRAME) => return self.pass_keyframe(),
+            Some(&INDEX) => return self.pass_index(),
             Some(&END) => return self.read_end(),
             Some(_) | None => return Err(Damage::Marker.into()),
         }
@@ -182,7 +225,8 @@ impl<R: Read> Reader<R> {
         if records == 0 {
             return Err(Damage::UnknownValue { what: "the number of records", found: 0 }.into());
         }
-        if flags & !FLAG_INDEPENDENT != 0 {
+        let independent = flags & FLAG_INDEPENDENT != 0;
+        if flags & !FLAG_INDEPENDENT != 0 || (self.starts_over && !independent) {
             let found = u64::from(flags);
             return Err(Damage::UnknownValue { what: "the block's flags", found }.into());
         }
@@ -205,12 +249,86 @@ impl<R: Read> Reader<R> {
         if decompressed.ok() != Some(raw_bytes as usize) {
             return Err(Damage::Compression { expected: raw_bytes }.into());
         }
-        self.decoder.start_block(&self.payload, flags & FLAG_INDEPENDENT != 0)?;
+        self.decoder.start_block(&self.payload, independent)?;
+        self.starts_over = false;
         self.offset += size_of::<BlockHeader>() as u64 + u64::from(payload_bytes);
         self.blocks += 1;
         self.records += u64::from(records);
         self.left = records;
         Ok(Next::Block)
+    }
+
+    /// Checks a keyframe and passes over it.
+    fn pass_keyframe(&mut self) -> Result<Next, Failure> {
+        if let Some(cut) = self.read_header_part(size_of::<KeyframeHeader>())? {
+            return Ok(cut);
+        }
+        let header = KeyframeHeader::read_from_bytes(&self.compressed)
+            .expect("a header's worth of bytes was read");
+        index::check(&self.compressed, header.crc.get())?;
+        let keyframe = index::keyframe(&header, self.offset)?;
+        let (read, found) = self.pass(keyframe.snapshot_bytes)?;
+        let header_bytes = size_of::<KeyframeHeader>() as u64;
+        if read < keyframe.snapshot_bytes {
+            return Ok(self.cut((header_bytes + read) as usize, Cut::Payload));
+        }
+        let expected = header.snapshot_crc.get();
+        if found != expected {
+            return Err(Damage::PayloadChecksum { expected, found }.into());
+        }
+        self.offset += header_bytes + read;
+        Ok(Next::Aside)
+    }
+
+    /// Checks the index and passes over it.
+    fn pass_index(&mut self) -> Result<Next, Failure> {
+        if let Some(cut) = self.read_header_part(size_of::<IndexHeader>())? {
+            return Ok(cut);
+        }
+        let header = IndexHeader::read_from_bytes(&self.compressed)
+            .expect("a header's worth of bytes was read");
+        check_crc(&self.compressed, header.crc.get())?;
+        check_limit("the length of the index", header.payload_bytes.get(), MAX_INDEX_BYTES)?;
+        let payload_bytes = header.payload_bytes.get() as usize;
+        let frame_bytes = size_of::<IndexHeader>() + payload_bytes + size_of::<IndexTrailer>();
+        self.payload.clear();
+        let rest = frame_bytes - size_of::<IndexHeader>();
+        read_up_to(&mut self.input, rest, &mut self.payload)?;
+        if self.payload.len() < rest {
+            let lost = size_of::<IndexHeader>() + self.payload.len();
+            return Ok(self.cut(lost, Cut::Payload));
+        }
+        let (payload, trailer) = self.payload.split_at(payload_bytes);
+        let (expected, found) = (header.payload_crc.get(), crc32fast::hash(payload));
+        if found != expected {
+            return Err(Damage::PayloadChecksum { expected, found }.into());
+        }
+        Index::decode(&header, payload)?;
+        let trailer =
+            IndexTrailer::read_from_bytes(trailer).expect("a trailer's worth of bytes was read");
+        check_crc(&self.payload[payload_bytes..], trailer.crc.get())?;
+        if trailer.marker != INDEX || trailer.frame_bytes.get() as usize != frame_bytes {
+            return Err(Damage::Marker.into());
+        }
+        self.offset += frame_bytes as u64;
+        Ok(Next::Aside)
+    }
+
+    /// Reads `count` bytes, or those that are left, and forgets them; gives their CRC-32.
+    fn pass(&mut self, count: u64) -> io::Result<(u64, u32)> {
+        let mut hasher = crc32fast::Hasher::new();
+        let mut read = 0;
+        while read < count {
+            let chunk = (count - read).min(1 << 16) as usize;
+            self.compressed.clear();
+            read_up_to(&mut self.input, chunk, &mut self.compressed)?;
+            hasher.update(&self.compressed);
+            read += self.compressed.len() as u64;
+            if self.compressed.len() < chunk {
+                break;
+            }
+        }
+        Ok((read, hasher.finalize()))
     }
 
     /// Reads the rest of the end mark and checks that it fits what was read.

@@ -38,6 +38,7 @@ mod tag {
     pub(super) const COUNTERS: u8 = 13;
     pub(super) const TICK: u8 = 14;
     pub(super) const END: u8 = 15;
+    pub(super) const MARK: u8 = 16;
     pub(super) const JIT_SYMBOL: u8 = 17;
     pub(super) const NAMESPACES: u8 = 18;
     pub(super) const MEMORY_DETAIL: u8 = 19;
@@ -76,6 +77,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
             text(path).saturating_add(text(build_id))
         }
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
+        Record::Mark { text: mark, .. } => text(mark.as_bytes()),
         Record::Namespaces(Namespaces { pid: _, inner_pids, cgroup, container }) => {
             let texts = [cgroup, container].into_iter().flatten();
             texts.fold(inner_pids.len().saturating_mul(5), |sum, t| sum.saturating_add(text(t)))
@@ -93,6 +95,7 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::Fork { .. }
         | Record::Exit { .. }
         | Record::Resident { .. }
+        | Record::Held { .. }
         | Record::MemoryLimit { .. }
         | Record::Tick { .. }
         | Record::End { .. } => 0,
@@ -316,6 +319,21 @@ pub(super) fn put_counters(out: &mut Vec<u8>, counters: &[(String, u64)]) {
         put_bytes(out, name.as_bytes());
         put_varint(out, *value);
     }
+}
+
+pub(super) fn put_mark(out: &mut Vec<u8>, text: &str) {
+    out.push(tag::MARK);
+    put_bytes(out, text.as_bytes());
+}
+
+/// The holder of something held has no tag: its operation says what it is.
+pub(super) fn put_holder(out: &mut Vec<u8>, pid: Pid, tid: Tid) {
+    put_pid(out, pid);
+    put_varint(out, u64::from(tid.0));
+}
+
+pub(super) fn decode_holder(rows: &mut Input) -> Result<(Pid, Tid), Damage> {
+    Ok((pid(rows)?, Tid(rows.varint_u32()?)))
 }
 
 pub(super) fn put_tick(out: &mut Vec<u8>) {
@@ -567,6 +585,7 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
             used_bytes: rows.varint()?,
         },
         tag::TICK => Record::Tick { time },
+        tag::MARK => Record::Mark { time, text: rows.text()? },
         tag::END => Record::End {
             time,
             reason: match rows.byte()? {

@@ -6,18 +6,25 @@ use zerocopy::IntoBytes;
 use zerocopy::little_endian::{U32, U64};
 use zstd::bulk::Compressor;
 
-use crate::record::{Record, Time};
+use crate::record::{Level, Record, Time};
 
-use super::columns::{Encoder, Summary};
+use super::columns::{Encoder, Next, Summary};
 use super::error::WriteError;
 use super::format::{
-    BLOCK, BLOCK_ROW_BYTES, BlockHeader, END, EndMark, FLAG_INDEPENDENT, FileHeader, MAGIC,
-    MAX_BLOCK_RECORDS, MAX_ROW_BYTES, MAX_STACK_FRAMES, VERSION, header_crc,
+    BLOCK, BLOCK_ROW_BYTES, BlockHeader, END, EndMark, FLAG_INDEPENDENT, FileHeader,
+    KeyframeHeader, MAGIC, MAX_BLOCK_RECORDS, MAX_KEYFRAME_BYTES, MAX_ROW_BYTES, MAX_STACK_FRAMES,
+    VERSION, header_crc,
 };
+use super::index::{Index, Keyframe, Segment};
 use super::rows;
 
 /// zstd's fastest ordinary level: the columns are small already, and the writer must keep up.
 const ZSTD_LEVEL: i32 = 1;
+
+/// After how many bytes decoding can begin anew: 1 to 3 million events.
+///
+/// Starting over costs what the model has learned, which is less than 1% of so much.
+const SEGMENT_BYTES: u64 = 2 << 20;
 
 /// Writes a trace.
 ///
@@ -37,6 +44,9 @@ pub struct Writer<W: Write> {
     offset: u64,
     /// Times for the header of a block that has none.
     times: (Time, Time),
+    index: Index,
+    /// Where the segment under way starts.
+    segment_offset: u64,
     failed: bool,
 }
 
@@ -58,6 +68,8 @@ impl<W: Write> Writer<W> {
             records: 0,
             offset: 0,
             times: (Time(0), Time(0)),
+            index: Index::new(),
+            segment_offset: 0,
             failed: false,
         };
         let mut header = FileHeader { magic: MAGIC, version: U32::new(VERSION), crc: U32::ZERO };
@@ -84,6 +96,9 @@ impl<W: Write> Writer<W> {
             self.flush_block()?;
         }
         self.encoder.push(record);
+        if let Record::Mark { text, .. } = record {
+            self.index.add_mark(self.records + self.encoder.records() as u64, text);
+        }
         // A row that fills a block alone leaves no room for columns, so that block ends with it.
         if self.encoder.records() >= MAX_BLOCK_RECORDS as usize
             || self.encoder.row_bytes() >= BLOCK_ROW_BYTES
@@ -103,7 +118,12 @@ impl<W: Write> Writer<W> {
         if self.encoder.records() == 0 {
             return Ok(());
         }
-        let Summary { records, times, independent } = self.encoder.finish_block(&mut self.payload);
+        let next = match self.offset - self.segment_offset {
+            0..SEGMENT_BYTES => Next::GoesOn,
+            _ => Next::Independent,
+        };
+        let Summary { records, times, independent } =
+            self.encoder.finish_block(&mut self.payload, next);
         self.times = times.unwrap_or(self.times);
         if let Err(source) = self.compress_payload() {
             self.failed = true;
@@ -125,17 +145,69 @@ impl<W: Write> Writer<W> {
         };
         header.crc = U32::new(header_crc(header.as_bytes()));
         self.block[..size_of::<BlockHeader>()].copy_from_slice(header.as_bytes());
+        let segment = Segment {
+            offset: self.offset,
+            blocks_before: self.blocks,
+            records_before: self.records,
+        };
         self.write_block("a block")?;
+        if independent {
+            self.segment_offset = segment.offset;
+            self.index.add_segment(segment);
+        }
         self.blocks += 1;
         self.records += u64::from(records);
         Ok(())
     }
 
-    /// Writes the last block and the end mark; returns the output.
+    /// Writes a keyframe: the level after some of the records, which may have been written before,
+    /// and what was held then, as a trace; an empty one if that is not to be had.
+    pub fn write_keyframe(&mut self, level: &Level, snapshot: &[u8]) -> Result<(), WriteError> {
+        if self.failed {
+            return Err(WriteError::AlreadyFailed { offset: self.offset });
+        }
+        if snapshot.len() as u64 > MAX_KEYFRAME_BYTES {
+            let (bytes, limit) = (snapshot.len(), MAX_KEYFRAME_BYTES as usize);
+            return Err(WriteError::RecordTooLarge { bytes, limit });
+        }
+        let &Level {
+            records,
+            time,
+            live_bytes,
+            mapped_bytes,
+            peak_live_bytes,
+            peak_records,
+            peak_at,
+        } = level;
+        let keyframe = Keyframe {
+            records,
+            time,
+            live_bytes,
+            mapped_bytes,
+            peak_live_bytes,
+            peak_records,
+            peak_at,
+            offset: self.offset,
+            snapshot_bytes: snapshot.len() as u64,
+        };
+        let mut header = KeyframeHeader::from(keyframe);
+        header.snapshot_crc = U32::new(crc32fast::hash(snapshot));
+        header.crc = U32::new(header_crc(header.as_bytes()));
+        self.block.clear();
+        self.block.extend_from_slice(header.as_bytes());
+        self.block.extend_from_slice(snapshot);
+        self.write_block("a keyframe")?;
+        self.index.add_keyframe(keyframe);
+        Ok(())
+    }
+
+    /// Writes the last block, the index and the end mark; returns the output.
     ///
     /// Does not sync the output to the disk.
     pub fn finish(mut self) -> Result<W, WriteError> {
         self.flush_block()?;
+        self.block = self.index.encode(self.records);
+        self.write_block("the index")?;
         let mut end = EndMark {
             marker: END,
             blocks: U32::new(self.blocks),

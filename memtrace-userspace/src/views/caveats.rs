@@ -6,7 +6,7 @@
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashSet;
 
-use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::snapshot::{Scope, Snapshot};
 use crate::record::{Origin, ProbeCost};
 use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
 use crate::views::hints::hints;
@@ -56,6 +56,13 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
     let mut lines = Vec::new();
     if counter(snapshot, TRACE_TRUNCATED).is_some() {
         lines.push("the trace file stops early: what came after is not in these numbers".into());
+    }
+    if let Scope::Moment = snapshot.scope {
+        lines.push(
+            "only what was held at that moment: of allocations, those whose memory was; no \
+             frees"
+                .into(),
+        );
     }
     if snapshot.left_out_processes > 0 {
         let others = match snapshot.left_out_processes {

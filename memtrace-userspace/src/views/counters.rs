@@ -221,6 +221,7 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("orphan_module_ends", Weight::Notice, "ends of code mappings that were not known"),
     ("probes_beyond_limit", Weight::Notice, "probes that are not listed, there are too many"),
     ("counters_beyond_limit", Weight::Notice, "counters that are not listed, there are too many"),
+    ("marks_beyond_limit", Weight::Loss, "marks left out, there are too many"),
     ("texts_cut", Weight::Notice, "names, paths or command lines that were cut"),
     ("unknown_stacks", Weight::Notice, "stacks whose frames have not arrived"),
     ("stacks_beyond_limit", Weight::Loss, "stacks without frames, there are too many"),

@@ -22,13 +22,17 @@ use crate::pipeline::findings::{
     ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint, Totals,
-    Usage,
+    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
+    Totals, Usage,
 };
-use crate::pipeline::statistics::Statistics;
+use crate::pipeline::statistics::{
+    Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
+    Statistics,
+};
 use crate::reach::Cost;
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
+    BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
+    ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
@@ -83,6 +87,7 @@ pub(crate) fn snapshot() -> Snapshot {
     stacks.iter().filter(|s| s.api != Api::Mmap).for_each(|s| add_usage(&mut heap, &s.usage));
     let mapped = stacks[3].usage;
     let (spikes, leaks) = (spikes(&stacks), leaks(&stacks));
+    let statistics = statistics(&stacks);
     Snapshot {
         session: Some(Arc::new(Session {
             tool_version: "0.1.0".to_owned(),
@@ -120,7 +125,7 @@ pub(crate) fn snapshot() -> Snapshot {
             })),
             namespaces: None,
             resident_bytes: Some(90 * MIB),
-            memory: None,
+            memory: Some(Arc::new(memory())),
         }],
         left_out_processes: 0,
         threads: vec![
@@ -138,6 +143,9 @@ pub(crate) fn snapshot() -> Snapshot {
                 resident_bytes: 90 * MIB,
             })
             .collect(),
+        scope: Scope::Run,
+        marks: Vec::new(),
+        phases: Vec::new(),
         spikes,
         leaks,
         probes: vec![
@@ -151,7 +159,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/srv/app/plugin.so", 4),
         ],
         jit_names: Arc::default(),
-        statistics: Statistics::default(),
+        statistics,
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),
@@ -249,6 +257,69 @@ fn stack(end: End, api: Api, frames: &[(u32, u64)], usage: Usage) -> StackUsage 
         .map(|&(image, offset)| Place::InFile { image, offset: FileOffset(offset) })
         .collect();
     StackUsage { stack: Arc::new(Stack { end, frames }), api, usage }
+}
+
+/// What the process held after eleven seconds, which is more than its blocks.
+fn memory() -> HeldMemory {
+    let figures = |size_bytes, resident_bytes| MemoryFigures {
+        size_bytes,
+        resident_bytes,
+        proportional_bytes: resident_bytes,
+        private_dirty_bytes: resident_bytes / 2,
+        ..MemoryFigures::default()
+    };
+    HeldMemory {
+        time: Time(11 * SECOND),
+        live_blocks: 12 * KIB,
+        requested_bytes: 14 * MIB,
+        usable_bytes: Some(14 * MIB + 96 * KIB),
+        kinds: MemoryByKind {
+            heap: figures(40 * MIB, 30 * MIB),
+            anonymous: figures(50 * MIB, 48 * MIB),
+            file: figures(20 * MIB, 11 * MIB),
+            stack: figures(132 * KIB, 60 * KIB),
+            shared: MemoryFigures::default(),
+        },
+    }
+}
+
+/// Blocks of two sizes, most of which die young, and a string that grows byte by byte.
+fn statistics(stacks: &[StackUsage]) -> Statistics {
+    let histogram = |values: &[(u64, u64)]| {
+        let mut histogram = Histogram::default();
+        for &(value, bytes) in values {
+            histogram.add(value, bytes);
+        }
+        histogram
+    };
+    let reallocations = Reallocations {
+        calls: 5000,
+        moved: 12,
+        copied_bytes: 30 * KIB,
+        grown: 5000,
+        growth_bytes: 5000,
+        grown_from_bytes: 12_500_000,
+    };
+    let lifetimes = histogram(&[(0, 40), (0, 40), (3, 40), (400_000, 1 << 18)]);
+    Statistics {
+        temporary_between: 1,
+        sizes: vec![
+            (Api::Malloc, histogram(&[(40, 40), (40, 40), (1024, 1024)])),
+            (Api::New, histogram(&[(1 << 18, 1 << 18)])),
+        ],
+        lifetimes: lifetimes.clone(),
+        lifetimes_by_site: vec![SiteLifetimes {
+            stack: Arc::clone(&stacks[2].stack),
+            api: stacks[2].api,
+            lifetimes,
+        }],
+        reallocations: vec![SiteReallocations {
+            stack: Arc::clone(&stacks[2].stack),
+            api: Api::Realloc,
+            reallocations,
+        }],
+        allocator: Known::One(Allocator::Glibc),
+    }
 }
 
 /// `blocks` of `size` bytes, none of them released.

@@ -15,7 +15,7 @@ use crate::views::frames::{Frame, Function, FunctionId, Names};
 /// Growth steps of a function from which on they are worth a word.
 const MANY_STEPS: u64 = 1000;
 /// Steps of less than one part in so many of the block are small.
-const SMALL_STEP: u64 = 4;
+const SMALL_STEP: u64 = 16;
 
 /// What a function did, itself.
 #[derive(Clone, Debug)]

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::pipeline::snapshot::{ProcessUsage, Snapshot};
+use crate::pipeline::snapshot::{ProcessUsage, Scope, Snapshot};
 use crate::record::{EndReason, Origin, ProbeCost, Time};
 use crate::views::frames::base_name;
 use crate::views::printable::printable;
@@ -73,6 +73,18 @@ pub fn capture(snapshot: &Snapshot) -> String {
         parts.push(format!("ended: {end}"));
     }
     parts.join(", ")
+}
+
+/// `10.0 s to 25.0 s, of 30 s`: the part that is shown; `None` if it is all.
+pub fn part(snapshot: &Snapshot) -> Option<String> {
+    let time = |time| quantity::duration(since_start(time));
+    match snapshot.scope {
+        Scope::Run => None,
+        Scope::Range(range) => {
+            Some(format!("what happened from {} to {}", time(range.from), time(snapshot.now)))
+        }
+        Scope::Moment => Some(format!("what was held after {}", time(snapshot.now))),
+    }
 }
 
 /// `9 (7 emulated, 2 single-stepped)`.

@@ -11,19 +11,24 @@
 //! Of a stack, what lies below the stack pointer and the 128 bytes that the ABI lets functions use
 //! there is left over from calls that are long over, and is not read.
 
-use std::io;
+use std::collections::HashMap;
+use std::num::NonZero;
 use std::ops::Range;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::panic::resume_unwind;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
+use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
+use std::{io, iter, thread};
 
 use memtrace_common::addr::Avma;
-use rayon::prelude::*;
 
 use super::ScanError;
 use super::resident::{Pages, Resident};
+use super::urgent::ComesFirst;
 use crate::live::process::maps::Sharing;
 use crate::live::process::{Mapped, Mapping, ProcessError};
-use crate::reach::{Blocks, PIECE_BYTES, Piece};
+use crate::reach::{Blocks, PIECE_BYTES, Piece, Room};
 use crate::record::Pid;
 
 const PAGE_BYTES: u64 = 4096;
@@ -37,12 +42,25 @@ pub(super) struct Memory {
 }
 
 /// What was read of it.
+#[derive(Default)]
 pub(super) struct Read {
     pub(super) pieces: Vec<Piece>,
     pub(super) bytes: u64,
     pub(super) unreadable_bytes: u64,
-    /// Whether there was enough time.
-    pub(super) is_complete: bool,
+    /// Whether there was not enough time for all.
+    pub(super) is_late: bool,
+}
+
+/// Threads' worth of memory to read with.
+pub(super) struct Readers {
+    readers: Vec<Reader>,
+    /// Memory for the words of pieces, by the address of the piece that needed it last.
+    spare: Mutex<HashMap<Avma, Vec<u64>>>,
+}
+
+struct Reader {
+    bytes: Vec<u8>,
+    room: Room,
 }
 
 impl Memory {
@@ -74,54 +92,121 @@ impl Memory {
         &self,
         pid: Pid,
         blocks: &Blocks,
+        readers: &mut Readers,
         until: Option<Instant>,
     ) -> Result<Read, ScanError> {
-        let (bytes, unreadable) = (AtomicU64::new(0), AtomicU64::new(0));
-        let is_late = AtomicBool::new(false);
-        let read = |buffer: &mut Vec<u8>, range: &Range<u64>| -> io::Result<Vec<Piece>> {
-            if until.is_some_and(|until| Instant::now() >= until) {
-                is_late.store(true, Ordering::Relaxed);
-                return Ok(Vec::new());
-            }
-            let mut pieces = Vec::new();
-            let mut at = range.start;
-            while at < range.end {
-                let wanted = (range.end - at) as usize;
-                match read_some(pid, at, &mut buffer[..wanted]) {
-                    Ok(read) if read > 0 => {
-                        let piece = Piece::new(blocks, Avma(at), &buffer[..read]);
-                        bytes.fetch_add(read as u64, Ordering::Relaxed);
-                        pieces.extend((!piece.is_empty()).then_some(piece));
-                        at += read as u64;
-                    }
-                    // It is gone, or a device's, or beyond the end of its file: the rest may not be.
-                    Ok(_) | Err(Unreadable::Page) => {
-                        let next = (page_of(at) + PAGE_BYTES).min(range.end);
-                        unreadable.fetch_add(next - at, Ordering::Relaxed);
-                        at = next;
-                    }
-                    Err(Unreadable::Process(source)) => return Err(source),
+        let Readers { readers, spare } = readers;
+        let job = Job { memory: self, pid, blocks, spare, until, next: AtomicUsize::new(0) };
+        let reads: Vec<io::Result<Read>> = thread::scope(|scope| {
+            let threads: Vec<_> =
+                readers.iter_mut().map(|reader| job.spawn(scope, reader)).collect();
+            let join = |thread: ScopedJoinHandle<'_, io::Result<Read>>| {
+                thread.join().unwrap_or_else(|panic| resume_unwind(panic))
+            };
+            threads.into_iter().map(|thread| thread.and_then(join)).collect()
+        });
+        let mut all = Read::default();
+        for read in reads {
+            match read {
+                Ok(Read { mut pieces, bytes, unreadable_bytes, is_late }) => {
+                    all.pieces.append(&mut pieces);
+                    all.bytes += bytes;
+                    all.unreadable_bytes += unreadable_bytes;
+                    all.is_late |= is_late;
                 }
+                Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
+                    return Err(ProcessError::NoSuchProcess { pid: pid.0 }.into());
+                }
+                Err(source) => return Err(ScanError::Memory { pid: pid.0, source }),
             }
-            Ok(pieces)
-        };
-        let pieces: io::Result<Vec<Vec<Piece>>> = self
-            .pieces
-            .par_iter()
-            .map_init(|| vec![0; PIECE_BYTES], |buffer, range| read(buffer, range))
-            .collect();
-        match pieces {
-            Ok(pieces) => Ok(Read {
-                pieces: pieces.into_iter().flatten().collect(),
-                bytes: bytes.into_inner(),
-                unreadable_bytes: unreadable.into_inner(),
-                is_complete: !is_late.into_inner(),
-            }),
-            Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
-                Err(ProcessError::NoSuchProcess { pid: pid.0 }.into())
-            }
-            Err(source) => Err(ScanError::Memory { pid: pid.0, source }),
         }
+        Ok(all)
+    }
+}
+
+impl Readers {
+    /// As many as there are processors. Their memory is ready, too: to get it takes the kernel
+    /// longer than to read as much.
+    pub(super) fn new() -> Readers {
+        let count = thread::available_parallelism().map_or(1, NonZero::get);
+        let reader = || Reader { bytes: vec![1; PIECE_BYTES], room: Room::new() };
+        Readers {
+            readers: iter::repeat_with(reader).take(count).collect(),
+            spare: Mutex::default(),
+        }
+    }
+
+    /// Keeps the memory of these pieces for the next reading of the same addresses.
+    pub(super) fn keep_memory_of(&mut self, pieces: Vec<Piece>) {
+        let spare = self.spare.get_mut().unwrap_or_else(PoisonError::into_inner);
+        spare.extend(pieces.into_iter().map(Piece::into_parts));
+    }
+}
+
+/// What the readers of one process share.
+struct Job<'a> {
+    memory: &'a Memory,
+    pid: Pid,
+    blocks: &'a Blocks,
+    spare: &'a Mutex<HashMap<Avma, Vec<u64>>>,
+    until: Option<Instant>,
+    /// The next piece that nobody reads yet.
+    next: AtomicUsize,
+}
+
+impl Job<'_> {
+    fn spawn<'scope>(
+        &'scope self,
+        scope: &'scope Scope<'scope, '_>,
+        reader: &'scope mut Reader,
+    ) -> io::Result<ScopedJoinHandle<'scope, io::Result<Read>>> {
+        let name = "reader".to_owned();
+        thread::Builder::new().name(name).spawn_scoped(scope, || self.take_part(reader))
+    }
+
+    /// Reads pieces until none is left.
+    fn take_part(&self, reader: &mut Reader) -> io::Result<Read> {
+        let _first = self.until.map(|_| ComesFirst::begin());
+        let mut read = Read::default();
+        while let Some(range) = self.memory.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+            if self.until.is_some_and(|until| Instant::now() >= until) {
+                read.is_late = true;
+                break;
+            }
+            self.read_range(range, reader, &mut read)?;
+        }
+        Ok(read)
+    }
+
+    fn read_range(
+        &self,
+        range: &Range<u64>,
+        Reader { bytes, room }: &mut Reader,
+        read: &mut Read,
+    ) -> io::Result<()> {
+        let mut at = range.start;
+        while at < range.end {
+            match read_some(self.pid, at, &mut bytes[..(range.end - at) as usize]) {
+                Ok(count) if count > 0 => {
+                    let words = {
+                        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
+                        spare.remove(&Avma(at)).unwrap_or_default()
+                    };
+                    let piece = Piece::new(self.blocks, Avma(at), &bytes[..count], room, words);
+                    read.pieces.extend((!piece.is_empty()).then_some(piece));
+                    read.bytes += count as u64;
+                    at += count as u64;
+                }
+                // It is gone, or a device's, or beyond the end of its file: the rest may not be.
+                Ok(_) | Err(Unreadable::Page) => {
+                    let next = (page_of(at) + PAGE_BYTES).min(range.end);
+                    read.unreadable_bytes += next - at;
+                    at = next;
+                }
+                Err(Unreadable::Process(source)) => return Err(source),
+            }
+        }
+        Ok(())
     }
 }
 
@@ -263,9 +348,9 @@ mod tests {
         let place = pointers.as_ptr().addr() as u64;
         let memory = Memory { pieces: vec![place..place + 24, 0x10..0x20] };
 
-        let read = memory.read(pid, &blocks, None).expect("our own memory");
+        let read = memory.read(pid, &blocks, &mut Readers::new(), None).expect("our own memory");
 
         assert_eq!(read.pieces.iter().map(Piece::len).sum::<usize>(), 3);
-        assert_eq!((read.bytes, read.unreadable_bytes, read.is_complete), (24, 16, true));
+        assert_eq!((read.bytes, read.unreadable_bytes, read.is_late), (24, 16, false));
     }
 }

@@ -3,22 +3,8 @@
 //! On a busy machine everybody else would come first otherwise, and a stop would take many times as
 //! long as its work. Without the right to it (`CAP_SYS_NICE`) things take longer, and that is all.
 
-use std::num::NonZero;
-use std::thread::available_parallelism;
-
-use rayon::{ThreadPool, ThreadPoolBuildError, ThreadPoolBuilder};
-
 /// The scheduler's most preferred.
 const FIRST: libc::c_int = -20;
-
-/// Threads that read. Made before the stop, since that takes time, too.
-pub(super) fn readers() -> Result<ThreadPool, ThreadPoolBuildError> {
-    ThreadPoolBuilder::new()
-        .num_threads(available_parallelism().map_or(1, NonZero::get))
-        .thread_name(|index| format!("reader {index}"))
-        .start_handler(|_| set_niceness(FIRST))
-        .build()
-}
 
 /// Makes this thread one of those that come first, until it is dropped.
 pub(super) struct ComesFirst {

@@ -37,7 +37,7 @@ impl Default for Histogram {
 impl Histogram {
     /// Counts `value`, of a block of so many bytes. Sums wrap around, as those of accounts do.
     #[inline(always)]
-    pub(in crate::pipeline) fn add(&mut self, value: u64, bytes: u64) {
+    pub(crate) fn add(&mut self, value: u64, bytes: u64) {
         let bucket = bucket_of(value);
         self.counts[bucket] = self.counts[bucket].wrapping_add(1);
         self.bytes[bucket] = self.bytes[bucket].wrapping_add(bytes);

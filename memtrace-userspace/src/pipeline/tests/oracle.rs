@@ -410,9 +410,12 @@ impl Oracle {
             // Names have no influence on numbers.
             Record::JitSymbol { time, .. } => self.pass(time.0),
             Record::Tick { time } | Record::End { time, reason: _ } => self.pass(time.0),
+            Record::Mark { time, text: _ } => self.pass(time.0),
+            Record::Held { .. } => unreachable!("a session does not begin in the middle"),
             Record::Probe(_)
             | Record::BeforeAttach(_)
             | Record::Namespaces(_)
+            | Record::MemoryDetail { .. }
             | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);

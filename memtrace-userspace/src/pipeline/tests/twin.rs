@@ -148,7 +148,9 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }
         | Record::Resident { time, .. }
+        | Record::Mark { time, .. }
         | Record::JitSymbol { time, .. }
+        | Record::MemoryDetail { time, .. }
         | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
@@ -157,12 +159,13 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::BeforeAttach(_)
         | Record::Namespaces(_)
         | Record::Stack { .. }
+        | Record::Held { .. }
         | Record::Counters(_) => {}
     }
     record
 }
 
-fn path(snapshot: &Snapshot, stack: &StackUsage) -> Path {
+pub(super) fn path(snapshot: &Snapshot, stack: &StackUsage) -> Path {
     let place = |place: &Place| match *place {
         Place::InFile { image, offset } => {
             let name = match &*snapshot.images[image as usize] {
@@ -283,7 +286,7 @@ fn assert_adds_up(snapshot: &Snapshot) {
 }
 
 /// 400 cases, or as many as `PROPTEST_CASES` asks for beyond that.
-fn config() -> ProptestConfig {
+pub(super) fn config() -> ProptestConfig {
     let config = ProptestConfig::default();
     ProptestConfig { cases: config.cases.max(400), ..config }
 }
@@ -325,6 +328,7 @@ proptest! {
             jit_addresses: 2,
             probes: room,
             counters: 0,
+            marks: room,
             timeline_points: TIMELINE_POINTS,
             spike_changes: room,
             history_points: room,

@@ -9,7 +9,7 @@ use crate::trace::error::Damage;
 use crate::trace::model::{Block, MAX_DICTIONARY, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
 
-use super::{ADDRESS, API, COLUMNS, KIND, NAMES, SIZE, STACK, column, kind};
+use super::{ADDRESS, API, COLUMNS, KIND, NAMES, NO_API, SIZE, STACK, column, kind};
 
 /// Takes one payload after the other apart.
 #[derive(Debug)]
@@ -132,6 +132,19 @@ impl Decoder {
                 let (old, growth) = self.range()?;
                 let new = Avma(old.0.wrapping_add(growth));
                 Ok(Record::Break { time, tid, old, new, stack })
+            }
+            kind::HELD => {
+                let (pid, tid) = rows::decode_holder(&mut self.columns[column::ROWS])?;
+                let api = match self.columns[column::APIS].byte()? {
+                    NO_API => None,
+                    number => Some(api(number)?),
+                };
+                let [_, _, _, stacks, stack_ids, ..] = &mut self.columns;
+                let index = stack_index(stacks, stack_ids, &mut self.model)?;
+                let stack = self.model.stack(index).id;
+                let (start, length) = self.range()?;
+                let born = self.time()?;
+                Ok(Record::Held { born, pid, tid, api, start, length, stack })
             }
             other => Err(Damage::UnknownValue { what: "an operation", found: u64::from(other) }),
         }

@@ -9,7 +9,7 @@ use crate::trace::bytes::{address_delta, delta, put_varint};
 use crate::trace::model::{Block, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
 
-use super::{ADDRESS, API, COLUMNS, SIZE, STACK, column, kind};
+use super::{ADDRESS, API, COLUMNS, NO_API, SIZE, STACK, column, kind};
 
 /// What a block's header says about its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,6 +20,15 @@ pub(in crate::trace) struct Summary {
     pub(in crate::trace) times: Option<(Time, Time)>,
     /// Whether the block starts with an empty model.
     pub(in crate::trace) independent: bool,
+}
+
+/// What the next block starts with.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(in crate::trace) enum Next {
+    /// The model as it is.
+    GoesOn,
+    /// An empty model.
+    Independent,
 }
 
 /// A run of records of one thread.
@@ -190,6 +199,19 @@ impl Encoder {
                 rows::put_memory_detail(row, *pid, memory);
                 self.timed_row(*time);
             }
+            Record::Mark { time, text } => {
+                rows::put_mark(row, text);
+                self.timed_row(*time);
+            }
+            Record::Held { born, pid, tid, api, start, length, stack } => {
+                rows::put_holder(row, *pid, *tid);
+                columns[column::APIS].push(api.map_or(NO_API, |api| api as u8));
+                let index = self.stack_index(*stack);
+                put_varint(&mut self.columns[column::STACKS], u64::from(index));
+                self.range(*start, *length);
+                self.timed(*born);
+                self.columns[column::OPERATIONS].push(kind::HELD);
+            }
             Record::JitSymbol { time, pid, start, size, name } => {
                 rows::put_jit_symbol(row, *pid, *start, *size, name);
                 self.timed_row(*time);
@@ -210,7 +232,9 @@ impl Encoder {
     }
 
     /// Writes the payload of the records pushed so far to `payload` and starts the next block.
-    pub(in crate::trace) fn finish_block(&mut self, payload: &mut Vec<u8>) -> Summary {
+    ///
+    /// The next block is independent if the model is full, or if `next` asks for it.
+    pub(in crate::trace) fn finish_block(&mut self, payload: &mut Vec<u8>, next: Next) -> Summary {
         self.end_run();
         let summary = Summary {
             records: self.records() as u32,
@@ -233,7 +257,7 @@ impl Encoder {
             payload.append(column);
         }
 
-        self.independent = self.model.is_full();
+        self.independent = self.model.is_full() || next == Next::Independent;
         if self.independent {
             self.model.reset();
             self.thread_indices.clear();

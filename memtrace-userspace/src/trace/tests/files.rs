@@ -13,8 +13,8 @@ use zerocopy::{FromBytes, IntoBytes};
 use super::{read, trace_of};
 use crate::record::{EndReason, Origin, Pid, Record, Session, Tid, Time, WireStackId};
 use crate::trace::format::{
-    BLOCK, BlockHeader, FLAG_INDEPENDENT, FileHeader, MAX_BLOCK_RECORDS, MAX_PAYLOAD_BYTES,
-    header_crc,
+    BLOCK, BlockHeader, FLAG_INDEPENDENT, FileHeader, INDEX, IndexHeader, IndexTrailer,
+    MAX_BLOCK_RECORDS, MAX_PAYLOAD_BYTES, header_crc,
 };
 use crate::trace::{Cut, Damage, Reader, TraceError, Truncation, WriteError, Writer};
 
@@ -50,7 +50,18 @@ fn sample() -> Vec<Record> {
     records
 }
 
-/// Where blocks start, and where the end mark does.
+/// Where blocks start, and where the index and the end mark do.
+fn frame_starts(bytes: &[u8]) -> Vec<usize> {
+    let mut starts = block_starts(bytes);
+    let index = *starts.last().unwrap();
+    let (header, _) = IndexHeader::read_from_prefix(&bytes[index..]).unwrap();
+    assert_eq!(header.marker, INDEX);
+    let around = size_of::<IndexHeader>() + size_of::<IndexTrailer>();
+    starts.push(index + around + header.payload_bytes.get() as usize);
+    starts
+}
+
+/// Where blocks start, and where the index does.
 fn block_starts(bytes: &[u8]) -> Vec<usize> {
     let mut starts = vec![FILE_HEADER];
     let mut at = FILE_HEADER;
@@ -106,8 +117,8 @@ fn damage(bytes: &[u8]) -> Damage {
 fn trace_cut_anywhere_gives_exactly_the_whole_blocks_before() {
     let records = sample();
     let bytes = trace_of(&records, 3);
-    let starts = block_starts(&bytes);
-    assert_eq!(starts.len(), 5);
+    let starts = frame_starts(&bytes);
+    assert_eq!(starts.len(), 6);
 
     for length in FILE_HEADER..bytes.len() {
         let (found, end) = read(&bytes[..length]);
@@ -116,11 +127,13 @@ fn trace_cut_anywhere_gives_exactly_the_whole_blocks_before() {
         let lost = length - starts[whole];
         let cut = match lost {
             0 => Cut::BetweenBlocks,
-            _ if whole == 4 || lost < BLOCK_HEADER => Cut::Header,
+            _ if whole == 5 => Cut::Header,
+            _ if whole == 4 && lost < size_of::<IndexHeader>() => Cut::Header,
+            _ if whole < 4 && lost < BLOCK_HEADER => Cut::Header,
             _ => Cut::Payload,
         };
         let truncation = Truncation { offset: starts[whole] as u64, lost_bytes: lost as u64, cut };
-        assert_eq!(found, records[..whole * 3], "cut at {length}");
+        assert_eq!(found, records[..whole.min(4) * 3], "cut at {length}");
         assert_eq!(end.unwrap(), Some(truncation), "cut at {length}");
     }
 }

@@ -18,7 +18,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 29;
+pub(super) const VARIANTS: usize = 32;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -52,7 +52,9 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Namespaces(_) => 26,
         Record::JitSymbol { .. } => 27,
         Record::MemoryLimit { .. } => 28,
-        Record::MemoryDetail { .. } => 29,
+        Record::Mark { .. } => 29,
+        Record::Held { .. } => 30,
+        Record::MemoryDetail { .. } => 31,
     }
 }
 
@@ -216,6 +218,11 @@ fn life() -> impl Strategy<Value = Record> {
         vec((name(), number()), 0..4).prop_map(Record::Counters),
         time().prop_map(|time| Record::Tick { time }),
         (time(), reason).prop_map(|(time, reason)| Record::End { time, reason }),
+        (time(), name()).prop_map(|(time, text)| Record::Mark { time, text }),
+        (time(), pid(), tid(), proptest::option::of(api()), address(), number(), stack_id())
+            .prop_map(|(born, pid, tid, api, start, length, stack)| {
+                Record::Held { born, pid, tid, api, start, length, stack }
+            }),
     ]
 }
 
@@ -257,7 +264,13 @@ fn mapping() -> impl Strategy<Value = Record> {
 }
 
 fn records() -> impl Strategy<Value = Vec<Record>> {
-    let record = prop_oneof![8 => heap(), 2 => mapping(), 1 => setting(), 1 => life()];
+    // Boxed: a value with room for every variant would not fit into a test's stack.
+    let record = prop_oneof![
+        8 => heap().boxed(),
+        2 => mapping().boxed(),
+        1 => setting().boxed(),
+        1 => life().boxed(),
+    ];
     vec(record, 0..200)
 }
 

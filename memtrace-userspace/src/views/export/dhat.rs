@@ -161,6 +161,7 @@ impl Profile {
         let mut frames = vec![self.frame(api_frame(api))];
         match stack {
             Some(stack) => {
+                names.learn_jit_names(&pipeline.jit_names());
                 let stack = names.symbolize(pipeline.images(), stack);
                 frames.extend(stack.frames.iter().map(|frame| self.frame(label(frame))));
                 if stack.end != End::Root {
@@ -247,7 +248,7 @@ impl Point {
                 self.live.change(posting);
                 self.lifetimes_ns = self.lifetimes_ns.wrapping_add(moments);
             }
-            Change::Abandon => {}
+            Change::Abandon | Change::Hold | Change::LetGo => {}
         }
         if change == Change::Acquire {
             self.total.bytes = self.total.bytes.wrapping_add(bytes);

@@ -104,7 +104,11 @@ impl<W: Write> Writer<W> {
             let sign = match change {
                 Change::Acquire | Change::Reclaim => '+',
                 Change::Release => '-',
-                Change::Inherit | Change::Disinherit | Change::Abandon => continue,
+                Change::Inherit
+                | Change::Disinherit
+                | Change::Abandon
+                | Change::Hold
+                | Change::LetGo => continue,
             };
             let (api, _) = pipeline.known_call_path(site);
             if !api.acquires_block() || blocks == 0 {
@@ -151,6 +155,7 @@ impl<W: Write> Writer<W> {
         let mut node = 0;
         match pipeline.known_call_path(site).1 {
             Some(stack) => {
+                names.learn_jit_names(&pipeline.jit_names());
                 let stack = names.symbolize(pipeline.images(), stack);
                 if stack.end != End::Root || stack.frames.is_empty() {
                     let cut = self.cut(stack.end)?;

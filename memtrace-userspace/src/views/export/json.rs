@@ -11,6 +11,7 @@ pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
 mod statistics;
+mod time;
 
 use std::io::{self, Write};
 
@@ -18,6 +19,7 @@ use serde::Serialize;
 
 use self::layout::OneEntryPerLine;
 use self::stacks::Stacks;
+use self::time::{Mark, Part, Phase};
 
 use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
@@ -54,6 +56,9 @@ struct Report<'r> {
     stacks: Stacks<'r>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
+    part: Part,
+    marks: Vec<Mark>,
+    phases: Vec<Phase>,
     spikes: Vec<findings::Spike<'r>>,
     leaks: Vec<findings::Leak<'r>>,
     leak_detection: findings::LeakDetection<'r>,
@@ -214,6 +219,9 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         stacks: Stacks::new(stacks)?,
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
+        part: time::part(snapshot),
+        marks: snapshot.marks.iter().map(time::mark).collect(),
+        phases: snapshot.phases.iter().map(time::phase).collect(),
         spikes: findings::spikes(&ranking.findings),
         leaks: findings::leaks(&ranking.findings),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),

@@ -189,6 +189,7 @@ impl<W: Write + Send> Writer<W> {
         if known.is_none()
             && let (_, Some(stack)) = pipeline.known_call_path(site)
         {
+            names.learn_jit_names(&pipeline.jit_names());
             *known = Some(names.symbolize(pipeline.images(), stack));
         }
     }
@@ -362,6 +363,9 @@ fn event(record: &Record) -> Option<Event> {
         Record::Break { time, tid, old, new, stack: _ } => {
             event(time, tid, "break", Some(Api::Brk), Some(new.0), Some(new.0.abs_diff(old.0)))
         }
+        Record::Held { born, pid: _, tid, api, start, length, stack: _ } => {
+            event(born, tid, "held", api, Some(start.0), Some(length))
+        }
         Record::Session(_)
         | Record::Probe(_)
         | Record::Process(_)
@@ -380,6 +384,7 @@ fn event(record: &Record) -> Option<Event> {
         | Record::Exit { .. }
         | Record::Resident { .. }
         | Record::Counters(_)
+        | Record::Mark { .. }
         | Record::Tick { .. }
         | Record::End { .. } => None,
     }

@@ -12,12 +12,12 @@ use std::fmt::{self, Write};
 
 use memtrace_common::unwind::End;
 
-use crate::pipeline::snapshot::{Snapshot, Usage};
+use crate::pipeline::snapshot::{Amount, Range, Scope, Snapshot, Usage};
 use crate::views::counters::{self, Weight, explain_end};
 use crate::views::frames::{Miss, Naming, SymbolizedStack};
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, wrap};
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 use crate::views::quantity::{bar, bytes, count, counted, share, sparkline};
 use crate::views::ranking::{FunctionUsage, Memory, Ranking, SortKey, SymbolizedUsage};
 use crate::views::style::Style;
@@ -29,6 +29,8 @@ const DEFAULT_FUNCTIONS: usize = 20;
 const DEFAULT_STACKS: usize = 10;
 /// How many threads are shown; a program may have had thousands.
 const THREADS: usize = 20;
+/// How many phases are shown; JSON has all.
+const PHASES: usize = 30;
 /// How many frames of a stack are shown at its inner and at its outer end.
 const INNER_FRAMES: usize = 30;
 const OUTER_FRAMES: usize = 5;
@@ -69,6 +71,7 @@ impl Report<'_> {
         self.findings(&ranking.findings)?;
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
+            None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),
             None => (&[SortKey::Peak, SortKey::Live], SortKey::Live),
         };
         for &key in tables {
@@ -77,6 +80,7 @@ impl Report<'_> {
         }
         self.stacks(&ranking.stacks, Memory::Heap, by_stack)?;
         self.stacks(&ranking.stacks, Memory::Mapped, by_stack)?;
+        self.phases()?;
         self.processes()?;
         self.threads()?;
         self.nameless_modules(&ranking.naming)?;
@@ -99,7 +103,12 @@ impl Report<'_> {
             self.field("command", &cut(&command, 4 * self.options.width))?;
         }
         self.field("captured", &summary::capture(self.snapshot))?;
-        self.field("events", &summary::loss(self.snapshot))?;
+        if let Some(part) = summary::part(self.snapshot) {
+            self.field("part", &part)?;
+        }
+        if self.snapshot.scope != Scope::Moment {
+            self.field("events", &summary::loss(self.snapshot))?;
+        }
         self.field("probes", &summary::probes(self.snapshot))
     }
 
@@ -114,39 +123,15 @@ impl Report<'_> {
 
     fn totals(&mut self) -> fmt::Result {
         let totals = &self.snapshot.totals;
-        let Usage {
-            allocations,
-            allocated_bytes,
-            frees,
-            freed_bytes,
-            live_blocks,
-            live_bytes,
-            inherited_blocks,
-            inherited_bytes,
-            peak_bytes: _, // `peak_live_bytes` is the same
-            temporary_allocations,
-        } = totals.heap;
+        let Usage { live_blocks, live_bytes, inherited_blocks, inherited_bytes, .. } = totals.heap;
         self.heading("Totals")?;
         self.field("live", &format!("{} in {}", bytes(live_bytes), counted(live_blocks, "block")))?;
-        self.field(
-            "peak",
-            &format!(
-                "{} after {}",
-                bytes(totals.peak_live_bytes),
-                quantity::duration(summary::since_start(totals.peak_at))
-            ),
-        )?;
-        self.field(
-            "allocated",
-            &format!(
-                "{} in {}, {} of them temporary ({})",
-                bytes(allocated_bytes),
-                counted(allocations, "allocation"),
-                count(temporary_allocations),
-                share(temporary_allocations, allocations),
-            ),
-        )?;
-        self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))?;
+        if self.snapshot.scope != Scope::Moment {
+            self.work()?;
+        }
+        if let Scope::Range(range) = self.snapshot.scope {
+            self.field("before", &held_before(&range))?;
+        }
         if inherited_blocks > 0 {
             let text = format!(
                 "{} in {}, copies that children hold since their fork",
@@ -169,6 +154,31 @@ impl Report<'_> {
             self.field("over time", &sparkline(&live, width))?;
         }
         Ok(())
+    }
+
+    /// What was done up to the end, and the peak on the way.
+    fn work(&mut self) -> fmt::Result {
+        let totals = &self.snapshot.totals;
+        let Usage { allocations, allocated_bytes, frees, freed_bytes, .. } = totals.heap;
+        self.field(
+            "peak",
+            &format!(
+                "{} after {}",
+                bytes(totals.peak_live_bytes),
+                quantity::duration(summary::since_start(totals.peak_at))
+            ),
+        )?;
+        self.field(
+            "allocated",
+            &format!(
+                "{} in {}, {} of them temporary ({})",
+                bytes(allocated_bytes),
+                counted(allocations, "allocation"),
+                count(totals.temporary_allocations),
+                share(totals.temporary_allocations, allocations),
+            ),
+        )?;
+        self.field("freed", &format!("{} in {}", bytes(freed_bytes), counted(frees, "free")))
     }
 
     /// ```text
@@ -253,6 +263,42 @@ impl Report<'_> {
         Ok(())
     }
 
+    /// ```text
+    ///         from   allocated      freed     growth       peak  phase
+    ///        1.2 s    12.0 MiB    2.0 MiB  +10.0 MiB   54.0 MiB  after warm-up
+    /// ```
+    fn phases(&mut self) -> fmt::Result {
+        if self.snapshot.phases.is_empty() {
+            return Ok(());
+        }
+        self.heading("Phases between marks")?;
+        let head = format!(
+            "  {:>9} {:>10} {:>10} {:>11} {:>10}  phase",
+            "from", "allocated", "freed", "growth", "peak"
+        );
+        writeln!(self.out, "{}", self.options.style.faint(&head))?;
+        let name_width = self.options.width.saturating_sub(59).max(12);
+        for phase in self.snapshot.phases.iter().take(PHASES) {
+            let (before, after) = (phase.live_bytes_before, phase.live_bytes_after);
+            let sign = if after < before { "-" } else { "+" };
+            let name = match &phase.begins_with {
+                Some(text) => printable_str(text),
+                None => "(start)".into(),
+            };
+            writeln!(
+                self.out,
+                "  {:>9} {:>10} {:>10} {:>11} {:>10}  {}",
+                quantity::duration(summary::since_start(phase.from)),
+                bytes(phase.allocated.bytes),
+                bytes(phase.freed.bytes),
+                format!("{sign}{}", bytes(after.abs_diff(before))),
+                bytes(phase.peak_live_bytes),
+                cut(&name, name_width),
+            )?;
+        }
+        self.more(self.snapshot.phases.len(), PHASES)
+    }
+
     fn processes(&mut self) -> fmt::Result {
         if self.snapshot.processes.len() < 2 {
             return Ok(());
@@ -335,6 +381,17 @@ impl Report<'_> {
         }
         Ok(())
     }
+}
+
+/// `2.0 MiB in 5 blocks were held at the start, 1.0 MiB in 2 blocks of them still are`.
+fn held_before(range: &Range) -> String {
+    let amount =
+        |amount: Amount| format!("{} in {}", bytes(amount.bytes), counted(amount.blocks, "block"));
+    format!(
+        "{} held at its start, {} of it at its end; not in the lines above, but in the peak",
+        amount(range.held_before),
+        amount(range.still_held),
+    )
 }
 
 /// A line of `label` and text, broken where it is too wide.
