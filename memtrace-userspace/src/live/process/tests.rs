@@ -216,8 +216,7 @@ fn smaps_are_added_up_by_kind_of_memory() {
 
 #[test]
 fn smaps_in_detail_that_do_not_parse_are_refused() {
-    for text in [&b"1000-2000 rw-p 00000000 00:00 0\nRss: many kB\n"[..], b"what is this\n", b":\n"]
-    {
+    for text in [&b"1000-2000 rw-p 00000000 00:00 0\nRss: many kB\n"[..], b"what is this\n"] {
         assert_eq!(parse_memory(text, &[]), None);
     }
 }
