@@ -380,6 +380,11 @@ impl Pipeline {
         self.stacks.known_call_path(site)
     }
 
+    /// Blocks so far that turned out to be temporary.
+    pub fn temporary_allocations(&self) -> u64 {
+        self.collected.temporary_allocations
+    }
+
     /// The files seen so far; [`Place::InFile`] points here.
     pub fn images(&self) -> &[Arc<Image>] {
         self.images.all()

@@ -107,6 +107,7 @@ impl Pipeline {
             if block.thread == actor.thread
                 && thread.newest.take(ptr, self.limits.temporary_between)
             {
+                self.collected.temporary_allocations += 1;
                 thread.heap.note_temporary();
                 self.stacks.account_mut(block.site).note_temporary();
                 self.processes.entry_mut(entry).heap.note_temporary();

@@ -122,6 +122,7 @@ pub(super) enum NewPlace {
 #[derive(Debug)]
 pub(super) struct Collected {
     pub(super) allocator: Known,
+    pub(super) temporary_allocations: u64,
     /// By the number of the API.
     sizes: Box<[Histogram]>,
     lifetimes: Histogram,
@@ -140,6 +141,7 @@ impl Collected {
         let apis = Api::ALL.iter().map(|api| *api as usize + 1).max().unwrap_or(0);
         Collected {
             allocator: Known::Nothing,
+            temporary_allocations: 0,
             sizes: vec![Histogram::default(); apis].into(),
             lifetimes: Histogram::default(),
             lifetime_indices: Vec::new(),
