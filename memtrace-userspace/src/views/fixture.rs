@@ -64,7 +64,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 inherited_blocks: 0,
                 inherited_bytes: 0,
                 peak_bytes: 48 * MIB,
-                temporary_allocations: 0,
+                temporary_allocations: 200,
             },
         ),
         stack(
@@ -76,7 +76,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 allocated_bytes: 48 * MIB,
                 frees: 1_234_567,
                 freed_bytes: 48 * MIB,
-                temporary_allocations: 1_200_000,
+                temporary_allocations: 1_199_800,
                 ..Usage::default()
             },
         ),
