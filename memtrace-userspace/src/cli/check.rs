@@ -16,10 +16,11 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict as Traceable;
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::{EndReason, Pid};
 use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
@@ -31,11 +32,14 @@ use memtrace_userspace::views::profile::{Profile, Vocabulary};
 use memtrace_userspace::views::quantity;
 use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
 use self::budget_file::{Loaded, bound};
 use self::load::{Load, LoadEnd, describe};
+use super::detectors::read_suppressions;
 use super::output::Output;
-use super::profile::load as load_profile;
+use super::profile::{load as load_profile, load_judged};
+use super::quantity::positive_duration;
 use super::record::{progress_line, started_line, warning};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::pid;
@@ -46,6 +50,7 @@ Examples:
   sudo memtrace check --budget mem.toml -- ./test             a test and its children
   sudo memtrace check --max-peak 200MB --max-live 1MB -- ./test
   sudo memtrace check -p 4711 --max-rss 500MB --for 60s -- ./load.sh
+  sudo memtrace check -p 4711 --max-leaks none --for 10m      nothing may leak meanwhile
   memtrace check --budget mem.toml test.mtrace                a trace, without root
   memtrace check --baseline main.json --tolerance 5% test.mtrace
   memtrace check --budget mem.toml test.mtrace --junit mem.xml --format github";
@@ -88,6 +93,15 @@ pub(crate) struct Arguments {
     /// Resident memory at the highest sample, at most, whatever it is used for and since when
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     max_rss: Option<String>,
+    /// How fast all leaks together may grow: none, or a rate such as 5MB/h
+    #[arg(long, value_name = "RATE", help_heading = "Limits")]
+    max_leaks: Option<String>,
+    /// Leaks that are known, instead of the budget's: lines of leak:PATTERN
+    #[arg(long, value_name = "FILE", help_heading = "Limits")]
+    suppressions: Option<PathBuf>,
+    /// How long a call path must have held memory before it is accused of a leak [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration, help_heading = "Limits")]
+    leak_after: Option<Duration>,
     /// A trace or a JSON report to compare with, instead of the budget's
     #[arg(long, value_name = "FILE", help_heading = "Limits")]
     baseline: Option<PathBuf>,
@@ -136,7 +150,12 @@ enum Format {
 
 /// Judges, writes the result, and says whether all holds.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Loaded { budget, baseline } = limits(&arguments)?;
+    let Loaded { budget, baseline, suppressions } = limits(&arguments)?;
+    let detectors = detectors(&budget, arguments.leak_after);
+    let suppressions = match &suppressions {
+        Some(path) => read_suppressions(path)?,
+        None => Suppressions::default(),
+    };
     let Arguments {
         trace_file,
         pid,
@@ -162,15 +181,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     }
     let mut words = Vocabulary::default();
     let (profile, ends) = match trace_file {
-        Some(trace) => (load_profile(&trace, symbols.names(), &mut words)?, Vec::new()),
+        Some(trace) => {
+            let names = symbols.names();
+            (load_judged(&trace, names, detectors, &suppressions, &mut words)?, Vec::new())
+        }
         None => {
             let (target, load) = match pid {
                 Some(pid) => (Target::Attach(vec![pid]), command),
                 None => (Target::Launch(command), Vec::new()),
             };
-            let (snapshot, ends) = watch(trace.session(target, output), load)?;
+            let options = RecordOptions { limits: detectors, ..trace.session(target, output) };
+            let (snapshot, ends) = watch(options, load)?;
             let mut names = symbols.names_of_running(pid.as_slice());
-            let ranking = rank(&snapshot, &mut names, SortKey::Live);
+            let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
+            ranking.findings.suppress(&suppressions);
             (Profile::of_session(&snapshot, &ranking, &mut words), ends)
         }
     };
@@ -228,10 +252,13 @@ fn write(
 fn limits(arguments: &Arguments) -> Result<Loaded> {
     let mut loaded = match &arguments.budget {
         Some(path) => budget_file::load(path)?,
-        None => Loaded { budget: Budget::default(), baseline: None },
+        None => Loaded { budget: Budget::default(), baseline: None, suppressions: None },
     };
     if let Some(baseline) = &arguments.baseline {
         loaded.baseline = Some(baseline.clone());
+    }
+    if let Some(suppressions) = &arguments.suppressions {
+        loaded.suppressions = Some(suppressions.clone());
     }
     let mut add = |metric, bound| {
         loaded.budget.limits.push(Limit { scope: Scope::Total, metric, bound, line: None });
@@ -243,9 +270,11 @@ fn limits(arguments: &Arguments) -> Result<Loaded> {
         (Metric::Allocations, "max-allocations", &arguments.max_allocations),
         (Metric::Temporary, "max-temporary", &arguments.max_temporary),
         (Metric::Resident, "max-rss", &arguments.max_rss),
+        (Metric::Leaks, "max-leaks", &arguments.max_leaks),
     ] {
         if let Some(written) = written {
-            let (metric, bound) = bound(metric, written).with_context(|| format!("--{flag}"))?;
+            let (metric, bound) =
+                bound(metric, written).map_err(|error| anyhow!("--{flag}: {error}"))?;
             if !matches!(bound, Bound::AtMost(_)) && loaded.baseline.is_none() {
                 bail!("--{flag} {written} is a limit on growth; give a --baseline");
             }
@@ -262,6 +291,19 @@ fn limits(arguments: &Arguments) -> Result<Loaded> {
         bail!("there is nothing to check; give a --budget with limits, or --max-peak and its like");
     }
     Ok(loaded)
+}
+
+/// What the detectors must see for the limits on leaks: also those as slow as a limit allows.
+fn detectors(budget: &Budget, leak_after: Option<Duration>) -> Limits {
+    let mut limits = Limits::default();
+    let leaks = &mut limits.detectors.leaks;
+    leaks.after = leak_after.unwrap_or(leaks.after);
+    for Limit { scope: _, metric, bound, line: _ } in &budget.limits {
+        if let (Metric::Leaks, &Bound::AtMost(rate @ 1..)) = (metric, bound) {
+            leaks.healthy_bytes_per_hour = leaks.healthy_bytes_per_hour.min(rate as f64);
+        }
+    }
+    limits
 }
 
 /// Traces the target, with a load if there is one, and says how what ran has ended.
