@@ -23,7 +23,7 @@ use memtrace_userspace::live::allocators::survey::Verdict as Traceable;
 use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::{EndReason, Pid};
-use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Target};
 use memtrace_userspace::views::budget::{
     self, Attach, Bound, Budget, Judgement, Limit, Loss, Metric, Row, Scope, Strictness, Verdict,
     judge,
@@ -40,9 +40,9 @@ use super::detectors::read_suppressions;
 use super::output::Output;
 use super::profile::{load as load_profile, load_judged};
 use super::quantity::positive_duration;
-use super::record::{progress_line, started_line, warning};
+use super::record::{progress_line, tell_started, warning};
 use super::source::{SymbolArguments, TraceArguments};
-use super::target::pid;
+use super::target::{TargetArguments, one_target};
 use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\
@@ -51,6 +51,7 @@ Examples:
   sudo memtrace check --max-peak 200MB --max-live 1MB -- ./test
   sudo memtrace check -p 4711 --max-rss 500MB --for 60s -- ./load.sh
   sudo memtrace check -p 4711 --max-leaks none --for 10m      nothing may leak meanwhile
+  sudo memtrace check --comm nginx --max-live 50MB -- ./load.sh
   memtrace check --budget mem.toml test.mtrace                a trace, without root
   memtrace check --baseline main.json --tolerance 5% test.mtrace
   memtrace check --budget mem.toml test.mtrace --junit mem.xml --format github";
@@ -62,16 +63,14 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(override_usage = "memtrace check [OPTIONS] <TRACE | -- CMD... | -p PID [-- LOAD...]>")]
-#[command(group = clap::ArgGroup::new("target").required(true).multiple(true)
-    .args(["trace_file", "pid", "command"]))]
+#[command(group = one_target().args(["trace_file", "command"]))]
 #[command(mut_arg("duration", |duration| duration.visible_alias("for")))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(value_name = "TRACE", conflicts_with_all = ["pid", "command", "output", "duration"])]
+    #[arg(value_name = "TRACE", conflicts_with_all = ["processes", "command", "output", "duration"])]
     trace_file: Option<PathBuf>,
-    /// A running process, judged by what it allocates from now on
-    #[arg(short, long, value_name = "PID", value_parser = pid)]
-    pid: Option<Pid>,
+    #[command(flatten)]
+    processes: TargetArguments,
     /// The limits: a TOML file, see docs/budgets.md
     #[arg(long, value_name = "FILE", help_heading = "Limits")]
     budget: Option<PathBuf>,
@@ -158,7 +157,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     };
     let Arguments {
         trace_file,
-        pid,
+        processes,
         allow_loss,
         since_attach,
         format,
@@ -179,6 +178,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         // because the program is called as it is called now.
         load_profile(baseline, symbols.names(), &mut Vocabulary::default())?;
     }
+    let is_attach = processes.is_given();
     let mut words = Vocabulary::default();
     let (profile, ends) = match trace_file {
         Some(trace) => {
@@ -186,13 +186,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             (load_judged(&trace, names, detectors, &suppressions, &mut words)?, Vec::new())
         }
         None => {
-            let (target, load) = match pid {
-                Some(pid) => (Target::Attach(vec![pid]), command),
-                None => (Target::Launch(command), Vec::new()),
+            let (options, load) = match is_attach {
+                true => (trace.attach(processes.resolve()?, output), command),
+                false => (trace.session(Target::Launch(command), output), Vec::new()),
             };
-            let options = RecordOptions { limits: detectors, ..trace.session(target, output) };
+            let options = RecordOptions { limits: detectors, ..options };
             let (snapshot, ends) = watch(options, load)?;
-            let mut names = symbols.names_of_running(pid.as_slice());
+            let pids: Vec<Pid> = snapshot.processes.iter().map(|process| process.pid).collect();
+            let mut names = symbols.names_of_running(if is_attach { &pids } else { &[] });
             let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
             ranking.findings.suppress(&suppressions);
             (Profile::of_session(&snapshot, &ranking, &mut words), ends)
@@ -202,7 +203,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         baseline.map(|path| load_profile(&path, symbols.names(), &mut words)).transpose()?;
     let strictness = Strictness {
         loss: if allow_loss { Loss::Allowed } else { Loss::Matters },
-        attach: if since_attach || pid.is_some() { Attach::SinceThen } else { Attach::Matters },
+        attach: if since_attach || is_attach { Attach::SinceThen } else { Attach::Matters },
     };
     let mut judgement = judge(&budget, &profile, baseline.as_ref(), &words, strictness);
     judgement.rows.splice(0..0, ends);
@@ -326,12 +327,7 @@ fn watch(
     let mut load_ended = false;
     let ended = session::run(options, |step| match step {
         Progress::Started(processes) => {
-            for process in processes {
-                tell(&started_line(process));
-                if let Started::Attached { verdict, .. } = process {
-                    warning(*verdict).iter().for_each(|line| tell(line));
-                }
-            }
+            tell_started(processes);
             if load.is_empty() {
                 return ControlFlow::Continue(());
             }

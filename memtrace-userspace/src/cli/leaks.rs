@@ -12,7 +12,7 @@ use memtrace_userspace::live::heap_scan::Stop;
 use memtrace_userspace::pipeline::findings::Level;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
-    self, Progress, RecordOptions, ScanOptions, SessionSummary, Started, Target,
+    self, Progress, RecordOptions, ScanOptions, SessionSummary, Target,
 };
 use memtrace_userspace::views::export::json::lost as json;
 use memtrace_userspace::views::export::lost as text;
@@ -23,10 +23,10 @@ use memtrace_userspace::views::suppressions::Suppressions;
 
 use super::detectors::read_suppressions;
 use super::output::Output;
-use super::record::{progress_line, started_line, warning};
+use super::record::{progress_line, tell_started};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::pid;
-use super::{Outcome, quantity, tell, terminal};
+use super::{Outcome, quantity, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -152,12 +152,7 @@ fn watch(options: RecordOptions) -> Result<SessionSummary> {
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
-                for process in processes {
-                    tell(&started_line(process));
-                    if let Started::Attached { verdict, .. } = process {
-                        warning(*verdict).iter().for_each(|line| tell(line));
-                    }
-                }
+                tell_started(processes);
             }
             Progress::Snapshot(snapshot) => {
                 progress.set_message(progress_line(snapshot, terminal::error_width()));

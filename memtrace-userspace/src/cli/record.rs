@@ -118,12 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 if processes.is_empty() {
                     tell("nothing matches yet; waiting, Ctrl-C ends");
                 }
-                for process in processes {
-                    tell(&started_line(process));
-                    if let Started::Attached { verdict, .. } = process {
-                        warning(*verdict).iter().for_each(|line| tell(line));
-                    }
-                }
+                tell_started(processes);
             }
             Progress::Snapshot(snapshot) => {
                 progress.set_message(progress_line(snapshot, terminal::error_width()));
@@ -153,10 +148,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     })
 }
 
+/// Tells of each process that it is traced, and what of it is not seen.
+pub(crate) fn tell_started(processes: &[Started]) {
+    for process in processes {
+        tell(&started_line(process));
+        if let Started::Attached { verdict, .. } = process {
+            warning(*verdict).iter().for_each(|line| tell(line));
+        }
+    }
+}
+
 /// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
-pub(crate) fn started_line(started: &Started) -> String {
+fn started_line(started: &Started) -> String {
     match started {
         Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
             let stepped = match stepped_probes {

@@ -49,7 +49,7 @@ pub(in crate::views) fn draw(
     options.subtitle = Some(subtitle);
     options.count_name = match key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-        SortKey::Allocations => "allocations",
+        SortKey::Allocations | SortKey::Temporary => "allocations",
     }
     .to_owned();
     options.colors = Palette::Basic(flamegraph::color::BasicPalette::Mem);

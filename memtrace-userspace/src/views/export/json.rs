@@ -10,6 +10,7 @@ mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
+mod statistics;
 mod time;
 
 use std::io::{self, Write};
@@ -45,7 +46,7 @@ pub fn write(
 }
 
 #[derive(Serialize)]
-struct Report<'r> {
+pub(super) struct Report<'r> {
     format: &'static str,
     version: u32,
     target: Target,
@@ -61,6 +62,7 @@ struct Report<'r> {
     spikes: Vec<findings::Spike<'r>>,
     leaks: Vec<findings::Leak<'r>>,
     leak_detection: findings::LeakDetection<'r>,
+    statistics: statistics::Statistics<'r>,
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
@@ -90,6 +92,7 @@ struct Process {
     mapped: Usage,
     before_attach: Option<BeforeAttach>,
     resident_bytes: Option<u64>,
+    memory: Option<statistics::Memory>,
 }
 
 #[derive(Serialize)]
@@ -154,6 +157,7 @@ pub(in crate::views) struct Usage {
     inherited_blocks: u64,
     inherited_bytes: u64,
     peak_bytes: u64,
+    temporary_allocations: u64,
 }
 
 #[derive(Serialize)]
@@ -203,7 +207,12 @@ struct NamelessModule<'r> {
     reason: &'r str,
 }
 
-fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::Result<Report<'r>> {
+/// The report, with at most `top` functions and stacks.
+pub(super) fn report<'r>(
+    snapshot: &'r Snapshot,
+    ranking: &'r Ranking,
+    top: usize,
+) -> io::Result<Report<'r>> {
     let stacks = ranking.stacks.get(..top).unwrap_or(&ranking.stacks);
     Ok(Report {
         format: "memtrace-report",
@@ -221,6 +230,7 @@ fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::R
         spikes: findings::spikes(&ranking.findings),
         leaks: findings::leaks(&ranking.findings),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),
+        statistics: statistics::statistics(snapshot, &ranking.statistics, top),
         modules_without_names: ranking
             .naming
             .misses
@@ -266,6 +276,7 @@ fn process(process: &ProcessUsage) -> Process {
         before_attach,
         namespaces,
         resident_bytes,
+        memory,
     } = process;
     let namespaces = namespaces.as_deref();
     let text = |text: &Vec<u8>| printable(text).into_owned();
@@ -287,6 +298,7 @@ fn process(process: &ProcessUsage) -> Process {
             resident_bytes: before.resident_bytes,
         }),
         resident_bytes: *resident_bytes,
+        memory: memory.as_deref().map(statistics::memory),
     }
 }
 
@@ -371,6 +383,7 @@ pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage
         inherited_blocks,
         inherited_bytes,
         peak_bytes,
+        temporary_allocations,
     } = *usage;
     Usage {
         allocations,
@@ -382,6 +395,7 @@ pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage
         inherited_blocks,
         inherited_bytes,
         peak_bytes,
+        temporary_allocations,
     }
 }
 
