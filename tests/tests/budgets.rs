@@ -188,7 +188,7 @@ fn two_builds_differ_in_what_was_changed() -> Result<()> {
 
 /// The sample server leaks 1,024,000 bytes a second.
 fn start_server() -> Result<Running> {
-    let server = memtrace_tests::memtrace_path()?.with_file_name("sample-server");
+    let server = env!("CARGO_BIN_EXE_sample-server");
     let mut server = Running::start(Command::new(server).stdin(Stdio::null()))?;
     server.wait_for_stdout("leaks")?;
     Ok(server)
