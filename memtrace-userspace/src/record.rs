@@ -74,6 +74,11 @@ pub enum Record {
     Remap { time: Time, tid: Tid, start: Avma, length: u64, stack: WireStackId },
     /// The program break moved from `old` to `new`.
     Break { time: Time, tid: Tid, old: Avma, new: Avma, stack: WireStackId },
+    /// What of this range was address space only is memory from now on (`mprotect`); anything else
+    /// in it stays what it is.
+    Commit { time: Time, tid: Tid, start: Avma, length: u64, stack: WireStackId },
+    /// What of this range was memory is address space only from now on (`PROT_NONE`).
+    Decommit { time: Time, tid: Tid, start: Avma, length: u64 },
     /// `child` was forked from `parent`: it inherits a copy of its memory.
     Fork { time: Time, parent: Pid, child: Pid },
     /// The process runs a new program; all its memory is gone.
@@ -126,6 +131,8 @@ impl Record {
             | &Record::RemapStart { time, .. }
             | &Record::Remap { time, .. }
             | &Record::Break { time, .. }
+            | &Record::Commit { time, .. }
+            | &Record::Decommit { time, .. }
             | &Record::Fork { time, .. }
             | &Record::Exec { time, .. }
             | &Record::Exit { time, .. }

@@ -143,7 +143,7 @@ impl Pipeline {
                 // It is no growth, so it is no spike.
                 self.heap_peak.settle(self.now);
             }
-            Some(Api::Mmap | Api::Mremap | Api::Brk) | None => {
+            Some(Api::Mmap | Api::Mremap | Api::Brk | Api::Mprotect) | None => {
                 let Some(pages) = Pages::touched(start, length) else {
                     return;
                 };
