@@ -94,7 +94,8 @@ pub enum Record {
     /// The user marked this moment.
     Mark { time: Time, text: String },
     /// `pid` holds this now: a heap block of thread `tid`, or, of an API that maps, a piece of a
-    /// mapping; without an API, address space only. Says what went before a heap snapshot.
+    /// mapping; without an API, address space only. Says what went before a heap snapshot, and what
+    /// a process had reserved when it was attached to.
     Held {
         born: Time,
         pid: Pid,

@@ -166,6 +166,8 @@ pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Tool
 pub const MAPPINGS: Program = program("mappings", "mappings.c", Toolchain::C);
 /// Address space that becomes memory, and the way back.
 pub const RESERVED: Program = program("reserved", "reserved.c", Toolchain::C);
+/// Arenas of threads, older and younger than the attach.
+pub const ARENAS: Program = program("arenas", "arenas.c", Toolchain::C);
 /// Mappings beyond 4 GiB.
 pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolchain::C);
 /// Memory from before the attach.
@@ -279,6 +281,7 @@ pub const ALL: &[Program] = &[
     THREAD_CHURN,
     MAPPINGS,
     RESERVED,
+    ARENAS,
     BIG_MAPPING,
     BEFORE_ATTACH,
     STEADY,

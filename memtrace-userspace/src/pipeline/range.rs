@@ -113,7 +113,10 @@ impl Pipeline {
         let (claim, change) = match self.before {
             Before::Range { .. } => (Claim::Earlier, Change::Hold),
             Before::Nothing | Before::Moment => {
-                self.before = Before::Moment;
+                // A process that was attached to tells what it had reserved, and goes on.
+                if api.is_some() {
+                    self.before = Before::Moment;
+                }
                 (Claim::Own, Change::Acquire)
             }
         };

@@ -1,6 +1,7 @@
 //! `mprotect`: address space that becomes memory, and memory that becomes address space.
 
 use super::*;
+use crate::pipeline::snapshot::Scope;
 
 const PAGE: u64 = 4096;
 
@@ -108,4 +109,22 @@ fn child_commits_what_its_parent_reserved() {
 
     assert_eq!(usage_at(&snapshot, Api::Mprotect, 1), pages(1, 2, 0, 0, 4));
     assert_eq!(usage_at(&snapshot, Api::Mprotect, 2), pages(1, 1, 0, 0, 1));
+}
+
+#[test]
+fn address_space_from_before_the_attach_becomes_memory_and_is_no_heap_snapshot() {
+    let held = Record::Held {
+        born: Time(0),
+        pid: Pid(MAIN),
+        tid: Tid(MAIN),
+        api: None,
+        start: Avma(10 * PAGE),
+        length: 8 * PAGE,
+        stack: WireStackId(0),
+    };
+
+    let snapshot = snapshot_after(&[held, commit(1, MAIN, 12, 2, 1)]);
+
+    assert_eq!(snapshot.totals.mapped, pages(1, 2, 0, 0, 2));
+    assert_eq!(snapshot.scope, Scope::Run);
 }
