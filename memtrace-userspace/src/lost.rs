@@ -83,19 +83,6 @@ pub struct NotJudged {
     pub changed: u64,
 }
 
-impl LostBlocks {
-    /// The sum over all call paths; `held` is the same as `indirect` here.
-    pub fn total(&self) -> Losses {
-        let mut total = Losses::default();
-        for LostStack { losses: Losses { direct, held, indirect }, .. } in &self.stacks {
-            total.direct = total.direct.plus(*direct);
-            total.held = total.held.plus(*held);
-            total.indirect = total.indirect.plus(*indirect);
-        }
-        total
-    }
-}
-
 /// Puts blocks in order and leaves out those that cannot be judged.
 pub fn judgeable(mut held: Vec<HeldBlock>) -> (Vec<HeldBlock>, NotJudged) {
     let mut not_judged = NotJudged::default();

@@ -382,6 +382,11 @@ impl Pipeline {
         self.stacks.known_call_path(site)
     }
 
+    /// Blocks so far that their thread freed before it allocated again.
+    pub fn temporary_allocations(&self) -> u64 {
+        self.temporary_allocations
+    }
+
     /// The files seen so far; [`Place::InFile`] points here.
     pub fn images(&self) -> &[Arc<Image>] {
         self.images.all()

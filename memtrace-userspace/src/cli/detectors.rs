@@ -1,7 +1,7 @@
 //! What the detectors are to look for, as arguments.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
@@ -84,12 +84,16 @@ impl DetectorArguments {
 
     /// The file of suppressions; none if it was not asked for.
     pub(crate) fn suppressions(&self) -> Result<Suppressions> {
-        let Some(path) = &self.suppressions else { return Ok(Suppressions::default()) };
-        let text = fs::read_to_string(path)
-            .with_context(|| format!("cannot read {}; check --suppressions", path.display()))?;
-        Suppressions::parse(&text)
-            .with_context(|| format!("{} is no file of suppressions", path.display()))
+        self.suppressions.as_deref().map_or_else(|| Ok(Suppressions::default()), read_suppressions)
     }
+}
+
+/// Reads a file of suppressions.
+pub(crate) fn read_suppressions(path: &Path) -> Result<Suppressions> {
+    let text = fs::read_to_string(path)
+        .with_context(|| format!("cannot read {}; check --suppressions", path.display()))?;
+    Suppressions::parse(&text)
+        .with_context(|| format!("{} is no file of suppressions", path.display()))
 }
 
 fn spike_window(text: &str) -> Result<Duration, String> {

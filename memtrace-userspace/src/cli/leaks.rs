@@ -9,17 +9,18 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::heap_scan::Stop;
-use memtrace_userspace::lost::LostBlocks;
-use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
     self, Progress, RecordOptions, ScanOptions, SessionSummary, Started, Target,
 };
 use memtrace_userspace::views::export::json::lost as json;
 use memtrace_userspace::views::export::lost as text;
+use memtrace_userspace::views::findings::Findings;
 use memtrace_userspace::views::lost::rank;
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
+use super::detectors::read_suppressions;
 use super::output::Output;
 use super::record::{progress_line, started_line, warning};
 use super::source::{SymbolArguments, TraceArguments};
@@ -30,20 +31,28 @@ const EXAMPLES: &str = "\
 Examples:
   sudo memtrace leaks -p 4711                             watch until Ctrl-C, then look
   sudo memtrace leaks -p 4711 --duration 5m               watch for five minutes, then look
+  sudo memtrace leaks -p 4711 --duration 5m --definite    only what is lost, not what grows
   sudo memtrace leaks -p 4711 --duration 5m --no-stop     without stopping it for a moment
   sudo memtrace leaks -p 4711 --duration 1m --format json -o lost.json";
 
 /// Find memory of a running process that nothing points to any more.
 ///
 /// Watches the process allocate, then stops its threads for a moment, reads its registers and
-/// memory, and reports the blocks that no pointer leads to, by allocation stack. Blocks from before
-/// the attach cannot be judged; a pointer in them counts. Exit status 1 if anything is lost.
+/// memory, and reports the blocks that no pointer leads to, by allocation stack, and what grows.
+/// Blocks from before the attach cannot be judged; a pointer in them counts. Exit status 1 if
+/// anything is lost.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The process
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid)]
     pid: Pid,
+    /// Tell only what is lost for certain, not what grows
+    #[arg(long)]
+    definite: bool,
+    /// Leaks that are known, in LeakSanitizer's syntax: lines of leak:PATTERN
+    #[arg(long, value_name = "FILE")]
+    suppressions: Option<PathBuf>,
     /// Do not stop the process while it is read; a pointer that moves can be missed
     #[arg(long, conflicts_with = "max_stop")]
     no_stop: bool,
@@ -76,7 +85,22 @@ enum Format {
 
 /// Watches, looks, and reports.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { pid, no_stop, max_stop, format, output, top, trace, symbols } = arguments;
+    let Arguments {
+        pid,
+        definite,
+        suppressions,
+        no_stop,
+        max_stop,
+        format,
+        output,
+        top,
+        trace,
+        symbols,
+    } = arguments;
+    let suppressions = match suppressions {
+        Some(path) => read_suppressions(&path)?,
+        None => Suppressions::default(),
+    };
     let mut out = Output::open(output.as_deref(), Path::new("/"))?;
     let stop = if no_stop { Stop::Nothing } else { Stop::All(max_stop) };
     let options = RecordOptions {
@@ -88,17 +112,34 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Some(lost) = lost else {
         bail!("process {} ended before its memory was read; choose a shorter --duration", pid.0);
     };
-    write(&mut out, &snapshot, &lost, symbols, format, output.is_none(), top).with_context(
-        || match &output {
-            Some(path) => {
-                format!("cannot write {}; free some space or choose another -o", path.display())
-            }
-            None => "cannot write to stdout".to_owned(),
-        },
-    )?;
+    let pids: Vec<Pid> = snapshot.processes.iter().map(|process| process.pid).collect();
+    let mut names = symbols.names_of_running(&pids);
+    let ranking = rank(&snapshot, &lost, &mut names, &suppressions);
+    let written = match format {
+        Format::Json => json::write(&mut out, &snapshot, &lost, &ranking, top),
+        Format::Text => {
+            let growth = (!definite).then(|| {
+                let mut growth = Findings::new(&snapshot, &mut names);
+                growth.suppress(&suppressions);
+                growth
+            });
+            let options = text::Options {
+                width: terminal::width(),
+                style: if output.is_none() { terminal::style() } else { Style::Plain },
+                top,
+            };
+            let text = text::render(&snapshot, &lost, &ranking, growth.as_ref(), &options);
+            out.write_all(text.as_bytes())
+        }
+    };
+    written.with_context(|| match &output {
+        Some(path) => {
+            format!("cannot write {}; free some space or choose another -o", path.display())
+        }
+        None => "cannot write to stdout".to_owned(),
+    })?;
     out.commit()?;
-    let total = lost.total();
-    Ok(if total.direct.blocks == 0 { Outcome::Fine } else { Outcome::Findings })
+    Ok(if ranking.direct.blocks == 0 { Outcome::Fine } else { Outcome::Findings })
 }
 
 fn watch(options: RecordOptions) -> Result<SessionSummary> {
@@ -124,28 +165,4 @@ fn watch(options: RecordOptions) -> Result<SessionSummary> {
     });
     progress.finish_and_clear();
     Ok(ended?)
-}
-
-fn write(
-    out: &mut Output,
-    snapshot: &Snapshot,
-    lost: &LostBlocks,
-    symbols: SymbolArguments,
-    format: Format,
-    to_stdout: bool,
-    top: Option<usize>,
-) -> std::io::Result<()> {
-    let pids: Vec<_> = snapshot.processes.iter().map(|process| process.pid).collect();
-    let stacks = rank(snapshot, lost, &mut symbols.names_of_running(&pids));
-    match format {
-        Format::Json => json::write(out, snapshot, lost, &stacks, top),
-        Format::Text => {
-            let options = text::Options {
-                width: terminal::width(),
-                style: if to_stdout { terminal::style() } else { Style::Plain },
-                top,
-            };
-            out.write_all(text::render(snapshot, lost, &stacks, &options).as_bytes())
-        }
-    }
 }

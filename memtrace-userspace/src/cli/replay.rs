@@ -65,10 +65,12 @@ pub(crate) fn replay(
 /// Replays a trace for somebody who sees every record, what it changed, and the state after it.
 pub(crate) fn replay_events(
     path: &Path,
+    only: &[Pid],
+    limits: Limits,
     mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
 ) -> Result<Arc<Snapshot>> {
     let mut postings = Vec::new();
-    run(path, &[], Limits::default(), Pace::AtEnd, |pipeline, batch| {
+    run(path, only, limits, Pace::AtEnd, |pipeline, batch| {
         for record in batch {
             pipeline.apply_with(record, &mut postings);
             on_event(record, &postings, pipeline)?;

@@ -38,6 +38,7 @@ Examples:
   memtrace report api.mtrace --at peak                    what was held then
   memtrace report api.mtrace -p 4711                      one process of several
   memtrace report api.mtrace --format json -o api.json    for other programs
+  memtrace report api.mtrace -o api.html                  to explore in a browser, and to send
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
   memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
@@ -132,6 +133,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
             };
             out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
         }),
+        Format::Html => events::html(&mut out, arguments, &mut names, &suppressions),
         Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
         Format::Csv => end(&|out, end| csv::write(out, &end.ranking, end.top)),
         Format::Folded => end(&|out, end| folded::write(out, &end.ranking, end.weight)),
@@ -188,7 +190,7 @@ impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
-            ("--from, --to or --at", self.part.is_given(), !format.is_made_of_events()),
+            ("--from, --to or --at", self.part.is_given(), format.shows_a_part()),
             ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
             ("--top", self.top.is_some(), format.is_list()),
             ("--sort", self.sort.is_some(), format.is_list()),

@@ -113,13 +113,19 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let stopped = Stopped::stop(pid, until)?;
     let threads = stopped.len() as u64;
     let registers = stopped.registers()?;
+    let stood_still = started.elapsed();
     let mappings = process::mappings(pid)?;
     let memory = Memory::of(&mappings, &registers.stack_pointers, &resident).map_err(failed)?;
+    let known = started.elapsed();
     let read = memory.read(pid, blocks, &mut readers, Some(until))?;
     let loose = kernel_held.words();
     drop(stopped);
     let duration = started.elapsed();
     drop(comes_first);
+    tracing::debug!(
+        "all threads stood still after {stood_still:?}, what to read was known after {known:?}, \
+         the process went on after {duration:?}"
+    );
     let cost = Cost {
         stopped: Some(duration),
         threads,

@@ -23,6 +23,8 @@ const LEAVES: usize = 1 << (ADDRESS_BITS - GRANULE_BITS - LEAF_BITS);
 
 /// No block touches it.
 const NOTHING: u32 = u32::MAX;
+/// The leaf in which that is so everywhere: a look-up needs no condition.
+const EMPTY_LEAF: u32 = 0;
 /// Set in the entry of a granule that one block covers; the rest is the block.
 const WHOLE: u32 = 1 << 31;
 
@@ -51,10 +53,10 @@ impl BlockId {
 pub struct Blocks {
     starts: Vec<u64>,
     ends: Vec<u64>,
-    /// Index of the leaf, or [`NOTHING`].
-    top: Box<[u32]>,
+    /// Index of the leaf.
+    top: Box<[u32; LEAVES]>,
     /// Entries of granules: [`NOTHING`], a block with [`WHOLE`], or an index of `pages`.
-    leaves: Vec<Box<[u32]>>,
+    leaves: Vec<[u32; GRANULES]>,
     /// Of each page of a granule, and of the page behind, the first block that ends behind its start.
     pages: Vec<[u32; PAGES + 1]>,
 }
@@ -75,8 +77,8 @@ impl Blocks {
         let mut blocks = Blocks {
             starts: Vec::new(),
             ends: Vec::new(),
-            top: vec![NOTHING; LEAVES].into(),
-            leaves: Vec::new(),
+            top: Box::new([EMPTY_LEAF; LEAVES]),
+            leaves: vec![[NOTHING; GRANULES]],
             pages: Vec::new(),
         };
         for span in spans.into_iter().take(Blocks::LIMIT) {
@@ -125,9 +127,9 @@ impl Blocks {
 
     fn granule_mut(&mut self, granule: u64) -> &mut u32 {
         let leaf = &mut self.top[(granule >> LEAF_BITS) as usize];
-        if *leaf == NOTHING {
+        if *leaf == EMPTY_LEAF {
             *leaf = self.leaves.len() as u32;
-            self.leaves.push(vec![NOTHING; GRANULES].into());
+            self.leaves.push([NOTHING; GRANULES]);
         }
         &mut self.leaves[*leaf as usize][granule as usize & (GRANULES - 1)]
     }
@@ -157,10 +159,7 @@ impl Blocks {
     fn granule(&self, address: u64) -> u32 {
         let granule = address >> GRANULE_BITS;
         let leaf = self.top[(granule >> LEAF_BITS) as usize & (LEAVES - 1)];
-        match self.leaves.get(leaf as usize) {
-            Some(leaf) => leaf[granule as usize & (GRANULES - 1)],
-            None => NOTHING,
-        }
+        self.leaves[leaf as usize][granule as usize & (GRANULES - 1)]
     }
 
     /// The block that this untagged address lies in.

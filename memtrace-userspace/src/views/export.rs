@@ -4,10 +4,11 @@
 //!   Snapshot, Ranking ─┬→ text, json, csv, pprof, perfetto
 //!                      └→ weights ─→ folded, flamegraph, speedscope, firefox
 //!   Record, Posting ────→ dhat, heaptrack, parquet
+//!   all of these ───────→ html
 //! ```
 //!
 //! The first two kinds show the end of a session. The third sees every event, because its formats
-//! hold what a snapshot does not.
+//! hold what a snapshot does not; so does the page, which shows both.
 
 pub mod csv;
 pub mod dhat;
@@ -15,6 +16,7 @@ pub mod firefox;
 pub mod flamegraph;
 pub mod folded;
 pub mod heaptrack;
+pub mod html;
 pub mod json;
 mod list;
 pub mod lost;

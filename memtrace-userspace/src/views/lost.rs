@@ -4,12 +4,13 @@ use std::sync::Arc;
 
 use memtrace_common::event::Api;
 
-use crate::lost::{Losses, LostBlocks, LostStack, NotJudged};
+use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
 use crate::views::frames::{Names, SymbolizedStack};
 use crate::views::quantity::{bytes, counted};
 use crate::views::ranking::compare_frames;
+use crate::views::suppressions::Suppressions;
 use crate::views::{caveats, quantity};
 
 /// What a call path lost, with names.
@@ -23,25 +24,53 @@ pub struct SymbolizedLosses {
     pub losses: Losses,
 }
 
-/// Finds the names and puts first what fixing one call path would give back most for.
+/// What a process lost, with names and in order.
+#[derive(Clone, Debug)]
+pub struct Ranking {
+    /// First the call paths whose fixing would give back most.
+    pub stacks: Vec<SymbolizedLosses>,
+    /// What was lost directly, without what is suppressed.
+    pub direct: Amount,
+    /// What is held by that.
+    pub indirect: Amount,
+    /// What is lost by call paths that are suppressed, with what is held by it.
+    pub suppressed: Amount,
+}
+
+/// Finds the names, leaves out what is suppressed, and sorts.
 ///
 /// The order is total, so that equal losses give equal reports.
-pub fn rank(snapshot: &Snapshot, lost: &LostBlocks, names: &mut Names) -> Vec<SymbolizedLosses> {
+pub fn rank(
+    snapshot: &Snapshot,
+    lost: &LostBlocks,
+    names: &mut Names,
+    suppressions: &Suppressions,
+) -> Ranking {
     names.learn_jit_names(&snapshot.jit_names);
-    let symbolized = |LostStack { stack, api, losses }: &LostStack| SymbolizedLosses {
-        stack: names.symbolize(&snapshot.images, stack),
-        api: *api,
-        losses: *losses,
+    let mut ranking = Ranking {
+        stacks: Vec::new(),
+        direct: Amount::default(),
+        indirect: Amount::default(),
+        suppressed: Amount::default(),
     };
-    let mut stacks: Vec<_> = lost.stacks.iter().map(symbolized).collect();
+    for LostStack { stack, api, losses } in &lost.stacks {
+        let stack = names.symbolize(&snapshot.images, stack);
+        if suppressions.find(&stack).is_some() {
+            ranking.suppressed = ranking.suppressed.plus(losses.direct).plus(losses.held);
+        } else {
+            ranking.direct = ranking.direct.plus(losses.direct);
+            ranking.indirect = ranking.indirect.plus(losses.held);
+            ranking.stacks.push(SymbolizedLosses { stack, api: *api, losses: *losses });
+        }
+    }
     let weight = |losses: &Losses| (losses.direct.plus(losses.held), losses.indirect);
-    stacks.sort_by(|a, b| {
+    ranking.stacks.sort_by(|a, b| {
         weight(&b.losses)
             .cmp(&weight(&a.losses))
             .then_with(|| a.api.cmp(&b.api))
             .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
     });
-    stacks
+    ranking
 }
 
 /// What the numbers do not see, the gravest first; each is one line of printable text.
@@ -91,5 +120,23 @@ pub fn cost(cost: &Cost) -> String {
             bytes(*read_bytes)
         ),
         None => format!("not stopped, read {} in two passes", bytes(*read_bytes)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::views::fixture;
+
+    #[test]
+    fn suppressed_call_paths_are_left_out_with_what_they_hold() {
+        let suppressions = Suppressions::parse("leak:^leak_per_*$").expect("valid");
+
+        let ranking =
+            rank(&fixture::snapshot(), &fixture::lost(), &mut fixture::names(), &suppressions);
+
+        assert_eq!(ranking.suppressed, Amount { bytes: (12 << 20) + (3 << 10), blocks: 12_312 });
+        assert_eq!(ranking.direct, Amount { bytes: 100, blocks: 3 });
+        assert_eq!((ranking.indirect, ranking.stacks.len()), (Amount::default(), 2));
     }
 }

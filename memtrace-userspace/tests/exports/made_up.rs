@@ -70,12 +70,16 @@ pub(crate) struct Trace {
 
 impl Trace {
     pub(crate) fn new() -> Trace {
+        Trace::of(&records())
+    }
+
+    pub(crate) fn of(records: &[Record]) -> Trace {
         let directory = tempfile::tempdir().expect("temp dir");
         let trace = Trace { directory };
         let file = File::create(trace.path()).expect("space");
         let mut writer = Writer::new(file).expect("space");
-        for record in records() {
-            writer.write(&record).expect("space");
+        for record in records {
+            writer.write(record).expect("space");
         }
         writer.finish().expect("space");
         trace
@@ -116,7 +120,8 @@ fn code() -> Module {
     panic!("no mapping holds the code of this test:\n{maps}");
 }
 
-fn records() -> Vec<Record> {
+/// The records of the trace.
+pub(crate) fn records() -> Vec<Record> {
     let time = |seconds: u64| Time(seconds * 1_000_000_000);
     let stack = |id, inner: fn(), outer: fn()| Record::Stack {
         id: WireStackId(id),

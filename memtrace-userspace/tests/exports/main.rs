@@ -13,6 +13,7 @@ mod browser;
 mod consumer;
 mod event_formats;
 mod made_up;
+mod page;
 mod snapshot_formats;
 
 use std::path::Path;

@@ -168,7 +168,7 @@ mod tests {
         // 24,000 × 2.5 µs are 60 ms of 2 s; 1000 ms / 940 ms.
         assert_eq!(busy.cost(), Duration::from_millis(60));
         let lines = busy.lines();
-        assert_eq!(lines[0], "seen in 2.0 s: 12.0k allocations/s, 12.0k frees/s, 0 events lost");
+        assert_eq!(lines[0], "seen in 2.0 s: 12,000 allocations/s, 12,000 frees/s, 0 events lost");
         assert_eq!(lines[1], "tracing takes about 3.0 % of one core from the process at this rate");
         assert_eq!(lines[2], "its CPU time grows to about 1.1 times what it is without");
         assert_eq!(lines[3], "complete stacks: 99.9%");

@@ -5,10 +5,13 @@ use std::path::Path;
 
 use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
-use memtrace_userspace::views::export::{dhat, heaptrack, parquet};
+use memtrace_userspace::pipeline::Limits;
+use memtrace_userspace::views::export::{dhat, heaptrack, html, parquet};
 use memtrace_userspace::views::frames::Names;
+use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::suppressions::Suppressions;
 
-use super::cannot_write;
+use super::{Arguments, cannot_write};
 use crate::cli::replay::replay_events;
 
 /// Replays the trace into a file for DHAT's viewer. `output` is the name of `out`.
@@ -19,7 +22,7 @@ pub(super) fn dhat(
     names: &mut Names,
 ) -> Result<()> {
     let mut profile = dhat::Profile::default();
-    let snapshot = replay_events(trace, |_, postings, pipeline| {
+    let snapshot = replay_events(trace, &[], Limits::default(), |_, postings, pipeline| {
         profile.event(postings, pipeline, names);
         Ok(())
     })?;
@@ -58,7 +61,7 @@ fn heaptrack_text<W: Write>(
     names: &mut Names,
 ) -> Result<W> {
     let mut events = heaptrack::Writer::new(out);
-    let snapshot = replay_events(trace, |record, postings, pipeline| {
+    let snapshot = replay_events(trace, &[], Limits::default(), |record, postings, pipeline| {
         let written = events.event(record, postings, pipeline, names);
         written.with_context(|| cannot_write(output))
     })?;
@@ -74,9 +77,28 @@ pub(super) fn parquet(
 ) -> Result<()> {
     let cannot_write = || cannot_write(output);
     let mut events = parquet::Writer::new(out).with_context(cannot_write)?;
-    let snapshot = replay_events(trace, |record, postings, pipeline| {
+    let snapshot = replay_events(trace, &[], Limits::default(), |record, postings, pipeline| {
         let written = events.event(record, postings, pipeline, names);
         written.with_context(cannot_write)
     })?;
     events.finish(&snapshot).with_context(cannot_write)
+}
+
+/// Replays the trace into a page for a browser.
+pub(super) fn html(
+    out: impl Write,
+    arguments: &Arguments,
+    names: &mut Names,
+    suppressions: &Suppressions,
+) -> Result<()> {
+    let Arguments { file, pids, detectors, output, .. } = arguments;
+    let mut activity = html::Activity::default();
+    let snapshot = replay_events(file, pids, detectors.limits(), |record, postings, pipeline| {
+        activity.event(record, postings, pipeline);
+        Ok(())
+    })?;
+    let mut ranking = rank(&snapshot, names, SortKey::Live);
+    ranking.findings.suppress(suppressions);
+    html::write(out, &snapshot, &ranking, activity, names)
+        .with_context(|| cannot_write(output.as_deref()))
 }

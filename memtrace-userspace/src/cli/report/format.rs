@@ -9,6 +9,8 @@ use clap::ValueEnum;
 pub(super) enum Format {
     /// To read
     Text,
+    /// To explore and to send: one page for a browser
+    Html,
     /// For other programs; docs/report.schema.json describes it
     Json,
     /// A table of all stacks for spreadsheets
@@ -41,6 +43,7 @@ const ENDINGS: &[(&str, Format)] = &[
     (".heaptrack", Format::Heaptrack),
     (".heaptrack.gz", Format::Heaptrack),
     (".heaptrack.zst", Format::Heaptrack),
+    (".html", Format::Html),
     (".parquet", Format::Parquet),
     (".perfetto-trace", Format::Perfetto),
     (".pftrace", Format::Perfetto),
@@ -80,11 +83,17 @@ impl Format {
         matches!(self, Format::Dhat | Format::Heaptrack | Format::Parquet)
     }
 
+    /// Whether it can be about a part of a session. In a page the reader chooses one.
+    pub(super) fn shows_a_part(self) -> bool {
+        !self.is_made_of_events() && self != Format::Html
+    }
+
     /// Whether it would make a mess of a terminal.
     pub(super) fn is_binary(self) -> bool {
         match self {
             Format::Pprof | Format::Perfetto | Format::Parquet => true,
             Format::Text
+            | Format::Html
             | Format::Json
             | Format::Csv
             | Format::Folded

@@ -45,7 +45,7 @@ pub fn write(
 }
 
 #[derive(Serialize)]
-struct Report<'r> {
+pub(super) struct Report<'r> {
     format: &'static str,
     version: u32,
     target: Target,
@@ -203,7 +203,12 @@ struct NamelessModule<'r> {
     reason: &'r str,
 }
 
-fn report<'r>(snapshot: &'r Snapshot, ranking: &'r Ranking, top: usize) -> io::Result<Report<'r>> {
+/// The report, with at most `top` functions and stacks.
+pub(super) fn report<'r>(
+    snapshot: &'r Snapshot,
+    ranking: &'r Ranking,
+    top: usize,
+) -> io::Result<Report<'r>> {
     let stacks = ranking.stacks.get(..top).unwrap_or(&ranking.stacks);
     Ok(Report {
         format: "memtrace-report",

@@ -4,9 +4,10 @@ use std::fmt::{self, Write};
 
 use crate::lost::{Amount, Losses, LostBlocks};
 use crate::pipeline::snapshot::Snapshot;
-use crate::views::export::text::{write_caveats, write_field, write_stack};
+use crate::views::export::text::{self, write_caveats, write_field, write_stack};
+use crate::views::findings::Findings;
 use crate::views::layout::{cut, wrap};
-use crate::views::lost::{SymbolizedLosses, caveats, cost};
+use crate::views::lost::{Ranking, SymbolizedLosses, caveats, cost};
 use crate::views::quantity::{bytes, counted};
 use crate::views::style::Style;
 use crate::views::summary;
@@ -25,15 +26,24 @@ pub struct Options {
     pub top: Option<usize>,
 }
 
-/// The losses as text; `stacks` are those of `lost`, in order.
+/// The losses as text, and behind them what grows, if that is wanted.
 pub fn render(
     snapshot: &Snapshot,
     lost: &LostBlocks,
-    stacks: &[SymbolizedLosses],
+    ranking: &Ranking,
+    growth: Option<&Findings>,
     options: &Options,
 ) -> String {
     let mut out = String::new();
-    write(&mut out, snapshot, lost, stacks, options).expect("writing to a String cannot fail");
+    let &Options { width, style, top } = options;
+    let written = write(&mut out, snapshot, lost, ranking, options).and_then(|()| match growth {
+        Some(findings) => {
+            let options = text::Options { width, style, sort: None, top };
+            text::write_growth(&mut out, snapshot, findings, &options)
+        }
+        None => Ok(()),
+    });
+    written.expect("writing to a String cannot fail");
     out
 }
 
@@ -41,7 +51,7 @@ fn write(
     out: &mut String,
     snapshot: &Snapshot,
     lost: &LostBlocks,
-    stacks: &[SymbolizedLosses],
+    ranking: &Ranking,
     options: &Options,
 ) -> fmt::Result {
     let Options { width, style, top } = *options;
@@ -57,21 +67,23 @@ fn write(
         writeln!(out, "\n{}", style.heading("Caveats"))?;
         write_caveats(out, &caveats, width, style)?;
     }
-    let Losses { direct, held, indirect: _ } = lost.total();
-    let all = direct.plus(held);
+    let Ranking { stacks, direct, indirect, suppressed } = ranking;
+    let all = direct.plus(*indirect);
     if all.blocks == 0 {
-        return writeln!(
-            out,
-            "\n{}",
-            style.heading("Nothing is lost: every judged block is pointed to")
-        );
+        let nothing = "Nothing is lost: every judged block is pointed to";
+        let nothing = if suppressed.blocks == 0 { nothing } else { "Nothing else is lost" };
+        writeln!(out, "\n{}", style.heading(nothing))?;
+    } else {
+        writeln!(out, "\n{}", style.heading(&format!("Lost: {}", amount(all))))?;
+        let direct = format!("{}, to which nothing points", amount(*direct));
+        write_field(out, "directly", &direct, width)?;
     }
-    let heading = format!("Lost: {}", amount(all));
-    writeln!(out, "\n{}", style.heading(&heading))?;
-    write_field(out, "directly", &format!("{}, to which nothing points", amount(direct)), width)?;
-    if held.blocks > 0 {
-        let held = format!("{}, to which only lost blocks point", amount(held));
-        write_field(out, "indirectly", &held, width)?;
+    if indirect.blocks > 0 {
+        let indirect = format!("{}, to which only lost blocks point", amount(*indirect));
+        write_field(out, "indirectly", &indirect, width)?;
+    }
+    if suppressed.blocks > 0 {
+        write_field(out, "suppressed", &format!("{}, not shown", amount(*suppressed)), width)?;
     }
     let direct = stacks.iter().filter(|stack| stack.losses.direct.blocks > 0);
     let shown = top.unwrap_or(DEFAULT_STACKS);
@@ -106,11 +118,17 @@ mod tests {
     use crate::views::fixture;
     use crate::views::layout::width;
     use crate::views::lost::rank;
+    use crate::views::suppressions::Suppressions;
 
     fn text(lost: &LostBlocks, top: Option<usize>) -> String {
+        text_without(lost, top, "")
+    }
+
+    fn text_without(lost: &LostBlocks, top: Option<usize>, suppressions: &str) -> String {
         let snapshot = fixture::snapshot();
-        let stacks = rank(&snapshot, lost, &mut fixture::names());
-        render(&snapshot, lost, &stacks, &Options { width: 80, style: Style::Plain, top })
+        let suppressions = Suppressions::parse(suppressions).expect("valid");
+        let ranking = rank(&snapshot, lost, &mut fixture::names(), &suppressions);
+        render(&snapshot, lost, &ranking, None, &Options { width: 80, style: Style::Plain, top })
     }
 
     #[test]
@@ -134,6 +152,28 @@ mod tests {
         lost.stacks.clear();
 
         assert!(text(&lost, None).ends_with("Nothing is lost: every judged block is pointed to\n"));
+    }
+
+    #[test]
+    fn suppressed_losses_are_told_in_sum() {
+        let text = text_without(&fixture::lost(), None, "leak:*");
+
+        let end = "Nothing else is lost\n  suppressed 12.0 MiB in 12,315 blocks, not shown\n";
+        assert!(text.ends_with(end), "{text}");
+    }
+
+    #[test]
+    fn what_grows_comes_behind_what_is_lost() {
+        let (snapshot, lost) = (fixture::snapshot(), fixture::lost());
+        let mut names = fixture::names();
+        let ranking = rank(&snapshot, &lost, &mut names, &Suppressions::default());
+        let growth = Findings::new(&snapshot, &mut names);
+        let options = Options { width: 80, style: Style::Plain, top: None };
+
+        let text = render(&snapshot, &lost, &ranking, Some(&growth), &options);
+
+        let (_, growth) = text.split_once("\nLeaks\n").expect("what grows");
+        assert!(growth.contains("leak_per_request"), "{growth}");
     }
 
     #[test]

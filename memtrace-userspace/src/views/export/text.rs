@@ -13,6 +13,7 @@ use memtrace_common::unwind::End;
 
 use crate::pipeline::snapshot::{Amount, Range, Scope, Snapshot, Usage};
 use crate::views::counters::{self, Weight, explain_end};
+use crate::views::findings::Findings;
 use crate::views::frames::{Miss, Naming, SymbolizedStack};
 use crate::views::label::{amount, frame_labels, function_label};
 use crate::views::layout::{cut, wrap};
@@ -52,6 +53,19 @@ pub fn render(snapshot: &Snapshot, ranking: &mut Ranking, options: &Options) -> 
     let mut report = Report { out: String::new(), snapshot, options };
     report.write(ranking).expect("writing to a String cannot fail");
     report.out
+}
+
+/// What grows without end, as far as it was observed.
+pub(super) fn write_growth(
+    out: &mut String,
+    snapshot: &Snapshot,
+    findings: &Findings,
+    options: &Options,
+) -> fmt::Result {
+    let mut report = Report { out: std::mem::take(out), snapshot, options };
+    let written = report.leaks(findings);
+    *out = report.out;
+    written
 }
 
 struct Report<'r> {

@@ -10,7 +10,7 @@ use super::stacks::text;
 use crate::lost::{Amount, Losses, LostBlocks, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
-use crate::views::lost::{SymbolizedLosses, caveats};
+use crate::views::lost::{Ranking, SymbolizedLosses, caveats};
 use crate::views::printable::printable;
 
 /// The report's `version`.
@@ -53,6 +53,8 @@ struct Totals {
     direct_bytes: u64,
     indirect_blocks: u64,
     indirect_bytes: u64,
+    suppressed_blocks: u64,
+    suppressed_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -68,17 +70,17 @@ struct Stack {
     frames: Vec<Box<RawValue>>,
 }
 
-/// Writes the losses; `stacks` are those of `lost`, in order, of which at most `top` are written.
+/// Writes the losses, of the call paths at most `top`.
 pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
     lost: &LostBlocks,
-    stacks: &[SymbolizedLosses],
+    ranking: &Ranking,
     top: Option<usize>,
 ) -> io::Result<()> {
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
     let Cost { stopped, threads, read_bytes, unreadable_bytes } = lost.cost;
-    let Losses { direct, held: _, indirect } = lost.total();
+    let Ranking { stacks, direct, indirect, suppressed } = ranking;
     let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
         format: "memtrace-leaks",
@@ -104,6 +106,8 @@ pub fn write(
             direct_bytes: direct.bytes,
             indirect_blocks: indirect.blocks,
             indirect_bytes: indirect.bytes,
+            suppressed_blocks: suppressed.blocks,
+            suppressed_bytes: suppressed.bytes,
         },
         stacks: stacks
             .iter()
@@ -143,12 +147,13 @@ mod tests {
     use super::*;
     use crate::views::fixture;
     use crate::views::lost::rank;
+    use crate::views::suppressions::Suppressions;
 
     fn json(lost: &LostBlocks, top: Option<usize>) -> Value {
         let snapshot = fixture::snapshot();
-        let stacks = rank(&snapshot, lost, &mut fixture::names());
+        let ranking = rank(&snapshot, lost, &mut fixture::names(), &Suppressions::default());
         let mut out = Vec::new();
-        write(&mut out, &snapshot, lost, &stacks, top).expect("a Vec takes all");
+        write(&mut out, &snapshot, lost, &ranking, top).expect("a Vec takes all");
         serde_json::from_slice(&out).expect("the report is JSON")
     }
 
@@ -166,6 +171,7 @@ mod tests {
         let totals = serde_json::json!({
             "direct_blocks": 12_291, "direct_bytes": (12 << 20) + 100,
             "indirect_blocks": 24, "indirect_bytes": 3 << 10,
+            "suppressed_blocks": 0, "suppressed_bytes": 0,
         });
         assert_eq!(report["totals"], totals);
         let scan = serde_json::json!({

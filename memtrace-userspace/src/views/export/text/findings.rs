@@ -94,7 +94,7 @@ impl Report<'_> {
         Ok(())
     }
 
-    fn leaks(&mut self, findings: &Findings) -> fmt::Result {
+    pub(super) fn leaks(&mut self, findings: &Findings) -> fmt::Result {
         let leaks: Vec<_> = findings.leaks().collect();
         let of = |class| -> Vec<&NamedVerdict> {
             findings.verdicts.iter().filter(|named| named.verdict.class == class).collect()

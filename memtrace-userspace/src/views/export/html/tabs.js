@@ -1,0 +1,342 @@
+// The lists below the flame graph.
+
+const TABS = {
+  functions: { title: "Functions", make: functionsTab },
+  stacks: { title: "Stacks", make: stacksTab },
+  leaks: { title: "Leaks", make: leaksTab },
+  spikes: { title: "Spikes", make: spikesTab },
+  threads: { title: "Threads", make: threadsTab },
+  processes: { title: "Processes", make: processesTab },
+  session: { title: "Session", make: sessionTab },
+};
+
+/** The numbers of a row or a function that tables list, in the order of the columns. */
+const LISTED = ["live", "peak", "growth", "allocated", "allocations", "temporary"];
+
+const LEAK_CLASSES = {
+  linear_growth: "linear growth",
+  buffer_leak: "buffer leak",
+  listener_leak: "listener leak",
+  cache_growth: "cache growth",
+  bounded_cache: "levelled off",
+  fragmentation: "fragmentation",
+  undetermined: "undetermined",
+};
+
+class Tabs {
+  constructor(session, state) {
+    Object.assign(this, { session, state, made: {} });
+    const number = { leaks: session.report.leaks.filter((leak) => leak.is_leak).length, spikes: session.report.spikes.length, threads: session.report.threads.length, processes: session.report.target.processes.length };
+    this.buttons = Object.entries(TABS).map(([name, { title }]) =>
+      element(
+        "button",
+        { type: "button", role: "tab", id: `tab-${name}`, "aria-controls": "tab-panel", click: () => state.set({ tab: name }), keydown: (event) => this.key(event, name) },
+        title,
+        number[name] !== undefined && element("span", { class: "badge" }, count(number[name])),
+      ),
+    );
+    byId("tabs").replaceChildren(...this.buttons);
+  }
+
+  show(values, measured, isShown) {
+    for (const button of this.buttons) {
+      const isChosen = button.id === `tab-${values.tab}`;
+      button.setAttribute("aria-selected", String(isChosen));
+      button.tabIndex = isChosen ? 0 : -1;
+    }
+    this.made[values.tab] ??= TABS[values.tab].make(this.session, this.state);
+    const { box, show } = this.made[values.tab];
+    byId("tab-panel").setAttribute("aria-labelledby", `tab-${values.tab}`);
+    byId("tab-panel").replaceChildren(box);
+    show?.(values, measured, isShown);
+  }
+
+  key(event, name) {
+    const step = { ArrowLeft: -1, ArrowRight: 1 }[event.key];
+    if (!step) return;
+    const names = Object.keys(TABS);
+    const next = names[(names.indexOf(name) + step + names.length) % names.length];
+    this.state.set({ tab: next });
+    byId(`tab-${next}`).focus();
+  }
+}
+
+function numberColumns(valueOf, skip) {
+  return LISTED.filter((metric) => metric !== skip()).map((metric) => ({
+    title: METRICS[metric].title,
+    about: METRICS[metric].about,
+    className: "right",
+    key: (row) => valueOf(row, metric),
+    cell: (row) => quantity(valueOf(row, metric), METRICS[metric].isBytes),
+  }));
+}
+
+/** Functions, with what they allocated themselves and with their callees. */
+function functionsTab(session, state) {
+  let metric = "live";
+  let whole = 0;
+  const table = new Table({
+    sortBy: 1,
+    empty: "No function has any.",
+    columns: [
+      {
+        title: "Function",
+        key: (row) => row.called.name,
+        cell: ({ called }) => [
+          element("button", { type: "button", class: "link name", title: `Search for ${called.name}`, click: () => state.set({ search: called.name }) }, called.name),
+          element("span", { class: "place", title: [called.file, called.module].filter(Boolean).join("\n") }, placeOf(called)),
+        ],
+      },
+      { title: "Self", about: "What the function allocated itself", className: "right wide", key: (row) => row.own[metric], cell: (row) => barCell(row.own[metric], whole, METRICS[metric].isBytes) },
+      { title: "Total", about: "With all that it called", className: "right wide", key: (row) => row.total, cell: (row) => barCell(row.total, whole, METRICS[metric].isBytes) },
+      { title: "Allocated", about: "Allocated by itself, freed or not", className: "right", key: (row) => row.own.allocated, cell: (row) => quantity(row.own.allocated, true) },
+      { title: "Allocations", about: "Calls that allocated, by itself", className: "right", key: (row) => row.own.allocations, cell: (row) => quantity(row.own.allocations, false) },
+      { title: "Temporary", about: "Of these, freed before the thread's next allocation", className: "right", key: (row) => row.own.temporary, cell: (row) => quantity(row.own.temporary, false) },
+    ],
+  });
+  const show = (values, measured, isShown) => {
+    metric = values.metric;
+    whole = sumOf(measured[metric], isShown);
+    const sums = () => new Float64Array(session.functions.length);
+    const total = sums();
+    const own = { [metric]: sums(), allocated: sums(), allocations: sums(), temporary: sums() };
+    session.rows.forEach((_, row) => {
+      if (!isShown(row)) return;
+      const inside = session.functionsIn(row);
+      for (const called of inside) total[called] += measured[metric][row];
+      for (const [key, sum] of Object.entries(own)) sum[inside[0]] += measured[key][row];
+    });
+    const isMatch = session.matches(values.search);
+    const rows = [];
+    session.functions.forEach((called, index) => {
+      const isListed = (!isMatch || isMatch[index]) && (total[index] !== 0 || own.allocations[index] > 0);
+      const numbers = (sum) => [sum[0], sum[1][index]];
+      if (isListed) rows.push({ called, total: total[index], own: Object.fromEntries(Object.entries(own).map(numbers)) });
+    });
+    table.show(rows);
+  };
+  return { box: table.box, show };
+}
+
+function sumOf(values, isShown) {
+  return values.reduce((sum, value, row) => (isShown(row) && value > 0 ? sum + value : sum), 0);
+}
+
+/** Call paths, each of which opens. */
+function stacksTab(session) {
+  let metric = "live";
+  let whole = 0;
+  let measured = null;
+  const valueOf = (row, key) => measured[key][row];
+  const inner = (row) => session.functions[session.functionOf[session.rows[row].node]];
+  const make = () =>
+    new Table({
+      sortBy: 1,
+      empty: "No stack has any.",
+      open: (row) => [
+        session.rows[row].stacks > 1 && element("p", { class: "place" }, `${counted(session.rows[row].stacks, "stack")} with the same lines, or folded into one`),
+        stackList(session.frames(row)),
+      ],
+      columns: [
+        {
+          title: "Allocated by",
+          key: (row) => inner(row).name,
+          cell: (row) => {
+            const frames = session.frames(row);
+            const callers = frames.slice(1, 4).map(({ name }) => withoutArguments(name));
+            return [
+              element("span", { class: "name" }, frames[0].name),
+              element("span", { class: "place" }, `${session.rows[row].api}${placeOf(frames[0]) ? ` · ${placeOf(frames[0])}` : ""}`),
+              callers.length > 0 && element("div", { class: "callers" }, `← ${callers.join(" ← ")}${frames.length > 4 ? " ← …" : ""}`),
+            ];
+          },
+        },
+        { title: METRICS[metric].title, about: METRICS[metric].about, className: "right wide", key: (row) => valueOf(row, metric), cell: (row) => barCell(valueOf(row, metric), whole, METRICS[metric].isBytes) },
+        ...numberColumns(valueOf, () => metric),
+      ],
+    });
+  const box = element("div");
+  let table = null;
+  const show = (values, now, isShown) => {
+    if (!table || values.metric !== metric) {
+      metric = values.metric;
+      table = make();
+      box.replaceChildren(table.box);
+    }
+    measured = now;
+    whole = sumOf(measured[metric], isShown);
+    const isMatch = session.matches(values.search);
+    const rows = session.rows.map((_, row) => row).filter((row) => {
+      return isShown(row) && (measured[metric][row] !== 0 || measured.allocations[row] > 0) && (!isMatch || session.functionsIn(row).some((index) => isMatch[index]));
+    });
+    table.show(rows);
+  };
+  return { box, show };
+}
+
+/** The verdicts, with their evidence. */
+function leaksTab(session, state) {
+  const { leaks, leak_detection: detection } = session.report;
+  const card = (leak) => {
+    const [name, place] = makerOf(leak);
+    const parts = leak.survival.map((cohort) => cohort.live_bytes);
+    const kept = leak.survival.reduce((sum, cohort) => sum + cohort.live_blocks, 0);
+    const made = leak.survival.reduce((sum, cohort) => sum + cohort.allocated_blocks, 0);
+    return element(
+      "article",
+      { class: `finding ${leak.is_leak ? leak.level : "healthy"}` },
+      element(
+        "header",
+        null,
+        element("span", { class: "amount" }, leak.is_leak ? `+${bytes(Math.max(0, leak.bytes_per_hour))}/h` : bytes(leak.live_bytes)),
+        leak.is_leak && element("span", { class: "muted" }, `± ${bytes(leak.bytes_per_hour_plus_minus)}`),
+        element("span", { class: "kind" }, LEAK_CLASSES[leak.class] ?? leak.class),
+        leak.is_leak && element("span", { class: "muted" }, `${leak.confidence} confidence`),
+      ),
+      element("button", { type: "button", class: "link name", title: `Search for ${name}`, click: () => state.set({ search: name, metric: "live" }) }, name),
+      element("span", { class: "place" }, place),
+      element(
+        "p",
+        null,
+        `${bytes(leak.live_bytes)} in ${counted(leak.live_blocks, "block")}; ${bytes(leak.aged_bytes)} of it older than a tenth of the session. `,
+        made > 0 && `${share(kept, made)} of the blocks survived. `,
+        `The oldest is ${duration(Math.max(0, session.duration - leak.oldest_ns))} old. `,
+        leak.limit_in_ns !== null && `The memory limit is reached in ${duration(leak.limit_in_ns)}.`,
+      ),
+      parts.length > 1 && bars(parts, "live by age, oldest first"),
+      element("details", null, element("summary", null, "Call path"), stackList(reportFrames(leak.frames))),
+    );
+  };
+  const accused = leaks.filter((leak) => leak.is_leak);
+  const rest = leaks.filter((leak) => !leak.is_leak);
+  const box = element(
+    "div",
+    { class: "findings" },
+    accused.length === 0 &&
+      element("p", { class: "empty" }, session.duration < detection.needed_ns ? `No verdict: the session lasted ${duration(session.duration)}, and nobody is accused before ${duration(detection.needed_ns)}.` : "No call path grows without end."),
+    accused.map(card),
+    detection.suppressed.map((each) => element("p", { class: "muted" }, `suppressed by ${each.pattern}: ${counted(each.leaks, "leak")}, ${bytes(each.live_bytes)} live`)),
+    rest.length > 0 && [element("h3", null, "Watched, and no leak"), rest.map(card)],
+  );
+  return { box };
+}
+
+function makerOf({ frames }) {
+  const first = reportFrames(frames)[0];
+  return first ? [first.name, placeOf(first)] : ["unknown", ""];
+}
+
+/** Numbers as small bars. */
+function bars(values, title) {
+  const most = Math.max(1, ...values);
+  return element(
+    "figure",
+    { class: "bars" },
+    element("div", null, values.map((value) => element("i", { title: bytes(value), style: { height: `${Math.max(2, (100 * value) / most)}%` } }))),
+    element("figcaption", null, title),
+  );
+}
+
+function spikesTab(session, state) {
+  const card = (spike) =>
+    element(
+      "article",
+      { class: `finding ${spike.severity}` },
+      element(
+        "header",
+        null,
+        element("span", { class: "amount" }, `+${bytes(spike.height_bytes)}`),
+        element("span", { class: "kind" }, `${spike.severity}, ${spike.memory}`),
+        element("span", { class: "muted" }, `from ${duration(spike.start_ns)} to ${duration(spike.end_ns)}, ${spike.returned_ns === null ? `not given back: ${bytes(spike.left_bytes)} of it held at the end` : `back at ${duration(spike.returned_ns)}`}`),
+        element("button", { type: "button", class: "chip", click: () => state.set(rangeOfSpike(spike, session)) }, "Show what grew"),
+      ),
+      element(
+        "ul",
+        { class: "makers" },
+        spike.contributors.map((maker) => {
+          const [name, place] = makerOf(maker);
+          return element("li", null, barCell(maker.bytes, spike.measured_bytes, true), element("details", null, element("summary", null, element("span", { class: "name" }, name), element("span", { class: "place" }, place)), stackList(reportFrames(maker.frames))));
+        }),
+      ),
+      spike.threads.length > 0 && element("p", { class: "muted" }, `by ${spike.threads.map((each) => `${each.name || "?"} (thread ${each.tid}) ${bytes(each.bytes)}`).join(", ")}`),
+    );
+  const { spikes } = session.report;
+  return { box: element("div", { class: "findings" }, spikes.length === 0 ? element("p", { class: "empty" }, "No sudden growth.") : spikes.map(card)) };
+}
+
+function threadsTab(session) {
+  const column = (title, key, isBytes) => ({ title, className: "right", key: (row) => row[key], cell: (row) => quantity(row[key], isBytes) });
+  const table = new Table({
+    sortBy: 3,
+    empty: "No thread was seen.",
+    columns: [
+      { title: "Thread", key: (row) => row.name, cell: (row) => element("span", { class: "name" }, row.name || "?") },
+      { title: "Id", className: "right", key: (row) => row.tid, cell: (row) => String(row.tid) },
+      { title: "Process", className: "right", key: (row) => row.pid, cell: (row) => String(row.pid) },
+      column("Live", "live_bytes", true),
+      column("Blocks", "live_blocks", false),
+      column("At peak", "peak_bytes", true),
+      column("Allocated", "allocated_bytes", true),
+      column("Allocations", "allocations", false),
+    ],
+  });
+  table.show(session.report.threads);
+  return wholeSession(table.box);
+}
+
+function processesTab(session) {
+  const heap = (title, key, isBytes) => ({ title, className: "right", key: (row) => row.heap[key], cell: (row) => quantity(row.heap[key], isBytes) });
+  const table = new Table({
+    sortBy: 2,
+    empty: "No process was seen.",
+    columns: [
+      { title: "Process", key: (row) => row.exe, cell: (row) => [element("span", { class: "name" }, baseName(row.exe)), element("div", { class: "callers", title: row.command.join(" ") }, row.command.join(" "))] },
+      { title: "Id", className: "right", key: (row) => row.pid, cell: (row) => String(row.pid) },
+      heap("Live", "live_bytes", true),
+      heap("At peak", "peak_bytes", true),
+      heap("Allocated", "allocated_bytes", true),
+      heap("Allocations", "allocations", false),
+      { title: "Mapped", className: "right", key: (row) => row.mapped.live_bytes, cell: (row) => quantity(row.mapped.live_bytes, true) },
+      { title: "Resident", about: "When last sampled", className: "right", key: (row) => row.resident_bytes ?? -1, cell: (row) => (row.resident_bytes === null ? "-" : quantity(row.resident_bytes, true)) },
+      { title: "Ran", about: "From when to when it was seen", className: "right", key: (row) => row.started_ns, cell: (row) => `${duration(row.started_ns)} – ${row.ended_ns === null ? "end" : duration(row.ended_ns)}` },
+    ],
+  });
+  table.show(session.report.target.processes);
+  return wholeSession(table.box);
+}
+
+/** Says of a list that it does not follow the chosen range. */
+function wholeSession(box) {
+  const note = element("p", { class: "muted" }, "Of the whole session: threads and processes do not follow the range on the timeline.");
+  return { box: element("div", null, note, box), show: (values) => (note.hidden = values.from === null && values.to === null) };
+}
+
+/** How it was captured, and what it cannot say. */
+function sessionTab(session) {
+  const { report, page } = session;
+  const facts = [
+    ["target", page.target],
+    ["command", page.command],
+    ["captured", page.capture],
+    ["events", page.loss],
+    ["probes", page.probes],
+    ["memtrace", report.capture.tool_version],
+    ["started", report.capture.started_unix_s && new Date(report.capture.started_unix_s * 1000).toISOString().replace(".000Z", " UTC").replace("T", " ")],
+    ["executable", report.target.exe],
+  ];
+  const list = (title, rows, columns) => rows.length > 0 && [element("h3", null, title), plainTable(columns, rows)];
+  const box = element(
+    "div",
+    null,
+    element("dl", { class: "facts" }, facts.filter(([, value]) => value).map(([name, value]) => [element("dt", null, name), element("dd", null, value)])),
+    list("Probes", report.capture.probes.map((probe) => [probe.symbol, baseName(probe.module), `0x${probe.offset.toString(16)}`, probe.kind]), ["function", "file", "offset", "kind"]),
+    list("Counters", Object.entries(report.counters).map(([name, value]) => [name, exactly(value)]), ["counter", "value"]),
+    list("Code without names", report.modules_without_names.map((each) => [each.module, count(each.addresses), each.reason]), ["file", "addresses", "why"]),
+  );
+  return { box };
+}
+
+function plainTable(titles, rows) {
+  return element("div", { class: "table" }, element("table", null, element("thead", null, element("tr", null, titles.map((title) => element("th", { scope: "col" }, title)))), element("tbody", null, rows.map((row) => element("tr", null, row.map((cell) => element("td", null, cell)))))));
+}
+
