@@ -20,6 +20,7 @@ pub mod lazy_file;
 mod leave;
 pub mod loader;
 mod mapped_array;
+mod memory_samples;
 pub mod open_files;
 pub mod perf_map;
 mod pidfd;

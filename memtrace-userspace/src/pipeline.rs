@@ -45,6 +45,7 @@ mod publish;
 mod range;
 pub mod snapshot;
 mod stacks;
+pub mod statistics;
 #[cfg(test)]
 mod tests;
 mod threads;
@@ -79,6 +80,7 @@ use self::processes::{EntryId, Processes};
 use self::range::{Before, Told};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
+use self::statistics::Collected;
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
@@ -97,7 +99,6 @@ pub struct Pipeline {
     records: u64,
     end: Option<EndReason>,
     events: u64,
-    temporary_allocations: u64,
     heap_peak: Peak,
     mapped_peak: Peak,
     resident_bytes: u64,
@@ -125,6 +126,7 @@ pub struct Pipeline {
     /// Counters that records brought.
     counters: BTreeMap<String, u64>,
     anomalies: Anomalies,
+    collected: Collected,
     /// What the record under way changed, if somebody wants to know.
     journal: Option<Vec<Posting>>,
     /// Only while somebody wants to know.
@@ -149,7 +151,6 @@ impl Pipeline {
             records: 0,
             end: None,
             events: 0,
-            temporary_allocations: 0,
             heap_peak: Peak::default(),
             mapped_peak: Peak::default(),
             resident_bytes: 0,
@@ -171,6 +172,7 @@ impl Pipeline {
             probes: Vec::new(),
             counters: BTreeMap::new(),
             anomalies: Anomalies::default(),
+            collected: Collected::new(&limits, seed),
             journal: None,
             freed: None,
             limits,
@@ -295,6 +297,10 @@ impl Pipeline {
                 let name = self.cut_text(name);
                 self.jit_names.symbol(*pid, *start, *size, name);
             }
+            &Record::MemoryDetail { time, pid, ref memory } => {
+                self.advance(time);
+                self.memory_detail(pid, memory);
+            }
             &Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
                 self.advance(time);
                 self.memory_limit(pid, MemoryLimit { kind, limit_bytes, used_bytes });
@@ -382,9 +388,9 @@ impl Pipeline {
         self.stacks.known_call_path(site)
     }
 
-    /// Blocks so far that their thread freed before it allocated again.
+    /// Blocks so far that turned out to be temporary.
     pub fn temporary_allocations(&self) -> u64 {
-        self.temporary_allocations
+        self.collected.temporary_allocations
     }
 
     /// The files seen so far; [`Place::InFile`] points here.
@@ -481,6 +487,7 @@ impl Pipeline {
     }
 
     fn probe(&mut self, probe: &Probe) {
+        self.collected.allocator.note(&probe.module, &probe.symbol, self.events);
         if self.probes.len() >= self.limits.probes {
             self.anomalies.probes_beyond_limit += 1;
             return;

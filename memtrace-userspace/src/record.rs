@@ -87,6 +87,8 @@ pub enum Record {
     Exit { time: Time, pid: Pid },
     /// Resident memory of a process, sampled.
     Resident { time: Time, pid: Pid, rss_bytes: u64 },
+    /// The memory of a process by kind, sampled more rarely.
+    MemoryDetail { time: Time, pid: Pid, memory: Box<MemoryByKind> },
     /// How much memory a process can still have, sampled: the tightest limit that concerns it.
     MemoryLimit { time: Time, pid: Pid, kind: LimitKind, limit_bytes: u64, used_bytes: u64 },
     /// The kernel's and the daemon's counters so far: (name, value), absolute.
@@ -139,6 +141,7 @@ impl Record {
             | &Record::Exit { time, .. }
             | &Record::Resident { time, .. }
             | &Record::JitSymbol { time, .. }
+            | &Record::MemoryDetail { time, .. }
             | &Record::MemoryLimit { time, .. }
             | &Record::Mark { time, .. }
             | &Record::Tick { time }
@@ -245,6 +248,53 @@ pub struct BeforeAttach {
     pub anonymous_bytes: u64,
     /// Resident set size.
     pub resident_bytes: u64,
+}
+
+/// What the kernel says of the memory of a process, by kind (`/proc/PID/smaps`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryByKind {
+    /// `[heap]`, which the program break bounds.
+    pub heap: MemoryFigures,
+    /// Other private memory without a file, as `mmap` gives it; stacks of threads that ran among it.
+    pub anonymous: MemoryFigures,
+    /// Files, mapped privately or shared.
+    pub file: MemoryFigures,
+    /// The stacks of threads.
+    pub stack: MemoryFigures,
+    /// Shared memory without a file.
+    pub shared: MemoryFigures,
+}
+
+impl MemoryByKind {
+    /// Every kind.
+    pub fn all(&self) -> [MemoryFigures; 5] {
+        let MemoryByKind { heap, anonymous, file, stack, shared } = *self;
+        [heap, anonymous, file, stack, shared]
+    }
+
+    /// Resident memory of every kind.
+    pub fn resident_bytes(&self) -> u64 {
+        self.all().iter().fold(0, |sum: u64, kind| sum.saturating_add(kind.resident_bytes))
+    }
+}
+
+/// What the kernel says of one kind of memory, in bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct MemoryFigures {
+    /// Address space that can be accessed in some way.
+    pub size_bytes: u64,
+    /// Address space that cannot (`PROT_NONE`).
+    pub reserved_bytes: u64,
+    /// In memory.
+    pub resident_bytes: u64,
+    /// In memory, shared pages divided among those that share them.
+    pub proportional_bytes: u64,
+    /// In memory, this process's alone, and changed: freed only if the process ends or gives it back.
+    pub private_dirty_bytes: u64,
+    /// Swapped out.
+    pub swapped_bytes: u64,
+    /// Of the resident ones, in huge pages.
+    pub huge_bytes: u64,
 }
 
 /// Where a process lives, as the host sees it.

@@ -32,6 +32,7 @@ pub mod profile;
 pub mod quantity;
 pub mod ranking;
 pub mod short_name;
+pub mod statistics;
 pub mod style;
 pub mod summary;
 pub mod suppressions;

@@ -65,7 +65,7 @@ fn command_is_held_against_its_budget_to_the_last_byte() -> Result<()> {
     let budget_text = |live: u32| {
         format!(
             "[total]\nlive-at-exit = {live}\npeak = 222000\nallocated = 359484\n\
-             allocations = 1734\ntemporary = 504\n\n[[function]]\nname = \"leak_*\"\n\
+             allocations = 1734\ntemporary = 505\n\n[[function]]\nname = \"leak_*\"\n\
              module = \"leak\"\nlive-at-exit = 149464\n"
         )
     };

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 use clap::Args;
+use memtrace_userspace::pipeline::statistics::MOST_BETWEEN;
 use memtrace_userspace::pipeline::{DetectorOptions, LeakOptions, Limits, SpikeOptions};
 use memtrace_userspace::views::suppressions::Suppressions;
 
@@ -33,6 +34,10 @@ pub(crate) struct DetectorArguments {
     #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration,
           help_heading = "Detectors")]
     leak_after: Option<Duration>,
+    /// How many allocations of a thread may lie between that of a temporary block and its release
+    /// by the thread, 0 to 15 [default: 1]
+    #[arg(long, value_name = "N", value_parser = temporary_between, help_heading = "Statistics")]
+    temporary_between: Option<usize>,
     /// Leaks that are known, in LeakSanitizer's syntax: lines of leak:PATTERN
     #[arg(long, value_name = "FILE", help_heading = "Detectors")]
     suppressions: Option<PathBuf>,
@@ -79,12 +84,24 @@ impl DetectorArguments {
             alert_bytes_per_hour,
             after: self.leak_after.unwrap_or(leaks.after),
         };
-        Limits { detectors: DetectorOptions { spikes, leaks }, ..Limits::default() }
+        let limits = Limits::default();
+        Limits {
+            detectors: DetectorOptions { spikes, leaks },
+            temporary_between: self.temporary_between.unwrap_or(limits.temporary_between),
+            ..limits
+        }
     }
 
     /// The file of suppressions; none if it was not asked for.
     pub(crate) fn suppressions(&self) -> Result<Suppressions> {
         self.suppressions.as_deref().map_or_else(|| Ok(Suppressions::default()), read_suppressions)
+    }
+}
+
+fn temporary_between(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(between) if between <= MOST_BETWEEN => Ok(between),
+        _ => Err(format!("must be 0 to {MOST_BETWEEN}")),
     }
 }
 

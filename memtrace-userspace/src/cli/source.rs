@@ -36,6 +36,8 @@ pub(crate) enum Sort {
     Allocated,
     /// The number of allocations
     Allocations,
+    /// The number of allocations that did not last (see --temporary-between)
+    Temporary,
 }
 
 impl From<Sort> for SortKey {
@@ -45,6 +47,7 @@ impl From<Sort> for SortKey {
             Sort::Peak => SortKey::Peak,
             Sort::Allocated => SortKey::Allocated,
             Sort::Allocations => SortKey::Allocations,
+            Sort::Temporary => SortKey::Temporary,
         }
     }
 }

@@ -10,8 +10,10 @@ use memtrace_common::config::{self, process_flag};
 use memtrace_common::unwind::Row;
 
 use super::allocators::survey::{Found, Verdict};
+use super::clock::monotonic_ns;
 use super::images::{self, ImageId, Images, Key, Reading};
 use super::kernel_version::{KernelVersion, kernel_release};
+use super::memory_samples::MemorySamples;
 use super::perf_map::JitNames;
 use super::pidfd::PidFd;
 use super::probed::Probed;
@@ -47,6 +49,8 @@ pub(super) struct Traced {
     pub(super) has_anonymous_code: bool,
     /// Names of its code that lies in no file.
     pub(super) jit_names: JitNames,
+    /// When its memory is looked at in detail.
+    pub(super) memory_samples: MemorySamples,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -304,6 +308,7 @@ impl Tracer {
             Traced {
                 handle,
                 had_ended: false,
+                memory_samples: MemorySamples::new(monotonic_ns()),
                 program: info.program,
                 other_program: None,
                 index,

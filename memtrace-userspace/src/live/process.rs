@@ -18,7 +18,7 @@ use memtrace_common::addr::Avma;
 use thiserror::Error;
 
 use super::selection::Candidate;
-use crate::record::{BeforeAttach, Namespaces, Pid, Tid};
+use crate::record::{BeforeAttach, MemoryByKind, Namespaces, Pid, Tid};
 
 pub mod binary;
 pub mod cgroup;
@@ -290,6 +290,13 @@ pub fn before_attach(pid: Pid) -> Result<BeforeAttach, ProcessError> {
         .ok_or(ProcessError::Malformed { path })?;
     let smaps::Held { heap_bytes, anonymous_bytes, resident_bytes } = held;
     Ok(BeforeAttach { pid, heap_bytes, anonymous_bytes, resident_bytes })
+}
+
+/// The memory of a process by kind. It costs the process: see `live::memory_samples`.
+pub(super) fn memory_by_kind(pid: Pid) -> Result<MemoryByKind, ProcessError> {
+    let stack_pointers = stack_pointers(pid)?;
+    let path = file_of(pid, "smaps");
+    smaps::parse_memory(&read(pid, &path)?, &stack_pointers).ok_or(ProcessError::Malformed { path })
 }
 
 /// The threads of a process, by id. Threads that end meanwhile are left out.

@@ -174,6 +174,15 @@ pub enum Drained {
     Some,
 }
 
+/// When a process's memory is looked at.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum When {
+    /// If it is due.
+    Due,
+    /// Whether or not.
+    Now,
+}
+
 /// The live source.
 pub struct Tracer {
     pub(super) kernel: Kernel,
@@ -380,6 +389,7 @@ impl Tracer {
         let most = self.options.capacity.ring_bytes as usize / SMALLEST_EVENT_BYTES;
         self.drain(self.out.len().saturating_add(most))?;
         self.sample(time)?;
+        self.sample_memory(time, When::Now);
         // From now on nobody waits for room in the ring, and nobody is stopped.
         self.kernel.beat(0)?;
         let mut links = Vec::new();
@@ -449,6 +459,20 @@ impl Tracer {
         Ok(())
     }
 
+    /// Looks at the memory of processes in detail.
+    fn sample_memory(&mut self, time: Time, when: When) {
+        let now_ns = monotonic_ns();
+        let mut due: Vec<_> = self
+            .processes
+            .iter_mut()
+            .filter(|(_, traced)| when == When::Now || traced.memory_samples.is_due(now_ns))
+            .collect();
+        due.sort_by_key(|(pid, _)| **pid);
+        let records =
+            due.into_iter().filter_map(|(pid, traced)| traced.memory_samples.look(*pid, time));
+        self.out.extend(records);
+    }
+
     /// Writes resident memory and counters.
     fn sample(&mut self, time: Time) -> Result<(), TracerError> {
         let mut pids: Vec<Pid> = self.processes.keys().copied().collect();
@@ -459,6 +483,7 @@ impl Tracer {
             }
             self.out.extend(memory_limit::sample(pid, time));
         }
+        self.sample_memory(time, When::Due);
         let Anomalies {
             attach_failures,
             files_unreadable,

@@ -181,17 +181,18 @@ pub(super) struct Account {
     /// Bytes held at the peak, if `written` is its epoch; otherwise nothing changed since.
     peak_bytes: u64,
     written: Epoch,
-    /// Apart, because few programs fork and go on.
-    inherited: Option<Box<Inherited>>,
+    /// Apart, because few accounts have them.
+    rest: Option<Box<Rest>>,
 }
 
 const _: () = assert!(size_of::<Account>() == 64);
 
-/// The copies in an account.
+/// The copies in an account, and its temporary blocks.
 #[derive(Clone, Copy, Debug, Default)]
-struct Inherited {
-    blocks: u64,
-    bytes: u64,
+struct Rest {
+    inherited_blocks: u64,
+    inherited_bytes: u64,
+    temporary_allocations: u64,
 }
 
 impl Account {
@@ -230,23 +231,35 @@ impl Account {
                 self.freed_bytes = self.freed_bytes.wrapping_sub(bytes);
             }
             Change::Inherit => {
-                let inherited = self.inherited.get_or_insert_default();
-                inherited.blocks = inherited.blocks.wrapping_add(blocks);
-                inherited.bytes = inherited.bytes.wrapping_add(bytes);
+                let rest = self.rest.get_or_insert_default();
+                rest.inherited_blocks = rest.inherited_blocks.wrapping_add(blocks);
+                rest.inherited_bytes = rest.inherited_bytes.wrapping_add(bytes);
             }
             Change::Disinherit => {
-                let inherited = self.inherited.get_or_insert_default();
-                inherited.blocks = inherited.blocks.wrapping_sub(blocks);
-                inherited.bytes = inherited.bytes.wrapping_sub(bytes);
+                let rest = self.rest.get_or_insert_default();
+                rest.inherited_blocks = rest.inherited_blocks.wrapping_sub(blocks);
+                rest.inherited_bytes = rest.inherited_bytes.wrapping_sub(bytes);
             }
             Change::Abandon | Change::Hold | Change::LetGo => {}
         }
         held_before
     }
 
+    /// A block of it that was released has turned out to be temporary.
+    #[inline(always)]
+    pub(super) fn note_temporary(&mut self) {
+        self.rest.get_or_insert_default().temporary_allocations += 1;
+    }
+
     /// How many blocks were acquired.
     pub(super) fn allocations(&self) -> u64 {
         self.allocations
+    }
+
+    /// How many blocks were released.
+    #[inline(always)]
+    pub(super) fn frees(&self) -> u64 {
+        self.frees
     }
 
     /// Bytes that running processes hold.
@@ -265,19 +278,21 @@ impl Account {
             held_bytes,
             peak_bytes,
             written,
-            ref inherited,
+            ref rest,
         } = self;
-        let Inherited { blocks, bytes } = inherited.as_deref().copied().unwrap_or_default();
+        let rest = rest.as_deref().copied().unwrap_or_default();
+        let Rest { inherited_blocks, inherited_bytes, temporary_allocations } = rest;
         Usage {
             allocations,
             allocated_bytes,
             frees,
             freed_bytes,
-            live_blocks: allocations.wrapping_sub(frees).wrapping_add(blocks),
-            live_bytes: allocated_bytes.wrapping_sub(freed_bytes).wrapping_add(bytes),
-            inherited_blocks: blocks,
-            inherited_bytes: bytes,
+            live_blocks: allocations.wrapping_sub(frees).wrapping_add(inherited_blocks),
+            live_bytes: allocated_bytes.wrapping_sub(freed_bytes).wrapping_add(inherited_bytes),
+            inherited_blocks,
+            inherited_bytes,
             peak_bytes: if written.is_same_peak(epoch) { peak_bytes } else { held_bytes },
+            temporary_allocations,
         }
     }
 }
@@ -294,6 +309,7 @@ pub(crate) fn add_usage(sum: &mut Usage, more: &Usage) {
         inherited_blocks,
         inherited_bytes,
         peak_bytes,
+        temporary_allocations,
     } = sum;
     *allocations = allocations.wrapping_add(more.allocations);
     *allocated_bytes = allocated_bytes.wrapping_add(more.allocated_bytes);
@@ -304,6 +320,7 @@ pub(crate) fn add_usage(sum: &mut Usage, more: &Usage) {
     *inherited_blocks = inherited_blocks.wrapping_add(more.inherited_blocks);
     *inherited_bytes = inherited_bytes.wrapping_add(more.inherited_bytes);
     *peak_bytes = peak_bytes.wrapping_add(more.peak_bytes);
+    *temporary_allocations = temporary_allocations.wrapping_add(more.temporary_allocations);
 }
 
 /// The bytes that all running processes hold, and the most they ever held.

@@ -17,8 +17,15 @@ use super::detect::Holder;
 use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
 use super::snapshot::Memory;
+use super::statistics::NewPlace;
 use super::threads::{Actor, Retired, ThreadId};
 use crate::record::{Pid, Tid, WireStackId};
+
+/// What `realloc` took, and where.
+struct Taken {
+    block: Block,
+    address: Avma,
+}
 
 impl Pipeline {
     #[inline]
@@ -46,16 +53,24 @@ impl Pipeline {
             return;
         }
         let state = self.threads.get_mut(thread);
-        state.newest = None;
-        let moved = state.retired.take();
-        let born = moved.and_then(|retired| self.note_moved(process, &retired));
-        if self.is_beyond_limit(process, ptr, size_bytes) {
+        let retired = state.retired.take();
+        let taken = retired.and_then(|retired| self.note_moved(process, &retired));
+        let is_beyond_limit = self.is_beyond_limit(process, ptr, size_bytes);
+        let known = if is_beyond_limit { Avma(0) } else { ptr };
+        let between = self.limits.temporary_between;
+        self.threads.get_mut(thread).newest.push(known, between);
+        if is_beyond_limit {
             return;
         }
-        self.threads.get_mut(thread).newest = Some(ptr);
         let site = self.stacks.site(stack, api);
-        let born = match born {
-            Some(born) if matches!(api, Api::Realloc | Api::Reallocarray) => born,
+        let born = match taken {
+            Some(Taken { block, address }) if matches!(api, Api::Realloc | Api::Reallocarray) => {
+                if self.is_shown(self.processes.running(process).entry) {
+                    let place = if address == ptr { NewPlace::Same } else { NewPlace::Other };
+                    self.collected.reallocated(site, block.size_bytes, size_bytes, place);
+                }
+                block.born
+            }
             Some(_) | None => Birth::at(self.now),
         };
         let block = Block { size_bytes, born, site, thread, claim: Claim::Own };
@@ -63,6 +78,7 @@ impl Pipeline {
         self.post_block(entry, &block, Change::Acquire);
         if self.is_shown(entry) {
             self.timeline.allocated(size_bytes);
+            self.collected.allocated(api, size_bytes);
         }
         self.settle_heap();
     }
@@ -75,9 +91,7 @@ impl Pipeline {
         let Some(actor) = self.actor(tid) else {
             return;
         };
-        let state = self.threads.get_mut(actor.thread);
-        state.retired = None;
-        let newest = state.newest.take_if(|newest| *newest == ptr);
+        self.threads.get_mut(actor.thread).retired = None;
         let Some(block) = self.take_block(actor, ptr) else {
             self.anomalies.orphan_frees += 1;
             return;
@@ -85,18 +99,29 @@ impl Pipeline {
         let running = self.processes.running(actor.process);
         let (entry, pid) = (running.entry, running.pid);
         self.note_freed(pid, ptr, block.size_bytes);
-        if newest.is_some() && block.thread == actor.thread && self.is_shown(entry) {
-            self.temporary_allocations += 1;
+        if block.claim == Claim::Own && self.is_shown(entry) {
+            let frees = self.stacks.account(block.site).frees();
+            let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
+            self.collected.released(block.site, frees, age_units, block.size_bytes);
+            let thread = self.threads.get_mut(block.thread);
+            if block.thread == actor.thread
+                && thread.newest.take(ptr, self.limits.temporary_between)
+            {
+                self.collected.temporary_allocations += 1;
+                thread.heap.note_temporary();
+                self.stacks.account_mut(block.site).note_temporary();
+                self.processes.entry_mut(entry).heap.note_temporary();
+            }
         }
     }
 
-    /// `realloc` has moved a block, and so released the old one; returns when its life began.
-    fn note_moved(&mut self, process: RunningId, retired: &Retired) -> Option<Birth> {
+    /// `realloc` has given memory, and so released the block that it took; returns that.
+    fn note_moved(&mut self, process: RunningId, retired: &Retired) -> Option<Taken> {
         let running = self.processes.running(process);
         let &Retired { address, block, incarnation } = retired;
         let block = block.filter(|_| incarnation == running.incarnation)?;
         self.note_freed(running.pid, address, block.size_bytes);
-        Some(block.born)
+        Some(Taken { block, address })
     }
 
     pub(super) fn retire(&mut self, tid: Tid, ptr: Avma) {
@@ -173,7 +198,14 @@ impl Pipeline {
     pub(super) fn put_block(&mut self, process: RunningId, ptr: Avma, block: Block) -> EntryId {
         let running = self.processes.running_mut(process);
         let entry = running.entry;
+        let allocator = self.collected.allocator;
+        running.usable_bytes = running
+            .usable_bytes
+            .wrapping_add(allocator.usable_bytes(ptr, block.size_bytes).unwrap_or(0));
         if let Some(lost) = running.heap.insert(ptr, block) {
+            running.usable_bytes = running
+                .usable_bytes
+                .wrapping_sub(allocator.usable_bytes(ptr, lost.size_bytes).unwrap_or(0));
             self.anomalies.address_reuses += 1;
             self.post_block(entry, &lost, lost.claim.release());
         } else {
@@ -187,6 +219,8 @@ impl Pipeline {
     fn take_block(&mut self, actor: Actor, ptr: Avma) -> Option<Block> {
         let running = self.processes.running_mut(actor.process);
         let block = running.heap.remove(ptr)?;
+        let usable_bytes = self.collected.allocator.usable_bytes(ptr, block.size_bytes);
+        running.usable_bytes = running.usable_bytes.wrapping_sub(usable_bytes.unwrap_or(0));
         let entry = running.entry;
         self.live_blocks -= 1;
         self.post_block(entry, &block, block.claim.release());

@@ -332,7 +332,10 @@ impl Pipeline {
             for block in heap.blocks() {
                 self.post_block(entry, &block, Change::Inherit);
             }
-            self.processes.running_mut(child).heap = heap;
+            let usable_bytes = self.processes.running(parent).usable_bytes;
+            let to = self.processes.running_mut(child);
+            to.heap = heap;
+            to.usable_bytes = usable_bytes;
         }
         self.post_mappings(entry, &postings);
         self.settle_heap();
@@ -356,7 +359,9 @@ impl Pipeline {
             self.processes.running_mut(id).threads.insert(Tid(pid.0));
         }
         self.describe(id, exe, command);
-        self.processes.entry_mut(old.entry).before_attach = None;
+        let entry = self.processes.entry_mut(old.entry);
+        entry.before_attach = None;
+        entry.memory = None;
     }
 
     pub(super) fn exit(&mut self, pid: Pid) {

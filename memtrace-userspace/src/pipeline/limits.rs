@@ -45,6 +45,13 @@ pub struct Limits {
     pub spike_changes: usize,
     /// Points of the histories of all sites. Beyond: a site's newest growth is not seen.
     pub history_points: usize,
+    /// Call paths of which lifetimes are kept. Beyond: those of a new one count in the total only.
+    pub lifetime_sites: usize,
+    /// Call paths of which reallocations are kept. Beyond: as above.
+    pub reallocation_sites: usize,
+    /// How many allocations of the same thread may lie between the allocation and the release of a
+    /// temporary block; at most [`MOST_BETWEEN`](super::statistics::MOST_BETWEEN).
+    pub temporary_between: usize,
     /// What the detectors look for.
     pub detectors: DetectorOptions,
     /// Bytes of one name, path or command line. Beyond: it is cut.
@@ -74,6 +81,9 @@ impl Default for Limits {
             timeline_points: 1 << 10,
             spike_changes: 1 << 20,
             history_points: 1 << 20,
+            lifetime_sites: 1 << 12,
+            reallocation_sites: 1 << 14,
+            temporary_between: 1,
             detectors: DetectorOptions::default(),
             text_bytes: 1 << 12,
         }

@@ -63,7 +63,8 @@ pub(super) struct Block {
 pub(super) struct Birth(u32);
 
 impl Birth {
-    const UNIT_NS: u64 = 10_000;
+    /// A unit of time.
+    pub(super) const UNIT_NS: u64 = 10_000;
     const MANTISSA_BITS: u32 = 27;
 
     /// The time, rounded down.
@@ -79,9 +80,15 @@ impl Birth {
     /// The earliest time that this stands for.
     #[inline(always)]
     pub(super) fn time(self) -> Time {
+        Time(self.units() * Self::UNIT_NS)
+    }
+
+    /// The same, in units of [`Birth::UNIT_NS`].
+    #[inline(always)]
+    pub(super) fn units(self) -> u64 {
         let exponent = self.0 >> Self::MANTISSA_BITS;
         let mantissa = self.0 & ((1 << Self::MANTISSA_BITS) - 1);
-        Time((u64::from(mantissa) << exponent) * Self::UNIT_NS)
+        u64::from(mantissa) << exponent
     }
 }
 

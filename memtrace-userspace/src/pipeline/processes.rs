@@ -10,6 +10,7 @@ use super::account::{Account, Epoch};
 use super::live_set::LiveSet;
 use super::mappings::Mappings;
 use super::snapshot::ProcessUsage;
+use super::statistics::HeldMemory;
 use super::threads::ThreadId;
 use crate::hash::Seed;
 use crate::modules::Modules;
@@ -43,6 +44,7 @@ pub(super) struct Entry {
     pub(super) before_attach: Option<Arc<BeforeAttach>>,
     pub(super) namespaces: Option<Arc<Namespaces>>,
     pub(super) resident_bytes: Option<u64>,
+    pub(super) memory: Option<Arc<HeldMemory>>,
     /// The entry of its threads beyond the limit.
     pub(super) other_threads: Option<ThreadId>,
 }
@@ -58,6 +60,8 @@ pub(super) struct Running {
     pub(super) modules: Arc<Modules>,
     pub(super) threads: HashSet<Tid, Seed>,
     pub(super) resident_bytes: u64,
+    /// Of its heap blocks, as far as it is computed.
+    pub(super) usable_bytes: u64,
 }
 
 impl Running {
@@ -75,6 +79,7 @@ impl Running {
             modules: Arc::default(),
             threads: HashSet::with_hasher(seed),
             resident_bytes: self.resident_bytes,
+            usable_bytes: 0,
         };
         std::mem::replace(self, new)
     }
@@ -176,6 +181,7 @@ impl Processes {
             modules: Arc::default(),
             threads: HashSet::with_hasher(self.seed),
             resident_bytes: 0,
+            usable_bytes: 0,
         };
         let id = self.vacant.pop().unwrap_or(RunningId(self.running.len() as u32));
         match self.running.get_mut(id.0 as usize) {
@@ -206,6 +212,7 @@ impl Processes {
             before_attach: None,
             namespaces: None,
             resident_bytes: None,
+            memory: None,
             other_threads: None,
         });
         if beyond {
@@ -287,6 +294,7 @@ impl Processes {
             before_attach: entry.before_attach.clone(),
             namespaces: entry.namespaces.clone(),
             resident_bytes: entry.resident_bytes,
+            memory: entry.memory.clone(),
         };
         self.entries.iter().filter(|entry| entry.is_shown).map(usage).collect()
     }

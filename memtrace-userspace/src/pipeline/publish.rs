@@ -49,6 +49,7 @@ impl Pipeline {
             probes: self.probes.clone(),
             images: self.images.all().to_vec(),
             jit_names: self.jit_names.named(),
+            statistics: self.statistics(),
         }
     }
 
@@ -96,7 +97,7 @@ impl Pipeline {
             peak_live_bytes: self.heap_peak.highest_bytes(),
             peak_at: self.heap_peak.at(),
             mapped,
-            temporary_allocations: self.temporary_allocations,
+            temporary_allocations: heap.temporary_allocations,
             peak_resident_bytes: self.peak_resident_bytes,
         }
     }
@@ -113,7 +114,8 @@ impl Pipeline {
         add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
         add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
-        for (name, value) in self.detectors.counters() {
+        for (name, value) in self.detectors.counters().into_iter().chain(self.collected.counters())
+        {
             add(name.to_owned(), value);
         }
         let mut allocations = [0u64; End::ALL.len()];

@@ -93,7 +93,6 @@ impl Pipeline {
         self.before = Before::Range { from, at_start: left, left };
         self.now = self.now.max(from);
         self.events = 0;
-        self.temporary_allocations = 0;
         self.anomalies = Anomalies::default();
         self.stacks.restart_counts();
         self.heap_peak.restart(self.now);

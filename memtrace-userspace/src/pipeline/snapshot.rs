@@ -13,6 +13,7 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use super::findings::{Leaks, Spike};
+use super::statistics::{HeldMemory, Statistics};
 use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
@@ -54,8 +55,23 @@ pub struct Snapshot {
     pub images: Vec<Arc<Image>>,
     /// What processes call their code that lies in no file, by [`Place::Anonymous`].
     pub jit_names: Arc<JitNames>,
+    /// What its blocks were like.
+    pub statistics: Statistics,
     /// Everything lost or unusual, by name, sorted; zero values are absent.
     pub counters: Vec<(String, u64)>,
+}
+
+impl Snapshot {
+    /// So much work in the session, or in the range of it, in one second.
+    pub fn per_second(&self, work: u64) -> u64 {
+        let from = match self.scope {
+            Scope::Range(range) => range.from,
+            Scope::Run | Scope::Moment => Time(0),
+        };
+        let length_ns = self.now.0.saturating_sub(from.0).max(1);
+        let per_second = u128::from(work) * 1_000_000_000 / u128::from(length_ns);
+        u64::try_from(per_second).unwrap_or(u64::MAX)
+    }
 }
 
 /// A part of a session.
@@ -162,8 +178,7 @@ pub struct Totals {
     pub peak_at: Time,
     /// Mapped memory: `mmap`, `mremap` and `brk`, without reservations.
     pub mapped: Usage,
-    /// Blocks that their thread freed before it allocated again. A block that `realloc` takes is
-    /// none of them: its content lives on.
+    /// As [`Usage::temporary_allocations`] of the heap.
     pub temporary_allocations: u64,
     /// Highest sum of the last samples of resident memory of the running processes; 0 if there is
     /// none.
@@ -199,6 +214,10 @@ pub struct Usage {
     /// Bytes held at the moment of the global peak, so that these add up to the peak. Heap and
     /// mapped memory have a peak each.
     pub peak_bytes: u64,
+    /// Of the released blocks, those that the thread that allocated them released with at most
+    /// [`Limits::temporary_between`](crate::pipeline::Limits::temporary_between) allocations
+    /// between. A block that `realloc` takes is none of them: its content lives on.
+    pub temporary_allocations: u64,
 }
 
 /// Usage of one stack through one API.
@@ -257,6 +276,8 @@ pub struct ProcessUsage {
     pub namespaces: Option<Arc<Namespaces>>,
     /// Resident memory, when last sampled.
     pub resident_bytes: Option<u64>,
+    /// Its memory in detail, when last sampled.
+    pub memory: Option<Arc<HeldMemory>>,
 }
 
 impl ProcessUsage {

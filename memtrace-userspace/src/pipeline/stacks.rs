@@ -178,8 +178,14 @@ impl Stacks {
     }
 
     /// The account of a site.
+    #[inline(always)]
     pub(super) fn account(&self, site: SiteId) -> &Account {
         &self.accounts[site.0 as usize]
+    }
+
+    /// The site with which a site is shown.
+    pub(super) fn shown_as(&self, site: SiteId) -> SiteId {
+        self.sites[site.0 as usize].shown_as
     }
 
     /// The API of a site.

@@ -13,6 +13,7 @@ mod range;
 mod shown;
 mod spikes;
 mod stacks;
+mod statistics;
 mod twin;
 
 use std::sync::Arc;
@@ -78,6 +79,7 @@ fn usage(allocations: u64, allocated: u64, frees: u64, freed: u64, peak: u64) ->
         inherited_blocks: 0,
         inherited_bytes: 0,
         peak_bytes: peak,
+        temporary_allocations: 0,
     }
 }
 

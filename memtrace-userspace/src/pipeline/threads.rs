@@ -13,6 +13,7 @@ use super::live_set::Block;
 use super::mappings::Released;
 use super::processes::{Incarnation, RunningId};
 use super::snapshot::ThreadUsage;
+use super::statistics::Newest;
 use crate::hash::Seed;
 use crate::record::{Pid, Tid};
 
@@ -58,8 +59,8 @@ pub(super) struct Thread {
     name: Vec<u8>,
     /// The blocks it allocated, whoever freed them.
     pub(super) heap: Account,
-    /// The block it allocated last, if that can still turn out to be temporary.
-    pub(super) newest: Option<Avma>,
+    /// The blocks it allocated last: they can still turn out to be temporary.
+    pub(super) newest: Newest,
     /// The block that its `realloc` under way took.
     pub(super) retired: Option<Retired>,
     /// The mappings that its `munmap` or `mremap` under way took.
@@ -99,7 +100,7 @@ impl Threads {
             tid,
             name,
             heap: Account::default(),
-            newest: None,
+            newest: Newest::default(),
             retired: None,
             released: None,
         });

@@ -11,8 +11,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::unwind::End;
 
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
-    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, MemoryFigures, Module,
+    Namespaces, Origin, Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 use super::bytes::{Input, delta, put_bytes, put_varint, undelta};
@@ -41,6 +41,7 @@ mod tag {
     pub(super) const MARK: u8 = 16;
     pub(super) const JIT_SYMBOL: u8 = 17;
     pub(super) const NAMESPACES: u8 = 18;
+    pub(super) const MEMORY_DETAIL: u8 = 19;
     pub(super) const MEMORY_LIMIT: u8 = 20;
 }
 
@@ -88,6 +89,8 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         Record::Counters(counters) => counters.iter().fold(4, |sum: usize, (name, _)| {
             sum.saturating_add(text(name.as_bytes())).saturating_add(10)
         }),
+        // Five kinds of seven figures.
+        Record::MemoryDetail { .. } => 5 * 7 * 10,
         Record::BeforeAttach(_)
         | Record::ModuleGone { .. }
         | Record::ThreadExit { .. }
@@ -263,6 +266,29 @@ pub(super) fn put_resident(out: &mut Vec<u8>, pid: Pid, rss_bytes: u64) {
     put_varint(out, rss_bytes);
 }
 
+pub(super) fn put_memory_detail(out: &mut Vec<u8>, pid: Pid, memory: &MemoryByKind) {
+    out.push(tag::MEMORY_DETAIL);
+    put_pid(out, pid);
+    for figures in memory.all() {
+        let MemoryFigures {
+            size_bytes,
+            reserved_bytes,
+            resident_bytes,
+            proportional_bytes,
+            private_dirty_bytes,
+            swapped_bytes,
+            huge_bytes,
+        } = figures;
+        put_varint(out, size_bytes);
+        put_varint(out, reserved_bytes);
+        put_varint(out, resident_bytes);
+        put_varint(out, proportional_bytes);
+        put_varint(out, private_dirty_bytes);
+        put_varint(out, swapped_bytes);
+        put_varint(out, huge_bytes);
+    }
+}
+
 pub(super) fn put_jit_symbol(out: &mut Vec<u8>, pid: Pid, start: Avma, size: u64, name: &[u8]) {
     out.push(tag::JIT_SYMBOL);
     put_pid(out, pid);
@@ -373,6 +399,18 @@ fn optional(rows: &mut Input) -> Result<Option<Vec<u8>>, Damage> {
         1 => Ok(Some(rows.bytes()?)),
         other => Err(unknown("the mark of a text", other)),
     }
+}
+
+fn memory_figures(rows: &mut Input) -> Result<MemoryFigures, Damage> {
+    Ok(MemoryFigures {
+        size_bytes: rows.varint()?,
+        reserved_bytes: rows.varint()?,
+        resident_bytes: rows.varint()?,
+        proportional_bytes: rows.varint()?,
+        private_dirty_bytes: rows.varint()?,
+        swapped_bytes: rows.varint()?,
+        huge_bytes: rows.varint()?,
+    })
 }
 
 fn decode_namespaces(rows: &mut Input) -> Result<Namespaces, Damage> {
@@ -519,6 +557,17 @@ pub(super) fn decode_timed(rows: &mut Input, time: Time) -> Result<Record, Damag
         }
         tag::EXIT => Record::Exit { time, pid: pid(rows)? },
         tag::RESIDENT => Record::Resident { time, pid: pid(rows)?, rss_bytes: rows.varint()? },
+        tag::MEMORY_DETAIL => Record::MemoryDetail {
+            time,
+            pid: pid(rows)?,
+            memory: Box::new(MemoryByKind {
+                heap: memory_figures(rows)?,
+                anonymous: memory_figures(rows)?,
+                file: memory_figures(rows)?,
+                stack: memory_figures(rows)?,
+                shared: memory_figures(rows)?,
+            }),
+        },
         tag::JIT_SYMBOL => Record::JitSymbol {
             time,
             pid: pid(rows)?,

@@ -25,9 +25,14 @@ use crate::pipeline::snapshot::{
     Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
     Totals, Usage,
 };
+use crate::pipeline::statistics::{
+    Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
+    Statistics,
+};
 use crate::reach::Cost;
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
+    BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
+    ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
@@ -59,6 +64,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 inherited_blocks: 0,
                 inherited_bytes: 0,
                 peak_bytes: 48 * MIB,
+                temporary_allocations: 200,
             },
         ),
         stack(
@@ -70,6 +76,7 @@ pub(crate) fn snapshot() -> Snapshot {
                 allocated_bytes: 48 * MIB,
                 frees: 1_234_567,
                 freed_bytes: 48 * MIB,
+                temporary_allocations: 1_199_800,
                 ..Usage::default()
             },
         ),
@@ -80,6 +87,7 @@ pub(crate) fn snapshot() -> Snapshot {
     stacks.iter().filter(|s| s.api != Api::Mmap).for_each(|s| add_usage(&mut heap, &s.usage));
     let mapped = stacks[3].usage;
     let (spikes, leaks) = (spikes(&stacks), leaks(&stacks));
+    let statistics = statistics(&stacks);
     Snapshot {
         session: Some(Arc::new(Session {
             tool_version: "0.1.0".to_owned(),
@@ -117,6 +125,7 @@ pub(crate) fn snapshot() -> Snapshot {
             })),
             namespaces: None,
             resident_bytes: Some(90 * MIB),
+            memory: Some(Arc::new(memory())),
         }],
         left_out_processes: 0,
         threads: vec![
@@ -150,6 +159,7 @@ pub(crate) fn snapshot() -> Snapshot {
             file("/srv/app/plugin.so", 4),
         ],
         jit_names: Arc::default(),
+        statistics,
         counters: vec![
             ("failed_allocator_calls".to_owned(), 2),
             ("lost_allocations".to_owned(), 5),
@@ -249,6 +259,69 @@ fn stack(end: End, api: Api, frames: &[(u32, u64)], usage: Usage) -> StackUsage 
     StackUsage { stack: Arc::new(Stack { end, frames }), api, usage }
 }
 
+/// What the process held after eleven seconds, which is more than its blocks.
+fn memory() -> HeldMemory {
+    let figures = |size_bytes, resident_bytes| MemoryFigures {
+        size_bytes,
+        resident_bytes,
+        proportional_bytes: resident_bytes,
+        private_dirty_bytes: resident_bytes / 2,
+        ..MemoryFigures::default()
+    };
+    HeldMemory {
+        time: Time(11 * SECOND),
+        live_blocks: 12 * KIB,
+        requested_bytes: 14 * MIB,
+        usable_bytes: Some(14 * MIB + 96 * KIB),
+        kinds: MemoryByKind {
+            heap: figures(40 * MIB, 30 * MIB),
+            anonymous: figures(50 * MIB, 48 * MIB),
+            file: figures(20 * MIB, 11 * MIB),
+            stack: figures(132 * KIB, 60 * KIB),
+            shared: MemoryFigures::default(),
+        },
+    }
+}
+
+/// Blocks of two sizes, most of which die young, and a string that grows byte by byte.
+fn statistics(stacks: &[StackUsage]) -> Statistics {
+    let histogram = |values: &[(u64, u64)]| {
+        let mut histogram = Histogram::default();
+        for &(value, bytes) in values {
+            histogram.add(value, bytes);
+        }
+        histogram
+    };
+    let reallocations = Reallocations {
+        calls: 5000,
+        moved: 12,
+        copied_bytes: 30 * KIB,
+        grown: 5000,
+        growth_bytes: 5000,
+        grown_from_bytes: 12_500_000,
+    };
+    let lifetimes = histogram(&[(0, 40), (0, 40), (3, 40), (400_000, 1 << 18)]);
+    Statistics {
+        temporary_between: 1,
+        sizes: vec![
+            (Api::Malloc, histogram(&[(40, 40), (40, 40), (1024, 1024)])),
+            (Api::New, histogram(&[(1 << 18, 1 << 18)])),
+        ],
+        lifetimes: lifetimes.clone(),
+        lifetimes_by_site: vec![SiteLifetimes {
+            stack: Arc::clone(&stacks[2].stack),
+            api: stacks[2].api,
+            lifetimes,
+        }],
+        reallocations: vec![SiteReallocations {
+            stack: Arc::clone(&stacks[2].stack),
+            api: Api::Realloc,
+            reallocations,
+        }],
+        allocator: Known::One(Allocator::Glibc),
+    }
+}
+
 /// `blocks` of `size` bytes, none of them released.
 fn leaked(blocks: u64, size: u64) -> Usage {
     Usage {
@@ -261,6 +334,7 @@ fn leaked(blocks: u64, size: u64) -> Usage {
         inherited_blocks: 0,
         inherited_bytes: 0,
         peak_bytes: blocks * size / 2,
+        temporary_allocations: 0,
     }
 }
 

@@ -13,7 +13,7 @@ use crate::views::short_name::short_name;
 pub fn amount(key: SortKey, value: u64) -> String {
     match key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => bytes(value),
-        SortKey::Allocations => count(value),
+        SortKey::Allocations | SortKey::Temporary => count(value),
     }
 }
 

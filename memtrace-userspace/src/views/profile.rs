@@ -246,8 +246,9 @@ impl Profile {
                 inherited_blocks: _,
                 inherited_bytes: _,
                 peak_bytes: _,
+                temporary_allocations,
             } = usage;
-            for work in [allocations, allocated_bytes, frees, freed_bytes] {
+            for work in [allocations, allocated_bytes, frees, freed_bytes, temporary_allocations] {
                 *work = rate(*work, duration);
             }
         }

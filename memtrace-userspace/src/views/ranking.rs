@@ -23,6 +23,7 @@ pub use crate::pipeline::snapshot::Memory;
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
 use crate::views::findings::Findings;
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
+use crate::views::statistics::FunctionStatistics;
 
 /// What to put first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -35,12 +36,19 @@ pub enum SortKey {
     Allocated,
     /// The number of allocations.
     Allocations,
+    /// The number of temporary allocations.
+    Temporary,
 }
 
 impl SortKey {
     /// Every key, in the order in which a user steps through them.
-    pub const ALL: &[SortKey] =
-        &[SortKey::Live, SortKey::Peak, SortKey::Allocated, SortKey::Allocations];
+    pub const ALL: &[SortKey] = &[
+        SortKey::Live,
+        SortKey::Peak,
+        SortKey::Allocated,
+        SortKey::Allocations,
+        SortKey::Temporary,
+    ];
 
     /// The number that this key compares.
     pub fn of(self, usage: &Usage) -> u64 {
@@ -49,6 +57,7 @@ impl SortKey {
             SortKey::Peak => usage.peak_bytes,
             SortKey::Allocated => usage.allocated_bytes,
             SortKey::Allocations => usage.allocations,
+            SortKey::Temporary => usage.temporary_allocations,
         }
     }
 
@@ -59,6 +68,7 @@ impl SortKey {
             SortKey::Peak => "bytes at the peak",
             SortKey::Allocated => "allocated bytes",
             SortKey::Allocations => "allocations",
+            SortKey::Temporary => "temporary allocations",
         }
     }
 }
@@ -105,6 +115,8 @@ pub struct Ranking {
     pub stacks: Vec<SymbolizedUsage>,
     /// The spikes and leaks, with names.
     pub findings: Findings,
+    /// Lifetimes and reallocations by function.
+    pub statistics: FunctionStatistics,
     /// What has no name.
     pub naming: Naming,
 }
@@ -123,7 +135,8 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
         .collect();
     let functions = sum_by_function(&stacks);
     let findings = Findings::new(snapshot, names);
-    let mut ranking = Ranking { functions, stacks, findings, naming: names.naming() };
+    let statistics = FunctionStatistics::new(snapshot, names);
+    let mut ranking = Ranking { functions, stacks, findings, statistics, naming: names.naming() };
     ranking.sort(key);
     ranking
 }

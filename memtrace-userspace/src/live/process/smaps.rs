@@ -8,7 +8,8 @@
 
 use memtrace_common::addr::Avma;
 
-use super::maps::{Mapped, Mapping, Sharing, parse_mapping};
+use super::maps::{Access, Mapped, Mapping, Sharing, parse_mapping};
+use crate::record::{MemoryByKind, MemoryFigures};
 
 /// What a process holds, in bytes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -35,6 +36,65 @@ pub(super) fn parse_smaps(text: &[u8], stack_pointers: &[Avma]) -> Option<Held> 
         }
     }
     Some(held)
+}
+
+/// Adds up `smaps` by kind of memory; `None` if it is not as the kernel writes it.
+///
+/// A mapping that holds one of `stack_pointers` is a thread's stack. Sums saturate.
+pub(super) fn parse_memory(text: &[u8], stack_pointers: &[Avma]) -> Option<MemoryByKind> {
+    let mut memory = MemoryByKind::default();
+    let mut kind = &mut MemoryFigures::default();
+    for line in text.split(|&byte| byte == b'\n').filter(|line| !line.is_empty()) {
+        if !is_figure(line) {
+            let mapping = parse_mapping(line)?;
+            kind = kind_of(&mut memory, &mapping, stack_pointers);
+            let Access { read, write, execute } = mapping.access;
+            let bytes = match read || write || execute {
+                true => &mut kind.size_bytes,
+                false => &mut kind.reserved_bytes,
+            };
+            *bytes = bytes.saturating_add(mapping.size_bytes());
+            continue;
+        }
+        let (name, figure) = line.split_at(line.iter().position(|&byte| byte == b':')?);
+        let sum = match name {
+            b"Rss" => &mut kind.resident_bytes,
+            b"Pss" => &mut kind.proportional_bytes,
+            b"Private_Dirty" => &mut kind.private_dirty_bytes,
+            b"Swap" => &mut kind.swapped_bytes,
+            b"AnonHugePages" | b"ShmemPmdMapped" | b"FilePmdMapped" => &mut kind.huge_bytes,
+            _ => continue,
+        };
+        *sum = sum.saturating_add(parse_kilobytes(&figure[1..])?);
+    }
+    Some(memory)
+}
+
+/// The figures to which those of a mapping are added.
+fn kind_of<'m>(
+    memory: &'m mut MemoryByKind,
+    mapping: &Mapping,
+    stack_pointers: &[Avma],
+) -> &'m mut MemoryFigures {
+    let is_stack = stack_pointers.iter().any(|&pointer| mapping.contains(pointer));
+    match (&mapping.mapped, mapping.sharing) {
+        (Mapped::Heap, _) => &mut memory.heap,
+        (Mapped::Stack, _) => &mut memory.stack,
+        (Mapped::Anonymous | Mapped::Special { .. }, Sharing::Private) if is_stack => {
+            &mut memory.stack
+        }
+        (Mapped::Anonymous | Mapped::Special { .. }, Sharing::Private) => &mut memory.anonymous,
+        (Mapped::Anonymous | Mapped::Special { .. }, Sharing::Shared) => &mut memory.shared,
+        (Mapped::File { path, .. }, Sharing::Shared) if is_memory(path) => &mut memory.shared,
+        (Mapped::File { .. } | Mapped::Vdso, _) => &mut memory.file,
+    }
+}
+
+/// Whether the kernel shows memory without a file under this path.
+fn is_memory(path: &[u8]) -> bool {
+    [&b"/dev/zero"[..], b"/memfd:", b"/SYSV", b"/dev/shm/"]
+        .iter()
+        .any(|start| path.starts_with(start))
 }
 
 impl Held {

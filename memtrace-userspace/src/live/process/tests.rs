@@ -4,9 +4,10 @@ use std::process::{Child, Command, Stdio};
 use memtrace_common::addr::FileOffset;
 
 use super::maps::{Access, Sharing, parse_maps};
-use super::smaps::{Held, parse_smaps};
+use super::smaps::{Held, parse_memory, parse_smaps};
 use super::status::{parse_stat, parse_status, parse_syscall_stack_pointer};
 use super::*;
+use crate::record::{MemoryByKind, MemoryFigures};
 
 fn only_mapping(line: &[u8]) -> Mapping {
     let mut mappings = parse_maps(line).unwrap();
@@ -157,6 +158,91 @@ fn smaps_are_added_up_without_the_stacks_of_threads() {
 #[test]
 fn unknown_stack_counts_as_anonymous_memory() {
     assert_eq!(parse_smaps(SMAPS, &[]).unwrap().anonymous_bytes, 0x31000);
+}
+
+/// Names and figures of smaps, in a line each.
+const DETAIL: &[u8] = b"\
+10000-31000 rw-p 00000000 00:00 0                                        [heap]
+Size:                132 kB
+Rss:                   8 kB
+Pss:                   7 kB
+Pss_Dirty:             5 kB
+Private_Clean:         1 kB
+Private_Dirty:         6 kB
+AnonHugePages:         2 kB
+Swap:                  4 kB
+SwapPss:               3 kB
+VmFlags: rd wr mr mw me ac sd
+40000-42000 r--p 00001000 fe:01 1835                                     /tmp/Rss: 4 kB
+Rss:                   4 kB
+50000-60000 rw-p 00000000 00:00 0 
+Rss:                  12 kB
+60000-61000 ---p 00000000 00:00 0 
+Rss:                   0 kB
+61000-81000 rw-p 00000000 00:00 0 
+Rss:                  16 kB
+90000-91000 rw-s 00000000 00:01 3                                        /memfd:ring (deleted)
+Rss:                   3 kB
+a0000-a1000 rw-p 00000000 00:00 0                                        [anon:arena]
+Rss:                   1 kB
+7ffc0000-7ffe0000 rw-p 00000000 00:00 0                                  [stack]
+Rss:                  20 kB
+";
+
+#[test]
+fn smaps_are_added_up_by_kind_of_memory() {
+    const KIB: u64 = 1024;
+    let size = |size_bytes, resident_bytes| MemoryFigures {
+        size_bytes,
+        resident_bytes: resident_bytes * KIB,
+        ..MemoryFigures::default()
+    };
+    let expected = MemoryByKind {
+        heap: MemoryFigures {
+            proportional_bytes: 7 * KIB,
+            private_dirty_bytes: 6 * KIB,
+            swapped_bytes: 4 * KIB,
+            huge_bytes: 2 * KIB,
+            ..size(0x21000, 8)
+        },
+        anonymous: MemoryFigures { reserved_bytes: 0x1000, ..size(0x11000, 13) },
+        file: size(0x2000, 4),
+        stack: size(0x40000, 36),
+        shared: size(0x1000, 3),
+    };
+
+    assert_eq!(parse_memory(DETAIL, &[Avma(0x80ff0)]), Some(expected));
+}
+
+#[test]
+fn smaps_in_detail_that_do_not_parse_are_refused() {
+    for text in [&b"1000-2000 rw-p 00000000 00:00 0\nRss: many kB\n"[..], b"what is this\n"] {
+        assert_eq!(parse_memory(text, &[]), None);
+    }
+}
+
+/// The oracle is the kernel's own sum.
+#[test]
+fn kinds_of_memory_add_up_to_what_the_kernel_adds_up() {
+    let child = running_cat();
+    let pid = Pid(child.id());
+
+    let memory = memory_by_kind(pid).unwrap();
+    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.0)).unwrap();
+    finish(child);
+
+    let kernel = |name: &str| {
+        let line = rollup.lines().find(|line| line.starts_with(name)).unwrap();
+        line.split_whitespace().nth(1).unwrap().parse::<u64>().unwrap() * 1024
+    };
+    let sum = |of: fn(&MemoryFigures) -> u64| memory.all().iter().map(of).sum::<u64>();
+    assert_eq!(memory.resident_bytes(), kernel("Rss:"));
+    assert_eq!(sum(|kind| kind.private_dirty_bytes), kernel("Private_Dirty:"));
+    assert_eq!(sum(|kind| kind.swapped_bytes), kernel("Swap:"));
+    // Each mapping's is rounded down to a kilobyte.
+    let proportional = sum(|kind| kind.proportional_bytes);
+    assert!((proportional..proportional + (64 << 10)).contains(&kernel("Pss:")));
+    assert!(memory.heap.resident_bytes > 0 && memory.stack.resident_bytes > 0);
 }
 
 #[test]

@@ -125,3 +125,17 @@ fn spread(marks: &mut [bool], are_neighbours: impl Fn(usize, usize) -> bool) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_spreads_over_its_run_and_no_further() {
+        let mut marks = [false, false, true, false, false, false];
+
+        spread(&mut marks, |_, after| after != 1 && after != 4);
+
+        assert_eq!(marks, [false, true, true, true, false, false]);
+    }
+}

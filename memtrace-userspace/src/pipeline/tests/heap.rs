@@ -173,25 +173,43 @@ fn restore_over_another_block_drops_that() {
     assert_eq!(counters(&snapshot), [("address_reuses", 1)]);
 }
 
-#[test]
-fn block_freed_by_its_thread_before_the_next_allocation_is_temporary() {
-    let snapshot = snapshot_after(&[
+/// What is temporary of blocks that live for two allocations, one, and none.
+fn temporary_within(between: usize) -> Vec<u64> {
+    let limits = Limits { temporary_between: between, ..Limits::default() };
+    let records = [
         alloc(1, MAIN, 0x10, 1, 1),
-        alloc(2, WORKER, 0x20, 1, 1),
-        free(3, MAIN, 0x10),
-    ]);
-
-    assert_eq!(snapshot.totals.temporary_allocations, 1);
+        alloc(2, MAIN, 0x20, 1, 2),
+        alloc(3, MAIN, 0x30, 1, 3),
+        alloc(4, WORKER, 0x40, 1, 3),
+        free(5, MAIN, 0x10),
+        free(6, MAIN, 0x20),
+        free(7, MAIN, 0x30),
+    ];
+    let start = [
+        process(MAIN),
+        thread(MAIN, MAIN),
+        thread(MAIN, WORKER),
+        stack(1, 0x11),
+        stack(2, 0x22),
+        stack(3, 0x33),
+    ];
+    let snapshot = snapshot_within(limits, &[&start[..], &records].concat());
+    let of = |frame| usage_at(&snapshot, Api::Malloc, frame).temporary_allocations;
+    let temporary = vec![of(0x11), of(0x22), of(0x33)];
+    assert_eq!(snapshot.totals.heap.temporary_allocations, temporary.iter().sum::<u64>());
+    temporary
 }
 
 #[test]
-fn block_freed_after_another_allocation_or_by_another_thread_is_not_temporary() {
-    let snapshot = snapshot_after(&[
-        alloc(1, MAIN, 0x10, 1, 1),
-        alloc(2, MAIN, 0x20, 1, 1),
-        free(3, MAIN, 0x10),
-        free(4, WORKER, 0x20),
-    ]);
+fn block_is_temporary_if_few_enough_allocations_of_its_thread_lie_between() {
+    assert_eq!(temporary_within(0), [0, 0, 1]);
+    assert_eq!(temporary_within(1), [0, 1, 1]);
+    assert_eq!(temporary_within(2), [1, 1, 1]);
+}
+
+#[test]
+fn block_freed_by_another_thread_is_not_temporary() {
+    let snapshot = snapshot_after(&[alloc(1, MAIN, 0x10, 1, 1), free(2, WORKER, 0x10)]);
 
     assert_eq!(snapshot.totals.temporary_allocations, 0);
 }

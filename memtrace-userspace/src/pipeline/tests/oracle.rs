@@ -54,6 +54,7 @@ struct Block {
     thread: usize,
     inherited: bool,
     state: State,
+    temporary: bool,
 }
 
 struct Mapping {
@@ -93,7 +94,8 @@ pub(super) struct OracleThread {
     pub(super) name: Vec<u8>,
     process: usize,
     alive: bool,
-    newest: Option<u64>,
+    /// The last blocks it allocated.
+    newest: Vec<u64>,
     /// Process, program, address, block.
     retired: Option<(usize, usize, u64, Option<usize>)>,
     released: Option<Taken>,
@@ -121,7 +123,6 @@ pub(super) struct Oracle {
     session: Option<u32>,
     pub(super) now: u64,
     pub(super) events: u64,
-    pub(super) temporary: u64,
     pub(super) processes: Vec<OracleProcess>,
     pub(super) threads: Vec<OracleThread>,
     blocks: Vec<Block>,
@@ -206,7 +207,11 @@ impl Oracle {
                 self.event(time.0);
                 if let Some(thread) = self.actor(tid) {
                     self.threads[thread].retired = None;
-                    self.threads[thread].newest = Some(ptr.0);
+                    let newest = &mut self.threads[thread].newest;
+                    newest.push(ptr.0);
+                    // One allocation may lie between.
+                    let old = newest.len().saturating_sub(2);
+                    newest.drain(..old);
                     let process = self.threads[thread].process;
                     if let Some(old) = self.block_at(process, ptr.0) {
                         self.count("address_reuses");
@@ -223,6 +228,7 @@ impl Oracle {
                         thread,
                         inherited: false,
                         state: State::Held,
+                        temporary: false,
                     });
                     allocated = Some(size);
                 }
@@ -232,15 +238,16 @@ impl Oracle {
                 if let Some(thread) = self.actor(tid) {
                     let state = &mut self.threads[thread];
                     state.retired = None;
-                    let newest = state.newest == Some(ptr.0);
-                    if newest {
-                        state.newest = None;
-                    }
                     match self.block_at(self.threads[thread].process, ptr.0) {
                         Some(block) => {
                             self.blocks[block].state = State::Released;
-                            if newest && self.blocks[block].thread == thread {
-                                self.temporary += 1;
+                            let newest = &mut self.threads[thread].newest;
+                            if self.blocks[block].thread == thread
+                                && let Some(place) = newest.iter().position(|at| *at == ptr.0)
+                            {
+                                // Its place stays taken.
+                                newest[place] = 0;
+                                self.blocks[block].temporary = true;
                             }
                         }
                         None => self.count("orphan_frees"),
@@ -427,6 +434,7 @@ impl Oracle {
             Record::Probe(_)
             | Record::BeforeAttach(_)
             | Record::Namespaces(_)
+            | Record::MemoryDetail { .. }
             | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);

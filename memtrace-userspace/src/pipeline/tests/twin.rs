@@ -160,6 +160,7 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Resident { time, .. }
         | Record::Mark { time, .. }
         | Record::JitSymbol { time, .. }
+        | Record::MemoryDetail { time, .. }
         | Record::MemoryLimit { time, .. }
         | Record::Tick { time }
         | Record::End { time, .. } => *time = now,
@@ -249,7 +250,7 @@ fn assert_equal(snapshot: &Snapshot, oracle: &Oracle) {
     assert_eq!(totals.heap, sum(snapshot.threads.iter().map(|thread| thread.heap)));
     assert_eq!(totals.heap, sum(snapshot.processes.iter().map(|process| process.heap)));
     assert_eq!(totals.mapped, sum(snapshot.processes.iter().map(|process| process.mapped)));
-    assert_eq!(totals.temporary_allocations, oracle.temporary);
+    assert_eq!(totals.temporary_allocations, totals.heap.temporary_allocations);
     assert_eq!((snapshot.now.0, snapshot.events), (oracle.now, oracle.events));
     assert_eq!(snapshot.counters, oracle.counters());
 
@@ -341,6 +342,9 @@ proptest! {
             timeline_points: TIMELINE_POINTS,
             spike_changes: room,
             history_points: room,
+            lifetime_sites: room,
+            reallocation_sites: room,
+            temporary_between: room - 1,
             detectors: DetectorOptions::default(),
             text_bytes: 1,
         };

@@ -208,6 +208,10 @@ impl Encoder {
                 rows::put_resident(row, *pid, *rss_bytes);
                 self.timed_row(*time);
             }
+            Record::MemoryDetail { time, pid, memory } => {
+                rows::put_memory_detail(row, *pid, memory);
+                self.timed_row(*time);
+            }
             Record::Mark { time, text } => {
                 rows::put_mark(row, text);
                 self.timed_row(*time);

@@ -9,11 +9,11 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use super::records::{VARIANTS, variant};
+use super::records::{VARIANTS, figures, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
-    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, Module, Namespaces, Origin,
+    Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/trace/tests/version_1.golden");
@@ -100,6 +100,15 @@ fn records() -> Vec<Record> {
             start: Avma(0x7f00_0000_1000),
             size: 0x40,
             name: b"JS:*handle /srv/app.js:4:1".to_vec(),
+        },
+        Record::MemoryDetail {
+            time: now(),
+            pid,
+            memory: Box::new(MemoryByKind {
+                heap: figures([1 << 20, 0, 1 << 19, 1 << 19, 1 << 18, 4096, 0]),
+                anonymous: figures([1 << 22, 1 << 26, 1 << 21, 1 << 21, 1 << 21, 0, 1 << 21]),
+                ..MemoryByKind::default()
+            }),
         },
         Record::Mark { time: now(), text: "after warm-up".into() },
         Record::Held {

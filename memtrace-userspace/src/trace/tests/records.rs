@@ -10,15 +10,15 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, Module, Namespaces, Origin, Pid, Probe,
-    ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
+    BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, MemoryFigures, Module,
+    Namespaces, Origin, Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 33;
+pub(super) const VARIANTS: usize = 34;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -54,8 +54,23 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::MemoryLimit { .. } => 28,
         Record::Mark { .. } => 29,
         Record::Held { .. } => 30,
-        Record::Commit { .. } => 31,
-        Record::Decommit { .. } => 32,
+        Record::MemoryDetail { .. } => 31,
+        Record::Commit { .. } => 32,
+        Record::Decommit { .. } => 33,
+    }
+}
+
+pub(super) fn figures(numbers: [u64; 7]) -> MemoryFigures {
+    let [size_bytes, reserved_bytes, resident_bytes, proportional_bytes, ..] = numbers;
+    let [.., private_dirty_bytes, swapped_bytes, huge_bytes] = numbers;
+    MemoryFigures {
+        size_bytes,
+        reserved_bytes,
+        resident_bytes,
+        proportional_bytes,
+        private_dirty_bytes,
+        swapped_bytes,
+        huge_bytes,
     }
 }
 
@@ -193,6 +208,13 @@ fn life() -> impl Strategy<Value = Record> {
             |(time, pid, machine, limit_bytes, used_bytes)| {
                 let kind = if machine { LimitKind::Machine } else { LimitKind::Cgroup };
                 Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes }
+            }
+        ),
+        (time(), pid(), proptest::array::uniform5(proptest::array::uniform7(number()))).prop_map(
+            |(time, pid, kinds)| {
+                let [heap, anonymous, file, stack, shared] = kinds.map(figures);
+                let memory = Box::new(MemoryByKind { heap, anonymous, file, stack, shared });
+                Record::MemoryDetail { time, pid, memory }
             }
         ),
         vec((name(), number()), 0..4).prop_map(Record::Counters),

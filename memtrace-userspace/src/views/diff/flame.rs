@@ -89,7 +89,7 @@ pub fn write_svg(
     ));
     options.count_name = match key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-        SortKey::Allocations => "allocations",
+        SortKey::Allocations | SortKey::Temporary => "allocations",
     }
     .to_owned();
     options.colors = color::Palette::Basic(color::BasicPalette::Mem);

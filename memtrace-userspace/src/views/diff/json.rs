@@ -106,6 +106,7 @@ pub fn write(
             SortKey::Peak => "peak",
             SortKey::Allocated => "allocated",
             SortKey::Allocations => "allocations",
+            SortKey::Temporary => "temporary",
         },
         per_second: sides.per_second,
         old: session(&sides.old),

@@ -27,6 +27,7 @@ const COLUMNS: &[&str] = &[
     "inherited_blocks",
     "inherited_bytes",
     "peak_bytes",
+    "temporary_allocations",
     "end",
     "stack",
 ];
@@ -51,6 +52,7 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         } = usage;
         let numbers = [
             allocations,
@@ -62,6 +64,7 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         ];
         let fields = [
             text(function.and_then(|function| function.name.as_deref())),

@@ -144,7 +144,9 @@ pub fn write(
     let tables = Tables::new(snapshot, &paths);
     let moment = match weight.key {
         SortKey::Peak => milliseconds(snapshot.totals.peak_at.0),
-        SortKey::Live | SortKey::Allocated | SortKey::Allocations => milliseconds(snapshot.now.0),
+        SortKey::Live | SortKey::Allocated | SortKey::Allocations | SortKey::Temporary => {
+            milliseconds(snapshot.now.0)
+        }
     };
     let process = tables::process(snapshot);
     let profile = Profile {
@@ -167,7 +169,7 @@ pub fn write(
                 length: paths.len(),
                 weight_type: match weight.key {
                     SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-                    SortKey::Allocations => "samples",
+                    SortKey::Allocations | SortKey::Temporary => "samples",
                 },
                 stack: List(|| nodes(&paths).map(|path| path.last)),
                 time: List(|| paths.walk().map(|_| moment)),

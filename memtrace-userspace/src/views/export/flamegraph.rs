@@ -37,7 +37,7 @@ pub fn write(
     ));
     options.count_name = match weight.key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-        SortKey::Allocations => "allocations",
+        SortKey::Allocations | SortKey::Temporary => "allocations",
     }
     .to_owned();
     options.colors = Palette::Basic(flamegraph::color::BasicPalette::Mem);

@@ -10,6 +10,7 @@ mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod stacks;
+mod statistics;
 mod time;
 
 use std::io::{self, Write};
@@ -61,6 +62,7 @@ pub(super) struct Report<'r> {
     spikes: Vec<findings::Spike<'r>>,
     leaks: Vec<findings::Leak<'r>>,
     leak_detection: findings::LeakDetection<'r>,
+    statistics: statistics::Statistics<'r>,
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
@@ -90,6 +92,7 @@ struct Process {
     mapped: Usage,
     before_attach: Option<BeforeAttach>,
     resident_bytes: Option<u64>,
+    memory: Option<statistics::Memory>,
 }
 
 #[derive(Serialize)]
@@ -154,6 +157,7 @@ pub(in crate::views) struct Usage {
     inherited_blocks: u64,
     inherited_bytes: u64,
     peak_bytes: u64,
+    temporary_allocations: u64,
 }
 
 #[derive(Serialize)]
@@ -226,6 +230,7 @@ pub(super) fn report<'r>(
         spikes: findings::spikes(&ranking.findings),
         leaks: findings::leaks(&ranking.findings),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),
+        statistics: statistics::statistics(snapshot, &ranking.statistics, top),
         modules_without_names: ranking
             .naming
             .misses
@@ -271,6 +276,7 @@ fn process(process: &ProcessUsage) -> Process {
         before_attach,
         namespaces,
         resident_bytes,
+        memory,
     } = process;
     let namespaces = namespaces.as_deref();
     let text = |text: &Vec<u8>| printable(text).into_owned();
@@ -292,6 +298,7 @@ fn process(process: &ProcessUsage) -> Process {
             resident_bytes: before.resident_bytes,
         }),
         resident_bytes: *resident_bytes,
+        memory: memory.as_deref().map(statistics::memory),
     }
 }
 
@@ -376,6 +383,7 @@ pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage
         inherited_blocks,
         inherited_bytes,
         peak_bytes,
+        temporary_allocations,
     } = *usage;
     Usage {
         allocations,
@@ -387,6 +395,7 @@ pub(in crate::views) fn usage(usage: &crate::pipeline::snapshot::Usage) -> Usage
         inherited_blocks,
         inherited_bytes,
         peak_bytes,
+        temporary_allocations,
     }
 }
 

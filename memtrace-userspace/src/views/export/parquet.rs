@@ -383,6 +383,7 @@ fn event(record: &Record) -> Option<Event> {
         | Record::ThreadExit { .. }
         | Record::Stack { .. }
         | Record::JitSymbol { .. }
+        | Record::MemoryDetail { .. }
         | Record::MemoryLimit { .. }
         | Record::Fork { .. }
         | Record::Exec { .. }

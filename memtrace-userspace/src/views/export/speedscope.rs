@@ -76,7 +76,7 @@ pub fn write(
             name: weight.title(),
             unit: match weight.key {
                 SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-                SortKey::Allocations => "none",
+                SortKey::Allocations | SortKey::Temporary => "none",
             },
             start_value: 0,
             end_value: paths.total(),

@@ -6,6 +6,7 @@
 
 mod findings;
 mod processes;
+mod statistics;
 
 use std::fmt::{self, Write};
 
@@ -79,6 +80,8 @@ impl Report<'_> {
         self.header()?;
         self.caveats()?;
         self.totals()?;
+        self.blocks(&ranking.statistics)?;
+        self.memory()?;
         self.findings(&ranking.findings)?;
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
@@ -212,11 +215,13 @@ impl Report<'_> {
         let bar_width = (spare / 4).clamp(4, 20);
         let name_width = spare.saturating_sub(bar_width).max(12);
         let work = match key {
-            SortKey::Live | SortKey::Peak | SortKey::Allocated => SortKey::Allocations,
+            SortKey::Live | SortKey::Peak | SortKey::Allocated | SortKey::Temporary => {
+                SortKey::Allocations
+            }
             SortKey::Allocations => SortKey::Allocated,
         };
         let work_title = match work {
-            SortKey::Allocations => "calls",
+            SortKey::Allocations | SortKey::Temporary => "calls",
             SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
         };
         let head = format!(

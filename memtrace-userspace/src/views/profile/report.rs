@@ -117,6 +117,8 @@ struct ReportUsage {
     /// A total has its peak elsewhere.
     #[serde(default)]
     peak_bytes: u64,
+    #[serde(default)]
+    temporary_allocations: u64,
 }
 
 #[derive(Deserialize)]
@@ -206,7 +208,11 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
         },
         caveats: caveats.iter().map(|caveat| printable_str(caveat).into_owned()).collect(),
         totals: Totals {
-            heap: Usage { peak_bytes: totals.peak_live_bytes, ..totals.heap.into() },
+            heap: Usage {
+                peak_bytes: totals.peak_live_bytes,
+                temporary_allocations: totals.temporary_allocations,
+                ..totals.heap.into()
+            },
             peak_live_bytes: totals.peak_live_bytes,
             peak_at: Time(totals.peak_at_ns),
             mapped: totals.mapped.into(),
@@ -257,6 +263,7 @@ impl From<ReportUsage> for Usage {
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         } = usage;
         Usage {
             allocations,
@@ -268,6 +275,7 @@ impl From<ReportUsage> for Usage {
             inherited_blocks,
             inherited_bytes,
             peak_bytes,
+            temporary_allocations,
         }
     }
 }

@@ -97,6 +97,7 @@ impl App {
             KeyCode::Char('2') => self.sort_by(SortKey::Peak),
             KeyCode::Char('3') => self.sort_by(SortKey::Allocated),
             KeyCode::Char('4') => self.sort_by(SortKey::Allocations),
+            KeyCode::Char('5') => self.sort_by(SortKey::Temporary),
             KeyCode::Enter | KeyCode::Right => self.open_stacks(),
             KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => match self.view {
                 View::Functions if key.code == KeyCode::Esc => Next::Leave,
@@ -178,7 +179,8 @@ impl App {
             SortKey::Live => SortKey::Peak,
             SortKey::Peak => SortKey::Allocated,
             SortKey::Allocated => SortKey::Allocations,
-            SortKey::Allocations => SortKey::Live,
+            SortKey::Allocations => SortKey::Temporary,
+            SortKey::Temporary => SortKey::Live,
         }
     }
 

@@ -162,6 +162,15 @@ fn draw_curve(frame: &mut Frame<'_>, area: Rect, snapshot: &Snapshot, palette: P
     frame.render_widget(Sparkline::default().data(columns).style(palette.accent()), area);
 }
 
+/// The numbers that have a column: what the functions are sorted by is among them.
+fn columns(sort: SortKey) -> [SortKey; 4] {
+    let second = match sort {
+        SortKey::Temporary => SortKey::Temporary,
+        SortKey::Live | SortKey::Peak | SortKey::Allocated | SortKey::Allocations => SortKey::Peak,
+    };
+    [SortKey::Live, second, SortKey::Allocated, SortKey::Allocations]
+}
+
 fn draw_functions(
     frame: &mut Frame<'_>,
     area: Rect,
@@ -169,7 +178,7 @@ fn draw_functions(
     snapshot: &Snapshot,
     palette: Palette,
 ) {
-    let numbers = SortKey::ALL;
+    let numbers = columns(app.sort());
     let name_width = area.width.saturating_sub((NUMBER_CELLS + 1) * 4 + SHARE_CELLS + 1).max(12);
     let whole = app.sort().of(&snapshot.totals.heap);
     let rows = app.rows();
@@ -191,6 +200,7 @@ fn draw_functions(
             SortKey::Peak => "peak",
             SortKey::Allocated => "allocated",
             SortKey::Allocations => "calls",
+            SortKey::Temporary => "temporary",
         };
         if *key == app.sort() {
             right(format!("▼{}", title.to_uppercase())).style(Modifier::BOLD)

@@ -36,7 +36,7 @@ impl Oracle {
             name,
             process,
             alive: true,
-            newest: None,
+            newest: Vec::new(),
             retired: None,
             released: None,
         });
@@ -134,6 +134,7 @@ impl Oracle {
                     api,
                     thread,
                     inherited: true,
+                    temporary: false,
                     state: State::Held,
                 });
             }

@@ -54,6 +54,7 @@ impl Oracle {
                 sum.live_blocks += u64::from(!released);
                 sum.live_bytes += u64::from(!released) * block.size;
             }
+            sum.temporary_allocations += u64::from(block.temporary);
             sum.peak_bytes += self.at_peak.get(&i).copied().unwrap_or(0);
         }
         sums

@@ -320,7 +320,7 @@ mod tests {
 
         let finished = finished(&records);
 
-        assert_eq!(cells(&finished), [(0, 1, 2, 15, 1, 10), (3, 1, 0, 0, 0, 0)]);
+        assert_eq!(cells(&finished), [(0, 1, 2, 15, 1, 10), (3, 1, 0, 0, 1, 0)]);
         let ms = |ends: &[Time]| ends.iter().map(|end| end.0 / 1_000).collect::<Vec<_>>();
         assert_eq!(ms(&finished.ends), [1_000, 2_000, 3_000, 4_500]);
     }

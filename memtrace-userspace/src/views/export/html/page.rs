@@ -178,6 +178,7 @@ fn page_row(row: &Row) -> PageRow {
         inherited_blocks: _, // live too
         inherited_bytes: _,
         peak_bytes,
+        temporary_allocations: _, // `temporary` is the same, of the part that is shown
     } = *usage;
     let mut before = 0;
     let changes = changes.iter().flat_map(|change| {

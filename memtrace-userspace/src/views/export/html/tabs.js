@@ -91,7 +91,7 @@ function functionsTab(session, state) {
       { title: "Total", about: "With all that it called", className: "right wide", key: (row) => row.total, cell: (row) => barCell(row.total, whole, METRICS[metric].isBytes) },
       { title: "Allocated", about: "Allocated by itself, freed or not", className: "right", key: (row) => row.own.allocated, cell: (row) => quantity(row.own.allocated, true) },
       { title: "Allocations", about: "Calls that allocated, by itself", className: "right", key: (row) => row.own.allocations, cell: (row) => quantity(row.own.allocations, false) },
-      { title: "Temporary", about: "Of these, freed before the thread's next allocation", className: "right", key: (row) => row.own.temporary, cell: (row) => quantity(row.own.temporary, false) },
+      { title: "Temporary", about: "Of these, freed by their thread almost at once", className: "right", key: (row) => row.own.temporary, cell: (row) => quantity(row.own.temporary, false) },
     ],
   });
   const show = (values, measured, isShown) => {

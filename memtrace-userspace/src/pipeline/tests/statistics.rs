@@ -1,0 +1,209 @@
+//! Lifetimes, sizes, reallocations and samples of memory.
+
+use super::*;
+use crate::pipeline::statistics::{
+    Allocator, Bucket, FREES_BEFORE_LIFETIMES, HeldMemory, Histogram, Known, Reallocations,
+};
+use crate::record::{MemoryByKind, MemoryFigures, Probe, ProbeCost};
+
+const MS: u64 = 1_000_000;
+
+fn start() -> Vec<Record> {
+    vec![process(MAIN), thread(MAIN, MAIN), stack(1, 0x11), stack(2, 0x22)]
+}
+
+fn snapshot_after(records: &[Record]) -> Arc<Snapshot> {
+    snapshot_of(&[&start()[..], records].concat())
+}
+
+/// The lowest value, the number and the bytes of each bucket that is not empty.
+fn filled(histogram: &Histogram) -> Vec<(u64, u64, u64)> {
+    let buckets = histogram.buckets().into_iter().filter(|bucket| bucket.count > 0);
+    buckets.map(|Bucket { from, to: _, count, bytes }| (from, count, bytes)).collect()
+}
+
+#[test]
+fn lifetime_is_from_the_allocation_to_the_release() {
+    let snapshot = snapshot_after(&[
+        alloc(5 * MS, MAIN, 0x10, 100, 1),
+        alloc(6 * MS, MAIN, 0x20, 7, 1),
+        free(6 * MS, MAIN, 0x20),
+        free(15 * MS, MAIN, 0x10),
+    ]);
+
+    // 10 ms are 1000 units of 10 µs.
+    assert_eq!(filled(&snapshot.statistics.lifetimes), [(0, 1, 7), (512, 1, 100)]);
+}
+
+#[test]
+fn block_freed_in_the_tick_of_its_birth_lived_for_nothing_however_late_that_was() {
+    let late = 86_400_000 * MS + 630_000;
+
+    let snapshot = snapshot_after(&[alloc(late, MAIN, 0x10, 1, 1), free(late, MAIN, 0x10)]);
+
+    assert_eq!(filled(&snapshot.statistics.lifetimes), [(0, 1, 1)]);
+}
+
+#[test]
+fn reallocated_block_lives_from_its_first_allocation() {
+    let snapshot = snapshot_after(&[
+        alloc(0, MAIN, 0x10, 100, 1),
+        retire(10 * MS, MAIN, 0x10),
+        realloc(10 * MS, MAIN, 0x20, 150, 2),
+        free(20 * MS, MAIN, 0x20),
+    ]);
+
+    assert_eq!(filled(&snapshot.statistics.lifetimes), [(1024, 1, 150)]);
+}
+
+#[test]
+fn lifetimes_of_a_call_path_begin_after_its_first_blocks() {
+    let records: Vec<_> = (0..FREES_BEFORE_LIFETIMES + 3)
+        .flat_map(|n| [alloc(n, MAIN, 0x10, 1, 1), free(n, MAIN, 0x10)])
+        .collect();
+
+    let snapshot = snapshot_after(&records);
+
+    let of_sites = &snapshot.statistics.lifetimes_by_site;
+    assert_eq!(of_sites.len(), 1);
+    assert_eq!(of_sites[0].lifetimes.count(), 3);
+    assert_eq!(snapshot.statistics.lifetimes.count(), FREES_BEFORE_LIFETIMES + 3);
+}
+
+#[test]
+fn call_paths_without_room_are_counted() {
+    let of = |id| {
+        (0..FREES_BEFORE_LIFETIMES)
+            .flat_map(move |n| [alloc(n, MAIN, 0x10, 1, id), free(n, MAIN, 0x10)])
+    };
+    let moves = [1, 2].into_iter().flat_map(|id| {
+        [alloc(99, MAIN, 0x10, 1, 1), retire(99, MAIN, 0x10), realloc(99, MAIN, 0x10, 2, id)]
+    });
+    let records: Vec<_> = start().into_iter().chain(of(1)).chain(of(2)).chain(moves).collect();
+    let limits = Limits { lifetime_sites: 1, reallocation_sites: 1, ..Limits::default() };
+
+    let snapshot = snapshot_within(limits, &records);
+
+    let expected = [
+        ("address_reuses", 1),
+        ("lifetime_sites_beyond_limit", 1),
+        ("reallocations_beyond_limit", 1),
+    ];
+    assert_eq!(counters(&snapshot), expected);
+}
+
+#[test]
+fn sizes_are_kept_by_api() {
+    let snapshot = snapshot_after(&[
+        alloc(1, MAIN, 0x10, 100, 1),
+        alloc(2, MAIN, 0x20, 0, 1),
+        retire(3, MAIN, 0x10),
+        realloc(3, MAIN, 0x10, 5000, 2),
+    ]);
+
+    let sizes: Vec<_> =
+        snapshot.statistics.sizes.iter().map(|(api, sizes)| (*api, filled(sizes))).collect();
+    let expected =
+        [(Api::Malloc, vec![(0, 1, 0), (64, 1, 100)]), (Api::Realloc, vec![(4096, 1, 5000)])];
+    assert_eq!(sizes, expected);
+}
+
+#[test]
+fn reallocations_tell_what_moved_and_what_grew() {
+    let snapshot = snapshot_after(&[
+        alloc(1, MAIN, 0x10, 100, 1),
+        retire(2, MAIN, 0x10),
+        realloc(2, MAIN, 0x10, 116, 2),
+        retire(3, MAIN, 0x10),
+        realloc(3, MAIN, 0x40, 132, 2),
+        retire(4, MAIN, 0x40),
+        realloc(4, MAIN, 0x80, 50, 2),
+        // A failure, and a block that was not known.
+        retire(5, MAIN, 0x80),
+        restore(5, MAIN, 0x80),
+        retire(6, MAIN, 0x500),
+        realloc(6, MAIN, 0x600, 50, 2),
+    ]);
+
+    let [site] = &snapshot.statistics.reallocations[..] else { panic!("one call path") };
+    let expected = Reallocations {
+        calls: 3,
+        moved: 2,
+        copied_bytes: 116 + 50,
+        grown: 2,
+        growth_bytes: 32,
+        grown_from_bytes: 216,
+    };
+    assert_eq!((site.api, site.reallocations), (Api::Realloc, expected));
+}
+
+fn probe(module: &str) -> Record {
+    Record::Probe(Probe {
+        symbol: "malloc".to_owned(),
+        module: module.into(),
+        offset: FileOffset(0),
+        cost: ProbeCost::Emulated,
+    })
+}
+
+fn sample(time: u64, pid: u32) -> Record {
+    let heap = MemoryFigures {
+        size_bytes: 132 << 10,
+        resident_bytes: 8 << 10,
+        swapped_bytes: 4 << 10,
+        ..MemoryFigures::default()
+    };
+    let memory = Box::new(MemoryByKind { heap, ..MemoryByKind::default() });
+    Record::MemoryDetail { time: Time(time), pid: Pid(pid), memory }
+}
+
+#[test]
+fn sample_of_memory_is_compared_with_the_blocks_of_its_moment() {
+    let snapshot = snapshot_after(&[
+        probe("/lib/libc.so.6"),
+        alloc(1, MAIN, 0x1010, 100, 1),
+        alloc(2, MAIN, 0x2010, 1, 1),
+        retire(3, MAIN, 0x2010),
+        realloc(3, MAIN, 0x2010, 25, 2),
+        alloc(4, MAIN, 0x3010, 8, 1),
+        free(5, MAIN, 0x3010),
+        sample(6, MAIN),
+        alloc(7, MAIN, 0x4010, 1 << 20, 1),
+    ]);
+
+    let memory = snapshot.processes[0].memory.as_deref().expect("a sample");
+    let HeldMemory { time, live_blocks, requested_bytes, usable_bytes, kinds: _ } = *memory;
+    assert_eq!((time, live_blocks, requested_bytes), (Time(6), 2, 125));
+    assert_eq!(usable_bytes, Some(104 + 40));
+    assert_eq!((memory.filled_bytes(), memory.untouched_bytes()), (12 << 10, 120 << 10));
+    assert_eq!(snapshot.statistics.allocator, Known::One(Allocator::Glibc));
+}
+
+#[test]
+fn usable_size_is_unknown_without_a_known_allocator() {
+    let snapshot = snapshot_after(&[alloc(1, MAIN, 0x10, 1, 1), sample(2, MAIN)]);
+
+    let memory = snapshot.processes[0].memory.as_deref().expect("a sample");
+    assert_eq!((memory.requested_bytes, memory.usable_bytes), (1, None));
+}
+
+#[test]
+fn child_has_its_parents_usable_bytes_and_a_new_program_none() {
+    let records = [
+        probe("/lib/libc.so.6"),
+        alloc(1, MAIN, 0x10, 100, 1),
+        fork(2, MAIN, CHILD),
+        sample(3, CHILD),
+        exec(4, MAIN),
+        sample(5, MAIN),
+    ];
+
+    let snapshot = snapshot_after(&records);
+
+    let usable: Vec<_> = snapshot
+        .processes
+        .iter()
+        .map(|process| process.memory.as_deref().and_then(|memory| memory.usable_bytes))
+        .collect();
+    assert_eq!(usable, [Some(0), Some(104)]);
+}
