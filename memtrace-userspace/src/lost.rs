@@ -9,7 +9,7 @@ use std::sync::Arc;
 use memtrace_common::event::Api;
 
 use crate::pipeline::snapshot::Stack;
-use crate::pipeline::{HeldBlock, Site};
+use crate::pipeline::{HeldBlock, SiteId};
 use crate::reach::{Blocks, Cost, Lost, Span};
 use crate::record::Pid;
 
@@ -122,8 +122,8 @@ pub fn span(block: &HeldBlock) -> Span {
 }
 
 /// Sums up by call path. `held` are the blocks that were judged, in the order of their ids.
-pub fn by_site(held: &[HeldBlock], lost: &[Lost]) -> BTreeMap<Site, Losses> {
-    let mut sites: BTreeMap<Site, Losses> = BTreeMap::new();
+pub fn by_site(held: &[HeldBlock], lost: &[Lost]) -> BTreeMap<SiteId, Losses> {
+    let mut sites: BTreeMap<SiteId, Losses> = BTreeMap::new();
     for Lost { block, holder } in lost {
         let (of_block, of_holder) = (&held[block.index()], &held[holder.index()]);
         if block == holder {
@@ -143,7 +143,7 @@ mod tests {
     use super::*;
 
     fn block(address: u64, size_bytes: u64) -> HeldBlock {
-        HeldBlock { address: Avma(address), size_bytes, site: Site::default() }
+        HeldBlock { address: Avma(address), size_bytes, site: SiteId::default() }
     }
 
     #[test]
@@ -184,6 +184,6 @@ mod tests {
             held: Amount { bytes: 16, blocks: 1 },
             indirect: Amount { bytes: 16, blocks: 1 },
         };
-        assert_eq!(sites, BTreeMap::from([(Site::default(), losses)]));
+        assert_eq!(sites, BTreeMap::from([(SiteId::default(), losses)]));
     }
 }

@@ -64,7 +64,7 @@ pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
-pub use self::held::{HeldBlock, Site};
+pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;
 pub use self::limits::Limits;
 pub use self::stacks::SiteId;

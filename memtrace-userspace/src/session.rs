@@ -11,8 +11,8 @@
 
 mod keyframes;
 mod output;
-mod periodic;
 mod scan;
+mod snapshots;
 mod start;
 mod stop;
 
@@ -31,8 +31,8 @@ use tokio::sync::mpsc;
 pub use self::scan::{ScanError, ScanOptions};
 
 use self::output::Output;
-use self::periodic::Periodic;
 use self::scan::{Desk, Scan};
+use self::snapshots::Snapshots;
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
@@ -86,7 +86,7 @@ pub enum Refused {
     Skip,
 }
 
-pub use self::periodic::PeriodicSnapshots;
+pub use self::snapshots::SnapshotFiles;
 
 /// How to trace it.
 #[derive(Clone, Debug)]
@@ -100,7 +100,7 @@ pub struct RecordOptions {
     /// Time between two snapshots.
     pub snapshot_interval: Duration,
     /// Heap snapshots to write meanwhile.
-    pub periodic: Option<PeriodicSnapshots>,
+    pub snapshot_files: Option<SnapshotFiles>,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
     /// Memory for the unwind tables of code that is not mapped yet when the session begins; without
@@ -142,7 +142,7 @@ impl RecordOptions {
             output: None,
             duration: None,
             snapshot_interval: Duration::from_millis(500),
-            periodic: None,
+            snapshot_files: None,
             ring_bytes: 32 << 20,
             unwind_bytes: None,
             table_cache: TableCache::usual_directory(),
@@ -330,7 +330,7 @@ pub fn run(
     let mut aside = Aside {
         keyframes: maker,
         requests: snapshot_requests,
-        periodic: options.periodic.clone().map(Periodic::new),
+        snapshots: options.snapshot_files.clone().map(Snapshots::new),
         desk,
     };
     let pipeline = spawn("pipeline", move || {
@@ -477,7 +477,7 @@ fn count(
 struct Aside {
     keyframes: Option<keyframes::Maker>,
     requests: RequestReceiver<Request>,
-    periodic: Option<Periodic>,
+    snapshots: Option<Snapshots>,
     desk: Desk,
 }
 
@@ -487,8 +487,8 @@ impl Aside {
         if let Some(keyframes) = &mut self.keyframes {
             keyframes.look(pipeline);
         }
-        if let Some(periodic) = &mut self.periodic {
-            periodic.look(pipeline);
+        if let Some(snapshots) = &mut self.snapshots {
+            snapshots.look(pipeline);
         }
         if let Ok(Request::Snapshot(answer)) = self.requests.try_recv() {
             // A client that is gone needs no answer.

@@ -324,6 +324,28 @@ fn options_that_mean_nothing_for_the_format_are_refused() {
 }
 
 #[test]
+fn part_of_a_trace_is_refused_by_formats_made_of_events() {
+    let files = Files::new();
+    let trace = files.trace(3);
+    let out = files.path("x");
+
+    for format in ["dhat", "heaptrack", "parquet"] {
+        for (part, what) in [
+            (["--from", "1s"], "the whole trace"),
+            (["--to", "1s"], "the whole trace"),
+            (["--at", "end"], "the whole trace"),
+            (["--pid", "1"], "all processes of the trace"),
+        ] {
+            let arguments = ["report", utf8(&trace), "--format", format, "-o", utf8(&out)];
+            let report = memtrace(&[&arguments[..], &part[..]].concat());
+
+            assert_error(&report, &format!("--format {format} is about {what}; leave out"));
+            assert!(!out.exists(), "{format} {part:?}");
+        }
+    }
+}
+
+#[test]
 fn picture_of_nothing_is_an_error_and_leaves_no_file() {
     let files = Files::new();
     let trace = files.trace(3);

@@ -16,13 +16,14 @@ use std::path::{Path, PathBuf};
 use std::process::ExitStatus;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict as Traceable;
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::{EndReason, Pid};
-use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Started, Target};
+use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Target};
 use memtrace_userspace::views::budget::{
     self, Attach, Bound, Budget, Judgement, Limit, Loss, Metric, Row, Scope, Strictness, Verdict,
     judge,
@@ -31,14 +32,17 @@ use memtrace_userspace::views::profile::{Profile, Vocabulary};
 use memtrace_userspace::views::quantity;
 use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::style::Style;
+use memtrace_userspace::views::suppressions::Suppressions;
 
 use self::budget_file::{Loaded, bound};
 use self::load::{Load, LoadEnd, describe};
+use super::detectors::read_suppressions;
 use super::output::Output;
-use super::profile::load as load_profile;
-use super::record::{progress_line, started_line, warning};
+use super::profile::{load as load_profile, load_judged};
+use super::quantity::positive_duration;
+use super::record::{progress_line, tell_started, warning};
 use super::source::{SymbolArguments, TraceArguments};
-use super::target::pid;
+use super::target::{TargetArguments, one_target};
 use super::{Outcome, tell, terminal};
 
 const EXAMPLES: &str = "\
@@ -46,6 +50,8 @@ Examples:
   sudo memtrace check --budget mem.toml -- ./test             a test and its children
   sudo memtrace check --max-peak 200MB --max-live 1MB -- ./test
   sudo memtrace check -p 4711 --max-rss 500MB --for 60s -- ./load.sh
+  sudo memtrace check -p 4711 --max-leaks none --for 10m      nothing may leak meanwhile
+  sudo memtrace check --comm nginx --max-live 50MB -- ./load.sh
   memtrace check --budget mem.toml test.mtrace                a trace, without root
   memtrace check --baseline main.json --tolerance 5% test.mtrace
   memtrace check --budget mem.toml test.mtrace --junit mem.xml --format github";
@@ -57,16 +63,14 @@ const LOOK: Duration = Duration::from_millis(200);
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 #[command(override_usage = "memtrace check [OPTIONS] <TRACE | -- CMD... | -p PID [-- LOAD...]>")]
-#[command(group = clap::ArgGroup::new("target").required(true).multiple(true)
-    .args(["trace_file", "pid", "command"]))]
+#[command(group = one_target().args(["trace_file", "command"]))]
 #[command(mut_arg("duration", |duration| duration.visible_alias("for")))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it
-    #[arg(value_name = "TRACE", conflicts_with_all = ["pid", "command", "output", "duration"])]
+    #[arg(value_name = "TRACE", conflicts_with_all = ["processes", "command", "output", "duration"])]
     trace_file: Option<PathBuf>,
-    /// A running process, judged by what it allocates from now on
-    #[arg(short, long, value_name = "PID", value_parser = pid)]
-    pid: Option<Pid>,
+    #[command(flatten)]
+    processes: TargetArguments,
     /// The limits: a TOML file, see docs/budgets.md
     #[arg(long, value_name = "FILE", help_heading = "Limits")]
     budget: Option<PathBuf>,
@@ -88,6 +92,15 @@ pub(crate) struct Arguments {
     /// Resident memory at the highest sample, at most, whatever it is used for and since when
     #[arg(long, value_name = "SIZE", help_heading = "Limits")]
     max_rss: Option<String>,
+    /// How fast all leaks together may grow: none, or a rate such as 5MB/h
+    #[arg(long, value_name = "RATE", help_heading = "Limits")]
+    max_leaks: Option<String>,
+    /// Leaks that are known, instead of the budget's: lines of leak:PATTERN
+    #[arg(long, value_name = "FILE", help_heading = "Limits")]
+    suppressions: Option<PathBuf>,
+    /// How long a call path must have held memory before it is accused of a leak [default: 30s]
+    #[arg(long, value_name = "TIME", value_parser = positive_duration, help_heading = "Limits")]
+    leak_after: Option<Duration>,
     /// A trace or a JSON report to compare with, instead of the budget's
     #[arg(long, value_name = "FILE", help_heading = "Limits")]
     baseline: Option<PathBuf>,
@@ -136,10 +149,15 @@ enum Format {
 
 /// Judges, writes the result, and says whether all holds.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Loaded { budget, baseline } = limits(&arguments)?;
+    let Loaded { budget, baseline, suppressions } = limits(&arguments)?;
+    let detectors = detectors(&budget, arguments.leak_after);
+    let suppressions = match &suppressions {
+        Some(path) => read_suppressions(path)?,
+        None => Suppressions::default(),
+    };
     let Arguments {
         trace_file,
-        pid,
+        processes,
         allow_loss,
         since_attach,
         format,
@@ -160,17 +178,24 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         // because the program is called as it is called now.
         load_profile(baseline, symbols.names(), &mut Vocabulary::default())?;
     }
+    let is_attach = processes.is_given();
     let mut words = Vocabulary::default();
     let (profile, ends) = match trace_file {
-        Some(trace) => (load_profile(&trace, symbols.names(), &mut words)?, Vec::new()),
+        Some(trace) => {
+            let names = symbols.names();
+            (load_judged(&trace, names, detectors, &suppressions, &mut words)?, Vec::new())
+        }
         None => {
-            let (target, load) = match pid {
-                Some(pid) => (Target::Attach(vec![pid]), command),
-                None => (Target::Launch(command), Vec::new()),
+            let (options, load) = match is_attach {
+                true => (trace.attach(processes.resolve()?, output), command),
+                false => (trace.session(Target::Launch(command), output), Vec::new()),
             };
-            let (snapshot, ends) = watch(trace.session(target, output), load)?;
-            let mut names = symbols.names_of_running(pid.as_slice());
-            let ranking = rank(&snapshot, &mut names, SortKey::Live);
+            let options = RecordOptions { limits: detectors, ..options };
+            let (snapshot, ends) = watch(options, load)?;
+            let pids: Vec<Pid> = snapshot.processes.iter().map(|process| process.pid).collect();
+            let mut names = symbols.names_of_running(if is_attach { &pids } else { &[] });
+            let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
+            ranking.findings.suppress(&suppressions);
             (Profile::of_session(&snapshot, &ranking, &mut words), ends)
         }
     };
@@ -178,7 +203,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         baseline.map(|path| load_profile(&path, symbols.names(), &mut words)).transpose()?;
     let strictness = Strictness {
         loss: if allow_loss { Loss::Allowed } else { Loss::Matters },
-        attach: if since_attach || pid.is_some() { Attach::SinceThen } else { Attach::Matters },
+        attach: if since_attach || is_attach { Attach::SinceThen } else { Attach::Matters },
     };
     let mut judgement = judge(&budget, &profile, baseline.as_ref(), &words, strictness);
     judgement.rows.splice(0..0, ends);
@@ -228,10 +253,13 @@ fn write(
 fn limits(arguments: &Arguments) -> Result<Loaded> {
     let mut loaded = match &arguments.budget {
         Some(path) => budget_file::load(path)?,
-        None => Loaded { budget: Budget::default(), baseline: None },
+        None => Loaded { budget: Budget::default(), baseline: None, suppressions: None },
     };
     if let Some(baseline) = &arguments.baseline {
         loaded.baseline = Some(baseline.clone());
+    }
+    if let Some(suppressions) = &arguments.suppressions {
+        loaded.suppressions = Some(suppressions.clone());
     }
     let mut add = |metric, bound| {
         loaded.budget.limits.push(Limit { scope: Scope::Total, metric, bound, line: None });
@@ -243,9 +271,11 @@ fn limits(arguments: &Arguments) -> Result<Loaded> {
         (Metric::Allocations, "max-allocations", &arguments.max_allocations),
         (Metric::Temporary, "max-temporary", &arguments.max_temporary),
         (Metric::Resident, "max-rss", &arguments.max_rss),
+        (Metric::Leaks, "max-leaks", &arguments.max_leaks),
     ] {
         if let Some(written) = written {
-            let (metric, bound) = bound(metric, written).with_context(|| format!("--{flag}"))?;
+            let (metric, bound) =
+                bound(metric, written).map_err(|error| anyhow!("--{flag}: {error}"))?;
             if !matches!(bound, Bound::AtMost(_)) && loaded.baseline.is_none() {
                 bail!("--{flag} {written} is a limit on growth; give a --baseline");
             }
@@ -262,6 +292,19 @@ fn limits(arguments: &Arguments) -> Result<Loaded> {
         bail!("there is nothing to check; give a --budget with limits, or --max-peak and its like");
     }
     Ok(loaded)
+}
+
+/// What the detectors must see for the limits on leaks: also those as slow as a limit allows.
+fn detectors(budget: &Budget, leak_after: Option<Duration>) -> Limits {
+    let mut limits = Limits::default();
+    let leaks = &mut limits.detectors.leaks;
+    leaks.after = leak_after.unwrap_or(leaks.after);
+    for Limit { scope: _, metric, bound, line: _ } in &budget.limits {
+        if let (Metric::Leaks, &Bound::AtMost(rate @ 1..)) = (metric, bound) {
+            leaks.healthy_bytes_per_hour = leaks.healthy_bytes_per_hour.min(rate as f64);
+        }
+    }
+    limits
 }
 
 /// Traces the target, with a load if there is one, and says how what ran has ended.
@@ -284,12 +327,7 @@ fn watch(
     let mut load_ended = false;
     let ended = session::run(options, |step| match step {
         Progress::Started(processes) => {
-            for process in processes {
-                tell(&started_line(process));
-                if let Started::Attached { verdict, .. } = process {
-                    warning(*verdict).iter().for_each(|line| tell(line));
-                }
-            }
+            tell_started(processes);
             if load.is_empty() {
                 return ControlFlow::Continue(());
             }

@@ -9,23 +9,24 @@ use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::heap_scan::Stop;
+use memtrace_userspace::pipeline::findings::Level;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
-    self, Progress, RecordOptions, ScanOptions, SessionSummary, Started, Target,
+    self, Progress, RecordOptions, ScanOptions, SessionSummary, Target,
 };
 use memtrace_userspace::views::export::json::lost as json;
 use memtrace_userspace::views::export::lost as text;
-use memtrace_userspace::views::findings::Findings;
+use memtrace_userspace::views::findings::{Findings, NamedVerdict};
 use memtrace_userspace::views::lost::rank;
 use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;
 
 use super::detectors::read_suppressions;
 use super::output::Output;
-use super::record::{progress_line, started_line, warning};
+use super::record::{progress_line, tell_started};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::pid;
-use super::{Outcome, quantity, tell, terminal};
+use super::{Outcome, quantity, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -40,7 +41,7 @@ Examples:
 /// Watches the process allocate, then stops its threads for a moment, reads its registers and
 /// memory, and reports the blocks that no pointer leads to, by allocation stack, and what grows.
 /// Blocks from before the attach cannot be judged; a pointer in them counts. Exit status 1 if
-/// anything is lost.
+/// anything is lost, or grows at 50 MB/h or more as leaks do.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub(crate) struct Arguments {
@@ -115,14 +116,14 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let pids: Vec<Pid> = snapshot.processes.iter().map(|process| process.pid).collect();
     let mut names = symbols.names_of_running(&pids);
     let ranking = rank(&snapshot, &lost, &mut names, &suppressions);
+    let growth = (!definite).then(|| {
+        let mut growth = Findings::new(&snapshot, &mut names);
+        growth.suppress(&suppressions);
+        growth
+    });
     let written = match format {
-        Format::Json => json::write(&mut out, &snapshot, &lost, &ranking, top),
+        Format::Json => json::write(&mut out, &snapshot, &lost, &ranking, growth.as_ref(), top),
         Format::Text => {
-            let growth = (!definite).then(|| {
-                let mut growth = Findings::new(&snapshot, &mut names);
-                growth.suppress(&suppressions);
-                growth
-            });
             let options = text::Options {
                 width: terminal::width(),
                 style: if output.is_none() { terminal::style() } else { Style::Plain },
@@ -139,7 +140,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         None => "cannot write to stdout".to_owned(),
     })?;
     out.commit()?;
-    Ok(if ranking.direct.blocks == 0 { Outcome::Fine } else { Outcome::Findings })
+    let is_alarming = |named: &NamedVerdict| named.verdict.level == Level::Alert;
+    let leaks = growth.iter().flat_map(Findings::leaks).any(is_alarming);
+    Ok(if ranking.direct.blocks > 0 || leaks { Outcome::Findings } else { Outcome::Fine })
 }
 
 fn watch(options: RecordOptions) -> Result<SessionSummary> {
@@ -149,12 +152,7 @@ fn watch(options: RecordOptions) -> Result<SessionSummary> {
     let ended = session::run(options, |step| {
         match step {
             Progress::Started(processes) => {
-                for process in processes {
-                    tell(&started_line(process));
-                    if let Started::Attached { verdict, .. } = process {
-                        warning(*verdict).iter().for_each(|line| tell(line));
-                    }
-                }
+                tell_started(processes);
             }
             Progress::Snapshot(snapshot) => {
                 progress.set_message(progress_line(snapshot, terminal::error_width()));

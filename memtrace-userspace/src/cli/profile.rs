@@ -10,19 +10,31 @@ use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::profile::{MAX_REPORT_BYTES, Profile, Vocabulary, read_report};
 use memtrace_userspace::views::ranking::{SortKey, rank};
+use memtrace_userspace::views::suppressions::Suppressions;
 
 use super::replay::{Pace, replay};
 
 /// Loads a trace or a report; `names` is for traces, reports have theirs.
 pub(crate) fn load(path: &Path, names: Names, words: &mut Vocabulary) -> Result<Profile> {
+    load_judged(path, names, Limits::default(), &Suppressions::default(), words)
+}
+
+/// Loads a trace or a report whose leaks matter.
+pub(crate) fn load_judged(
+    path: &Path,
+    names: Names,
+    limits: Limits,
+    suppressions: &Suppressions,
+    words: &mut Vocabulary,
+) -> Result<Profile> {
     if let Some(report) = open_report(path)? {
         let what = || format!("cannot read {}", path.display());
         return read_report(&report, words).with_context(what);
     }
     let mut names = names;
-    let snapshot =
-        replay(path, &[], Limits::default(), Pace::AtEnd, |_| ControlFlow::Continue(()))?;
-    let ranking = rank(&snapshot, &mut names, SortKey::Live);
+    let snapshot = replay(path, &[], limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
+    ranking.findings.suppress(suppressions);
     Ok(Profile::of_session(&snapshot, &ranking, words))
 }
 

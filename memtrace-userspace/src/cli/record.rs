@@ -13,7 +13,7 @@ use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
-    self, PeriodicSnapshots, Progress, RecordOptions, SessionSummary, Started, Target,
+    self, Progress, RecordOptions, SessionSummary, SnapshotFiles, Started, Target,
 };
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -57,6 +57,9 @@ pub(crate) struct Arguments {
     /// Write a heap snapshot so often, beside the trace: api.0001.mtrace, api.0002.mtrace, …
     #[arg(long, value_name = "TIME", value_parser = quantity_arguments::positive_duration)]
     snapshot_every: Option<Duration>,
+    /// Write one when a spike begins, too: api.spike.0001.mtrace, …, at most 100 and one a second
+    #[arg(long)]
+    snapshot_on_spike: bool,
     #[command(flatten)]
     trace: TraceArguments,
     #[command(flatten)]
@@ -68,7 +71,16 @@ pub(crate) struct Arguments {
 
 /// Traces, shows progress, and ends with one line about what was written.
 pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
-    let Arguments { target, output, report, snapshot_every, trace, detectors, command } = arguments;
+    let Arguments {
+        target,
+        output,
+        report,
+        snapshot_every,
+        snapshot_on_spike,
+        trace,
+        detectors,
+        command,
+    } = arguments;
     let suppressions = detectors.suppressions()?;
     let options = match command.is_empty() {
         true => trace.attach(target.resolve()?, None),
@@ -89,11 +101,15 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let progress = ProgressBar::new_spinner().with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
-    let periodic = snapshot_every.map(|every| PeriodicSnapshots { every, beside: output.clone() });
+    let snapshot_files = (snapshot_every.is_some() || snapshot_on_spike).then(|| SnapshotFiles {
+        every: snapshot_every,
+        on_spike: snapshot_on_spike,
+        beside: output.clone(),
+    });
     let options = RecordOptions {
         output: Some(output.clone()),
         limits: detectors.limits(),
-        periodic,
+        snapshot_files,
         ..options
     };
     let ended = session::run(options, |step| {
@@ -102,12 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
                 if processes.is_empty() {
                     tell("nothing matches yet; waiting, Ctrl-C ends");
                 }
-                for process in processes {
-                    tell(&started_line(process));
-                    if let Started::Attached { verdict, .. } = process {
-                        warning(*verdict).iter().for_each(|line| tell(line));
-                    }
-                }
+                tell_started(processes);
             }
             Progress::Snapshot(snapshot) => {
                 progress.set_message(progress_line(snapshot, terminal::error_width()));
@@ -137,10 +148,20 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     })
 }
 
+/// Tells of each process that it is traced, and what of it is not seen.
+pub(crate) fn tell_started(processes: &[Started]) {
+    for process in processes {
+        tell(&started_line(process));
+        if let Started::Attached { verdict, .. } = process {
+            warning(*verdict).iter().for_each(|line| tell(line));
+        }
+    }
+}
+
 /// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
 ///
 /// Scripts wait for this line: it comes before the first event.
-pub(crate) fn started_line(started: &Started) -> String {
+fn started_line(started: &Started) -> String {
     match started {
         Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
             let stepped = match stepped_probes {

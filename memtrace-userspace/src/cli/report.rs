@@ -190,17 +190,26 @@ impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
-            ("--from, --to or --at", self.part.is_given(), format.shows_a_part()),
-            ("--pid", !self.pids.is_empty(), !format.is_made_of_events()),
             ("--top", self.top.is_some(), format.is_list()),
             ("--sort", self.sort.is_some(), format.is_list()),
             ("--metric", self.metric.is_some(), format.is_weighed()),
             ("--memory", self.memory.is_some(), format.is_weighed() || format == Format::Pprof),
         ];
+        let name = format.name();
+        if self.part.is_given() && !format.shows_a_part() {
+            bail!(
+                "--format {name} is about the whole trace; leave out --from, --to and --at, or \
+                 choose another format"
+            );
+        }
+        if !self.pids.is_empty() && format.is_made_of_events() {
+            bail!(
+                "--format {name} is about all processes of the trace; leave out --pid, or choose \
+                 another format"
+            );
+        }
         match given.iter().find(|(_, is_given, means)| *is_given && !means) {
-            Some((option, ..)) => {
-                bail!("{option} means nothing for --format {}; leave it out", format.name())
-            }
+            Some((option, ..)) => bail!("{option} means nothing for --format {name}; leave it out"),
             None => Ok(()),
         }
     }

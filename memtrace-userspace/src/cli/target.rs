@@ -1,4 +1,4 @@
-//! Which running processes to trace: the arguments that `record` and `top` share.
+//! Which running processes to trace: the arguments that `record`, `top` and `check` share.
 
 use anyhow::{Context, Result, bail};
 use clap::{ArgGroup, Args};
@@ -56,6 +56,13 @@ pub(crate) struct Resolved {
 }
 
 impl TargetArguments {
+    /// Whether anything was given.
+    pub(crate) fn is_given(&self) -> bool {
+        let TargetArguments { pids, names, cgroups, containers, follow } = self;
+        let by_name = !names.is_empty() || !cgroups.is_empty() || !containers.is_empty();
+        !pids.is_empty() || by_name || *follow
+    }
+
     /// Finds the processes. That none matches is an error, which names those that nearly do.
     pub(crate) fn resolve(self) -> Result<Resolved> {
         let TargetArguments { mut pids, names, cgroups, containers, follow } = self;

@@ -156,6 +156,11 @@ impl Pipeline {
         self.detectors.limit
     }
 
+    /// How many spikes have begun, of the heap and of mappings.
+    pub fn spikes_begun(&self) -> u64 {
+        self.detectors.heap.begun().saturating_add(self.detectors.mapped.begun())
+    }
+
     fn total(&self, memory: Memory) -> u64 {
         match memory {
             Memory::Heap => self.heap_peak.held_bytes(),

@@ -18,12 +18,8 @@ pub struct HeldBlock {
     /// What the program asked for.
     pub size_bytes: u64,
     /// Which call path and API made it; see [`Pipeline::call_path`].
-    pub site: Site,
+    pub site: SiteId,
 }
-
-/// A call path and an API, as the pipeline knows them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
-pub struct Site(pub(super) SiteId);
 
 impl Pipeline {
     /// The blocks that a process holds now, in no order; `None` if it does not run.
@@ -33,13 +29,13 @@ impl Pipeline {
         held.extend(process.heap.blocks_at().map(|(address, block)| HeldBlock {
             address,
             size_bytes: block.size_bytes,
-            site: Site(block.site),
+            site: block.site,
         }));
         Some(held)
     }
 
     /// The stack and the API behind a site, as far as they have become known.
-    pub fn call_path(&self, site: Site) -> (Arc<Stack>, Api) {
-        self.stacks.call_path(site.0)
+    pub fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
+        self.stacks.call_path(site)
     }
 }

@@ -25,7 +25,7 @@ use crate::hash::Seed;
 use crate::live::heap_scan::{self, Stop};
 use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
 use crate::pipeline::snapshot::Stack;
-use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, Site};
+use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, SiteId};
 use crate::reach::{Blocks, Span, judge};
 use crate::record::{Pid, Record};
 
@@ -77,7 +77,7 @@ pub(super) enum Question {
     /// The log, once so many batches have been applied.
     Changed(u64, Sender<Changes>),
     /// The call paths of these sites.
-    CallPaths(Vec<Site>, Sender<Vec<(Arc<Stack>, Api)>>),
+    CallPaths(Vec<SiteId>, Sender<Vec<(Arc<Stack>, Api)>>),
 }
 
 /// What happened since the blocks were taken.

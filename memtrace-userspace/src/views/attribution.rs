@@ -68,6 +68,7 @@ pub fn is_wrapper(function: &str, module: &str) -> bool {
     is_plt_stub(function)
         || ALLOCATOR.binary_search(&name).is_ok()
         || (is_c_library(module) && C_LIBRARY_INSIDE.binary_search(&name).is_ok())
+        || RUNTIMES.binary_search(&name).is_ok()
         || ALLOCATOR_PREFIXES.iter().any(|prefix| name.starts_with(prefix))
         || is_operator_new_or_delete(name)
         || is_cpp_allocator(name)
@@ -151,6 +152,47 @@ const C_LIBRARY_INSIDE: &[&str] = &[
     "systrim",
     "tcache_init",
     "tcache_key_initialize",
+];
+
+/// What CPython, Perl, Ruby and GLib have between their code and `malloc`.
+///
+/// The functions with which CPython maps arenas are not among them: an arena is memory of its own.
+const RUNTIMES: &[&str] = &[
+    "Perl_safesyscalloc",
+    "Perl_safesysmalloc",
+    "Perl_safesysrealloc",
+    "PyMem_Calloc",
+    "PyMem_Malloc",
+    "PyMem_RawCalloc",
+    "PyMem_RawMalloc",
+    "PyMem_RawRealloc",
+    "PyMem_Realloc",
+    "PyObject_Calloc",
+    "PyObject_Malloc",
+    "PyObject_Realloc",
+    "_PyMem_RawCalloc",
+    "_PyMem_RawMalloc",
+    "_PyMem_RawRealloc",
+    "_PyObject_Calloc",
+    "_PyObject_Malloc",
+    "_PyObject_Realloc",
+    "g_malloc",
+    "g_malloc0",
+    "g_malloc0_n",
+    "g_malloc_n",
+    "g_realloc",
+    "g_realloc_n",
+    "g_try_malloc",
+    "g_try_malloc0",
+    "g_try_realloc",
+    "objspace_xcalloc",
+    "objspace_xmalloc0",
+    "objspace_xrealloc",
+    "ruby_xcalloc",
+    "ruby_xmalloc",
+    "ruby_xmalloc2",
+    "ruby_xrealloc",
+    "ruby_xrealloc2",
 ];
 
 /// Whether a file is the C library or its loader, by its name.
@@ -294,6 +336,28 @@ mod tests {
     }
 
     #[test]
+    fn way_of_an_interpreter_to_malloc_is_skipped() {
+        let stack = [
+            (Some("_PyMem_RawMalloc"), "python3.11"),
+            (Some("PyObject_Malloc"), "python3.11"),
+            (Some("PyUnicode_New"), "python3.11"),
+        ];
+
+        assert_eq!(charged(&stack), Some(2));
+    }
+
+    #[test]
+    fn arena_of_an_interpreter_is_charged() {
+        let stack = [
+            (Some("mmap"), "libc"),
+            (Some("_PyObject_ArenaMmap"), "python3.11"),
+            (Some("PyObject_Malloc"), "python3.11"),
+        ];
+
+        assert_eq!(charged(&stack), Some(1));
+    }
+
+    #[test]
     fn vector_growth_is_charged() {
         let stack = [
             (Some("operator new(unsigned long)"), "libstdc++"),
@@ -381,6 +445,7 @@ mod tests {
     fn allocator_table_is_sorted_for_the_search() {
         assert!(ALLOCATOR.is_sorted());
         assert!(C_LIBRARY_INSIDE.is_sorted());
+        assert!(RUNTIMES.is_sorted());
     }
 
     #[test]

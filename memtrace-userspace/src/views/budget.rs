@@ -16,6 +16,7 @@ mod github;
 mod json;
 mod judge;
 mod junit;
+mod leaks;
 mod reading;
 mod text;
 
@@ -49,6 +50,8 @@ pub enum Metric {
     TemporaryShare,
     /// Resident memory of all processes at the highest sample, whatever it is used for.
     Resident,
+    /// How fast call paths leak, all together, as the detectors see it.
+    Leaks,
 }
 
 impl Metric {
@@ -61,7 +64,8 @@ impl Metric {
             | Metric::Allocations
             | Metric::Temporary
             | Metric::TemporaryShare
-            | Metric::Resident => self.name(),
+            | Metric::Resident
+            | Metric::Leaks => self.name(),
         }
     }
 
@@ -74,6 +78,7 @@ impl Metric {
             Metric::Allocations => "allocations",
             Metric::Temporary | Metric::TemporaryShare => "temporary",
             Metric::Resident => "rss",
+            Metric::Leaks => "leaks",
         }
     }
 
@@ -83,6 +88,7 @@ impl Metric {
             Metric::Peak | Metric::Live | Metric::Allocated | Metric::Resident => Unit::Bytes,
             Metric::Allocations | Metric::Temporary => Unit::Count,
             Metric::TemporaryShare => Unit::Share,
+            Metric::Leaks => Unit::BytesPerHour,
         }
     }
 
@@ -93,7 +99,7 @@ impl Metric {
             Metric::Live => Some(SortKey::Live),
             Metric::Allocated => Some(SortKey::Allocated),
             Metric::Allocations => Some(SortKey::Allocations),
-            Metric::Temporary | Metric::TemporaryShare | Metric::Resident => None,
+            Metric::Temporary | Metric::TemporaryShare | Metric::Resident | Metric::Leaks => None,
         }
     }
 }
@@ -107,6 +113,8 @@ pub enum Unit {
     Count,
     /// Parts of [`WHOLE_PPM`].
     Share,
+    /// Bytes an hour.
+    BytesPerHour,
 }
 
 impl Unit {
@@ -116,6 +124,7 @@ impl Unit {
             Unit::Bytes => "bytes",
             Unit::Count => "count",
             Unit::Share => "ppm",
+            Unit::BytesPerHour => "bytes_per_hour",
         }
     }
 
@@ -125,6 +134,8 @@ impl Unit {
             Unit::Bytes => quantity::bytes(number),
             Unit::Count => quantity::count(number),
             Unit::Share => quantity::share(number, WHOLE_PPM),
+            Unit::BytesPerHour if number == 0 => "none".to_owned(),
+            Unit::BytesPerHour => format!("{}/h", quantity::bytes(number)),
         }
     }
 }

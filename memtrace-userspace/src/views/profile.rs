@@ -28,9 +28,11 @@ pub use self::names::bare_name;
 use self::names::{comparable_module, comparable_name};
 pub use self::report::{MAX_REPORT_BYTES, ReportError, read as read_report};
 use crate::pipeline::add_usage;
+use crate::pipeline::findings::Class;
 use crate::pipeline::snapshot::{Snapshot, Totals, Usage};
 use crate::record::{EndReason, Origin};
 use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
+use crate::views::findings::{NamedVerdict, Suppressed};
 use crate::views::frames;
 use crate::views::printable::printable;
 use crate::views::ranking::{Charge, Memory, Ranking, SymbolizedUsage};
@@ -163,6 +165,32 @@ pub struct Coverage {
     pub losses: Vec<String>,
 }
 
+/// A call path that leaks, or that grows and may.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct GrowingPath {
+    /// What kind of growth it is.
+    pub class: Class,
+    /// How fast.
+    pub bytes_per_hour: u64,
+    /// Half the width of the rate's interval of 95%.
+    pub plus_minus: u64,
+    /// Whether it reaches its thread's root.
+    pub is_complete: bool,
+    /// From the allocating function outwards.
+    pub frames: Box<[FrameId]>,
+}
+
+/// What the detector of leaks found.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Growth {
+    /// How long a session must be before anybody is accused.
+    pub needed: Duration,
+    /// Leaks first, the fastest first; what has levelled off is not among them.
+    pub paths: Vec<GrowingPath>,
+    /// What the user knows and does not want to hear of.
+    pub suppressed: Vec<Suppressed>,
+}
+
 /// What a session used.
 #[derive(Clone, Debug)]
 pub struct Profile {
@@ -176,6 +204,8 @@ pub struct Profile {
     pub totals: Totals,
     /// All stacks.
     pub stacks: Vec<Stack>,
+    /// What grows; `None` if the source does not tell.
+    pub growth: Option<Growth>,
 }
 
 impl Profile {
@@ -205,6 +235,23 @@ impl Profile {
                 usage: *usage,
             })
             .collect();
+        let paths =
+            ranking.findings.verdicts.iter().filter_map(|NamedVerdict { verdict, stack }| {
+                let is_told = verdict.class.is_leak() || verdict.class == Class::Undetermined;
+                is_told.then(|| GrowingPath {
+                    class: verdict.class,
+                    // Rounded up: an interval is never too narrow.
+                    bytes_per_hour: verdict.rate.bytes_per_hour.max(0.0).ceil() as u64,
+                    plus_minus: verdict.rate.plus_minus.max(0.0).ceil() as u64,
+                    is_complete: stack.end == End::Root,
+                    frames: stack.frames.iter().map(&mut id_of).collect(),
+                })
+            });
+        let growth = Growth {
+            needed: Duration::from_nanos(snapshot.leaks.needed_ns),
+            paths: paths.collect(),
+            suppressed: ranking.findings.suppressed.clone(),
+        };
         let origin = snapshot.session.as_ref().map(|session| session.origin);
         let before_attach = snapshot.processes.iter().filter_map(|p| p.before_attach.as_ref());
         Profile {
@@ -226,6 +273,7 @@ impl Profile {
             caveats: caveats::caveats(snapshot),
             totals: snapshot.totals,
             stacks,
+            growth: Some(growth),
         }
     }
 

@@ -1,7 +1,7 @@
 //! A budget, as `docs/budgets.md` describes it, out of a TOML file.
 //!
 //! ```text
-//!   [total]      peak = "200MB"                       at most so much
+//!   [total]      peak = "200MB", leaks = "none"       at most so much
 //!   [[function]] name = "parse_*", peak = "+10%"      at most so much more than the baseline
 //!   [baseline]   trace = "main.mtrace", tolerance = "5%"
 //! ```
@@ -28,11 +28,16 @@ const MAX_BYTES: u64 = 1 << 20;
 const OF_BASELINE: &[Metric] =
     &[Metric::Peak, Metric::Live, Metric::Allocated, Metric::Allocations];
 
+/// What a limit on leaks looks like.
+const RATE: &str = "expected \"none\" or a rate such as \"5MB/h\"";
+
 /// A budget and what it is compared with.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Loaded {
     pub(super) budget: Budget,
     pub(super) baseline: Option<PathBuf>,
+    /// A file of leaks that are known.
+    pub(super) suppressions: Option<PathBuf>,
 }
 
 /// A mistake in a budget.
@@ -46,6 +51,7 @@ struct Mistake {
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct File {
+    suppressions: Option<PathBuf>,
     #[serde(default)]
     total: Totals,
     #[serde(default)]
@@ -62,6 +68,7 @@ struct Totals {
     allocations: Option<Spanned<Value>>,
     temporary: Option<Spanned<Value>>,
     rss: Option<Spanned<Value>>,
+    leaks: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -75,6 +82,7 @@ struct Function {
     live_at_exit: Option<Spanned<Value>>,
     allocated: Option<Spanned<Value>>,
     allocations: Option<Spanned<Value>>,
+    leaks: Option<Spanned<Value>>,
 }
 
 #[derive(Deserialize)]
@@ -99,12 +107,13 @@ pub(super) fn load(path: &Path) -> Result<Loaded> {
 }
 
 fn parse(text: &str, path: &Path) -> Result<Loaded, Mistake> {
-    let File { total, function, baseline } = toml::from_str(text).map_err(|error| {
-        let at = error.span().unwrap_or_default();
-        mistake(text, &at, error.message().replace('\n', ", "))
-    })?;
+    let File { suppressions, total, function, baseline } =
+        toml::from_str(text).map_err(|error| {
+            let at = error.span().unwrap_or_default();
+            mistake(text, &at, error.message().replace('\n', ", "))
+        })?;
     let mut limits = Vec::new();
-    let Totals { peak, live_at_exit, allocated, allocations, temporary, rss } = &total;
+    let Totals { peak, live_at_exit, allocated, allocations, temporary, rss, leaks } = &total;
     for (metric, value) in [
         (Metric::Peak, peak),
         (Metric::Live, live_at_exit),
@@ -112,6 +121,7 @@ fn parse(text: &str, path: &Path) -> Result<Loaded, Mistake> {
         (Metric::Allocations, allocations),
         (Metric::Temporary, temporary),
         (Metric::Resident, rss),
+        (Metric::Leaks, leaks),
     ] {
         limits.extend(value.as_ref().map(|v| limit(text, &Scope::Total, metric, v)).transpose()?);
     }
@@ -128,7 +138,7 @@ fn parse(text: &str, path: &Path) -> Result<Loaded, Mistake> {
         }
     }
     for entry in &function {
-        let Function { name, module, total, peak, live_at_exit, allocated, allocations } =
+        let Function { name, module, total, peak, live_at_exit, allocated, allocations, leaks } =
             entry.get_ref();
         let scope = Scope::Functions(Pattern {
             name: name.clone(),
@@ -141,13 +151,14 @@ fn parse(text: &str, path: &Path) -> Result<Loaded, Mistake> {
             (Metric::Live, live_at_exit),
             (Metric::Allocated, allocated),
             (Metric::Allocations, allocations),
+            (Metric::Leaks, leaks),
         ] {
             limits.extend(value.as_ref().map(|v| limit(text, &scope, metric, v)).transpose()?);
         }
         if limits.len() == before {
             let message = format!(
                 "function `{name}` has no limit; give one of peak, live-at-exit, allocated, \
-                 allocations"
+                 allocations, leaks"
             );
             return Err(mistake(text, &entry.span(), message));
         }
@@ -159,10 +170,11 @@ fn parse(text: &str, path: &Path) -> Result<Loaded, Mistake> {
         return Err(Mistake { line: limit.line.unwrap_or(1), message });
     }
     // A path in a budget starts where the budget is.
-    let beside = |trace: PathBuf| path.parent().unwrap_or(Path::new("")).join(trace);
+    let beside = |file: PathBuf| path.parent().unwrap_or(Path::new("")).join(file);
     Ok(Loaded {
         budget: Budget { file: Some(path.to_owned()), limits },
         baseline: baseline.map(|baseline| beside(baseline.trace)),
+        suppressions: suppressions.map(beside),
     })
 }
 
@@ -182,13 +194,12 @@ fn limit(
     let wrong =
         |message: String| mistake(text, &value.span(), format!("{}: {message}", metric.name()));
     let (metric, bound) = match value.get_ref() {
+        Value::Integer(_) if metric == Metric::Leaks => return Err(wrong(RATE.to_owned())),
         Value::Integer(number) => {
             let number = u64::try_from(*number).map_err(|_| wrong("less than 0".to_owned()))?;
             (metric, Bound::AtMost(number))
         }
-        Value::String(written) => {
-            bound(metric, written).map_err(|error| wrong(error.to_string()))?
-        }
+        Value::String(written) => bound(metric, written).map_err(wrong)?,
         Value::Float(_)
         | Value::Boolean(_)
         | Value::Datetime(_)
@@ -200,14 +211,27 @@ fn limit(
     Ok(Limit { scope: scope.clone(), metric, bound, line: Some(line_of(text, &value.span())) })
 }
 
-/// A limit as it is written, in a budget or as an argument: `200MB`, `20%`, `+5%`, `+1MB`.
-pub(super) fn bound(
-    metric: Metric,
-    written: &str,
-) -> Result<(Metric, Bound), quantity::QuantityError> {
+/// A limit as it is written, in a budget or as an argument: `200MB`, `20%`, `+5%`, `5MB/h`.
+pub(super) fn bound(metric: Metric, written: &str) -> Result<(Metric, Bound), String> {
     let written = written.trim();
+    if metric == Metric::Leaks {
+        return Ok((metric, Bound::AtMost(leak_rate(written)?)));
+    }
+    amount_bound(metric, written).map_err(|error| error.to_string())
+}
+
+/// `none`, or the bytes of `5MB/h`.
+fn leak_rate(written: &str) -> Result<u64, String> {
+    match written.strip_suffix("/h") {
+        Some(size) => quantity::size(size).map_err(|error| error.to_string()),
+        None if written == "none" => Ok(0),
+        None => Err(RATE.to_owned()),
+    }
+}
+
+fn amount_bound(metric: Metric, written: &str) -> Result<(Metric, Bound), quantity::QuantityError> {
     let amount = |text: &str| match metric.unit() {
-        Unit::Bytes => quantity::size(text),
+        Unit::Bytes | Unit::BytesPerHour => quantity::size(text),
         Unit::Count | Unit::Share => quantity::count(text),
     };
     Ok(match (metric, written.strip_prefix('+')) {
@@ -247,21 +271,24 @@ mod tests {
     #[test]
     fn limits_of_every_kind_are_read() {
         let text = r#"
+suppressions = "known.txt"
 [total]
 peak = "200MB"
 live-at-exit = 4096
 allocations = "1_000_000"
 temporary = "20%"
 rss = "1GiB"
+leaks = "none"
 
 [[function]]
 name = "parse_*"
 module = "libfoo*"
 allocated = "10KB"
+leaks = "5MB/h"
 total = true
 "#;
 
-        let Loaded { budget, baseline } = parsed(text).expect("a budget");
+        let Loaded { budget, baseline, suppressions } = parsed(text).expect("a budget");
 
         let pattern = Pattern {
             name: "parse_*".to_owned(),
@@ -272,20 +299,29 @@ total = true
             scope: Scope::Functions(pattern),
             metric: Metric::Allocated,
             bound: Bound::AtMost(10_000),
-            line: Some(12),
+            line: Some(14),
+        };
+        let function_leaks = Limit {
+            metric: Metric::Leaks,
+            bound: Bound::AtMost(5_000_000),
+            line: Some(15),
+            ..function.clone()
         };
         assert_eq!(
             budget.limits,
             [
-                total(Metric::Peak, Bound::AtMost(200_000_000), 3),
-                total(Metric::Live, Bound::AtMost(4096), 4),
-                total(Metric::Allocations, Bound::AtMost(1_000_000), 5),
-                total(Metric::TemporaryShare, Bound::AtMost(200_000), 6),
-                total(Metric::Resident, Bound::AtMost(1 << 30), 7),
+                total(Metric::Peak, Bound::AtMost(200_000_000), 4),
+                total(Metric::Live, Bound::AtMost(4096), 5),
+                total(Metric::Allocations, Bound::AtMost(1_000_000), 6),
+                total(Metric::TemporaryShare, Bound::AtMost(200_000), 7),
+                total(Metric::Resident, Bound::AtMost(1 << 30), 8),
+                total(Metric::Leaks, Bound::AtMost(0), 9),
                 function,
+                function_leaks,
             ]
         );
         assert_eq!(baseline, None);
+        assert_eq!(suppressions.as_deref(), Some(Path::new("/ci/known.txt")));
     }
 
     #[test]
@@ -299,7 +335,7 @@ trace = "main.json"
 tolerance = "5%"
 "#;
 
-        let Loaded { budget, baseline } = parsed(text).expect("a budget");
+        let Loaded { budget, baseline, suppressions: _ } = parsed(text).expect("a budget");
 
         let tolerance = Bound::GrowthShare(50_000);
         assert_eq!(
@@ -327,6 +363,9 @@ tolerance = "5%"
             ("\n[[function]]\nname = \"f\"\n", "2: function `f` has no limit"),
             ("[[function]]\npeak = 1", "1: missing field `name`"),
             ("[baseline]\ntrace = \"a\"\ntolerance = \"5\"", "3: tolerance: unknown unit"),
+            ("[total]\nleaks = 0", "2: leaks: expected \"none\" or a rate"),
+            ("[total]\nleaks = \"5MB\"", "2: leaks: expected \"none\" or a rate"),
+            ("[total]\nleaks = \"+5MB/h\"", "2: leaks: expected a number"),
             ("[total", "1: "),
             ("[total]\npeak = 1\npeak = 2", "3: duplicate key"),
         ];

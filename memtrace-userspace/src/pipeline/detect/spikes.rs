@@ -86,6 +86,7 @@ pub(super) struct Spikes {
     in_a_row: u32,
     told: Option<Severity>,
     beyond_limit: u64,
+    begun: u64,
 }
 
 /// What is to be done about a total above the alarm.
@@ -110,6 +111,7 @@ impl Spikes {
             in_a_row: 0,
             told: None,
             beyond_limit: 0,
+            begun: 0,
         };
         spikes.set_alarm();
         spikes
@@ -146,6 +148,7 @@ impl Spikes {
     pub(super) fn look(&mut self, now: Time, total_bytes: u64, journal: &Journal) -> Look {
         let floor_bytes = self.floor_bytes();
         let (start, base_bytes, ticks_ago) = self.start(total_bytes);
+        self.begun += u64::from(self.run.is_none());
         let run = self.run.get_or_insert_with(|| Run {
             start,
             base_bytes,
@@ -286,6 +289,11 @@ impl Spikes {
             };
         }
         spikes
+    }
+
+    /// How many have begun.
+    pub(super) fn begun(&self) -> u64 {
+        self.begun
     }
 
     /// Spikes that are not kept.

@@ -1,5 +1,6 @@
 //! Each limit of a budget, held against a profile.
 
+use super::leaks;
 use super::reading::{Reading, read, top_stacks};
 use super::{
     Attach, Bound, Budget, Judgement, Limit, Loss, Metric, Numbers, Part, Pattern, Place, Row,
@@ -9,6 +10,10 @@ use crate::record::Origin;
 use crate::views::printable::printable_str;
 use crate::views::profile::{Profile, Vocabulary};
 use crate::views::quantity;
+
+/// Why nothing is known of a program whose allocator was not found.
+pub(super) const NO_ALLOCATOR: &str =
+    "no allocator was found to probe: nothing of the heap was seen";
 
 /// Holds a profile against a budget. Both profiles are of one vocabulary.
 pub fn judge(
@@ -33,6 +38,9 @@ struct Court<'j> {
 impl Court<'_> {
     fn row(&self, limit: &Limit) -> Row {
         let Limit { scope, metric, bound, line } = limit;
+        if *metric == Metric::Leaks {
+            return self.leaks_row(limit);
+        }
         let mut notes = Vec::new();
         let reading = read(self.profile, scope, *metric, self.words);
         let before = self.before(limit, &mut notes);
@@ -53,7 +61,6 @@ impl Court<'_> {
             (Some(reading), Some(allowed)) => self.verdict(limit, reading, allowed, &mut notes),
         };
         let explain = verdict != Verdict::Pass;
-        let source = self.budget.file.as_deref().zip(*line);
         Row {
             subject: subject(scope),
             metric: Some(*metric),
@@ -70,11 +77,37 @@ impl Court<'_> {
                 None => Vec::new(),
             },
             place: reading.and_then(|reading| reading.place),
-            source: source.map(|(file, line)| {
-                let file = printable_str(&file.display().to_string()).into_owned();
-                Place { file, line }
-            }),
+            source: self.source(*line),
         }
+    }
+
+    /// Where a limit is set.
+    fn source(&self, line: Option<u32>) -> Option<Place> {
+        let (file, line) = self.budget.file.as_deref().zip(line)?;
+        Some(Place { file: printable_str(&file.display().to_string()).into_owned(), line })
+    }
+
+    fn leaks_row(&self, limit: &Limit) -> Row {
+        let Limit { scope, metric, bound, line } = limit;
+        let mut row = Row {
+            subject: subject(scope),
+            metric: Some(*metric),
+            numbers: None,
+            verdict: Verdict::Unknown,
+            notes: Vec::new(),
+            stacks: Vec::new(),
+            place: None,
+            source: self.source(*line),
+        };
+        match *bound {
+            Bound::AtMost(most) => {
+                leaks::judge(&mut row, self.profile, scope, most, self.strictness.loss, self.words);
+            }
+            Bound::Growth(_) | Bound::GrowthShare(_) => {
+                row.notes.push("leaks are not compared with a baseline; give a rate".to_owned());
+            }
+        }
+        row
     }
 
     /// What the baseline has, if the limit depends on it; a note says why nothing is known.
@@ -131,7 +164,7 @@ impl Court<'_> {
             return Verdict::Pass;
         }
         if !coverage.has_allocator {
-            notes.push("no allocator was found to probe: nothing of the heap was seen".to_owned());
+            notes.push(NO_ALLOCATOR.to_owned());
             return Verdict::Unknown;
         }
         let mut verdict = Verdict::Pass;

@@ -11,7 +11,7 @@ use crate::views::profile::{
 use crate::views::ranking::{Memory, SortKey};
 
 /// How many stacks explain a row.
-const TOP_STACKS: usize = 3;
+pub(super) const TOP_STACKS: usize = 3;
 
 /// `*` is anything; there is no sign for a single character, because names have question marks.
 type Wildcard = WildMatchPattern<'*', '\0'>;
@@ -70,6 +70,7 @@ fn read_total(profile: &Profile, metric: Metric) -> Option<u64> {
             u64::try_from(share).unwrap_or(u64::MAX)
         }
         Metric::Resident => return Some(*peak_resident_bytes).filter(|&bytes| bytes > 0),
+        Metric::Leaks => return None,
     })
 }
 
@@ -84,7 +85,7 @@ fn read_functions(
     let mut through: FxHashMap<FrameId, u64> = FxHashMap::default();
     for stack in heap(profile) {
         let amount = key.of(&stack.usage);
-        match matcher.look(stack, words) {
+        match matcher.look(&stack.frames, stack.is_complete, words) {
             Look::Inside(frame) => {
                 reading.least = reading.least.saturating_add(amount);
                 reading.is_unmatched = false;
@@ -121,7 +122,10 @@ pub(super) fn top_stacks(
         .filter(|stack| key.of(&stack.usage) > 0)
         .filter(|stack| match &mut matcher {
             None => true,
-            Some(matcher) => matches!(matcher.look(stack, words), Look::Inside(_)),
+            Some(matcher) => {
+                let look = matcher.look(&stack.frames, stack.is_complete, words);
+                matches!(look, Look::Inside(_))
+            }
         })
         .map(|stack| (key.of(&stack.usage), stack))
         .collect();
@@ -137,7 +141,7 @@ fn heap(profile: &Profile) -> impl Iterator<Item = &Stack> {
 }
 
 /// Where a stack is, seen from a pattern.
-enum Look {
+pub(super) enum Look {
     /// It goes through a function that matches, here.
     Inside(FrameId),
     /// It goes through none that is known to match, but not everything of it is known.
@@ -147,7 +151,7 @@ enum Look {
 }
 
 /// Whether functions match a pattern, each looked at once.
-struct Matcher {
+pub(super) struct Matcher {
     name: Wildcard,
     module: Option<Wildcard>,
     part: Part,
@@ -163,7 +167,7 @@ enum Match {
 }
 
 impl Matcher {
-    fn new(pattern: &Pattern) -> Matcher {
+    pub(super) fn new(pattern: &Pattern) -> Matcher {
         let Pattern { name, module, part } = pattern;
         Matcher {
             name: Wildcard::new(name),
@@ -173,12 +177,17 @@ impl Matcher {
         }
     }
 
-    fn look(&mut self, stack: &Stack, words: &Vocabulary) -> Look {
+    pub(super) fn look(
+        &mut self,
+        frames: &[FrameId],
+        is_complete: bool,
+        words: &Vocabulary,
+    ) -> Look {
         let frames = match self.part {
-            Part::Own => stack.frames.get(..1).unwrap_or(&[]),
-            Part::Total => &stack.frames,
+            Part::Own => frames.get(..1).unwrap_or(&[]),
+            Part::Total => frames,
         };
-        let mut is_known = !frames.is_empty() && (self.part == Part::Own || stack.is_complete);
+        let mut is_known = !frames.is_empty() && (self.part == Part::Own || is_complete);
         for &frame in frames {
             match self.matches(words.frame(frame).function, words) {
                 Match::Yes => return Look::Inside(frame),

@@ -12,12 +12,14 @@
 
 use std::io::{self, Write};
 
-use inferno::flamegraph::{self, color};
 use thiserror::Error;
 
 use super::{Comparison, Sides, StackChange, StackSide};
+use crate::views::export::flamegraph;
+use crate::views::export::folded::folded_name;
+use crate::views::export::weights::function_name;
 use crate::views::profile::{Function, Vocabulary};
-use crate::views::ranking::{Memory, SortKey};
+use crate::views::ranking::Memory;
 
 /// Why there is no picture.
 #[derive(Debug, Error)]
@@ -52,21 +54,16 @@ pub fn folded(comparison: &Comparison, words: &Vocabulary) -> Vec<String> {
 
 /// From the root to the allocating function.
 fn folded_path(change: &StackChange, words: &Vocabulary) -> String {
-    let mut frames: Vec<String> =
-        change.path.iter().rev().map(|&id| folded_name(words.function(id))).collect();
+    let name = |&id| {
+        let Function { name, module } = words.function(id);
+        folded_name(&function_name(name.as_deref(), module))
+    };
+    let mut frames: Vec<String> = change.path.iter().rev().map(name).collect();
     let is_cut = |side: &Option<StackSide>| side.as_ref().is_some_and(|side| !side.is_complete);
     if is_cut(&change.old) || is_cut(&change.new) || frames.is_empty() {
-        frames.insert(0, "[truncated]".to_owned());
+        frames.insert(0, "[cut]".to_owned());
     }
     frames.join(";")
-}
-
-/// A semicolon is what separates frames.
-fn folded_name(function: &Function) -> String {
-    match &function.name {
-        Some(name) => name.replace(';', ":"),
-        None => format!("[{}]", function.module.replace(';', ":")),
-    }
 }
 
 /// Draws the comparison.
@@ -81,18 +78,10 @@ pub fn write_svg(
     if comparison.stacks.iter().all(|change| change.amounts(key).1.unwrap_or(0) == 0) {
         return Err(FlameError::Empty { what: key.title() });
     }
-    let mut options = flamegraph::Options::default();
-    options.title = format!("memtrace diff: {}", key.title());
-    options.subtitle = Some(format!(
+    let subtitle = format!(
         "{} → {}: width is the new side, red has grown, blue has shrunk",
         sides.old.name, sides.new.name
-    ));
-    options.count_name = match key {
-        SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-        SortKey::Allocations | SortKey::Temporary => "allocations",
-    }
-    .to_owned();
-    options.colors = color::Palette::Basic(color::BasicPalette::Mem);
-    flamegraph::from_lines(&mut options, lines.iter().map(String::as_str), out)?;
+    );
+    flamegraph::draw(out, &lines, format!("memtrace diff: {}", key.title()), subtitle, key)?;
     Ok(())
 }

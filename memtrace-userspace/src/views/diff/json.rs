@@ -120,7 +120,7 @@ pub fn write(
 }
 
 fn session<'d>(side: &Side<'d>) -> Session<'d> {
-    let Profile { target, coverage, caveats, totals, stacks: _ } = side.profile;
+    let Profile { target, coverage, caveats, totals, stacks: _, growth: _ } = side.profile;
     let Coverage {
         duration,
         origin,

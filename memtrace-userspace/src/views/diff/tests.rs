@@ -196,8 +196,8 @@ fn folded_lines_have_both_numbers() {
     assert_eq!(
         folded(&case.compare(SortKey::Live), &case.words),
         [
-            "[truncated];[plugin.so] 300 0",
-            "[truncated];main;handle;[plugin.so] 0 300",
+            "[cut];?? in plugin.so 300 0",
+            "[cut];main;handle;?? in plugin.so 0 300",
             "main;cache_fill;cache::Entry::build 2097152 0",
             "main;handle;leak_per_request 12582912 25165824",
         ]

@@ -84,7 +84,7 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
 /// The names of the functions from the root outwards.
 fn folded(stack: &SymbolizedStack) -> String {
     let names: Vec<String> =
-        stack.frames.iter().rev().map(|frame| folded_name(Node::Frame(frame))).collect();
+        stack.frames.iter().rev().map(|frame| folded_name(&Node::Frame(frame).name())).collect();
     names.join(";")
 }
 

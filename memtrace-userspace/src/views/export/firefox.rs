@@ -23,6 +23,7 @@ use self::tables::{Tables, nodes};
 use super::list::List;
 use super::weights::{Call, Paths, Weight};
 use crate::pipeline::snapshot::{Snapshot, TimelinePoint};
+use crate::views::printable::printable_str;
 use crate::views::ranking::{Ranking, SortKey};
 use crate::views::{caveats, summary};
 
@@ -102,17 +103,25 @@ struct Samples<S, T, W> {
     weight: W,
 }
 
-#[derive(Default, Serialize)]
+/// The user's marks.
+#[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Markers {
     length: usize,
-    data: [(); 0],
-    name: [(); 0],
-    start_time: [(); 0],
-    end_time: [(); 0],
-    phase: [(); 0],
-    category: [(); 0],
+    /// None has more to say than its name.
+    data: Vec<()>,
+    name: Vec<usize>,
+    start_time: Vec<f64>,
+    /// An instant has no end.
+    end_time: Vec<()>,
+    phase: Vec<u32>,
+    category: Vec<u32>,
 }
+
+/// A marker that is a moment, in the format's numbering.
+const INSTANT: u32 = 0;
+/// The category of whatever has no other, in the list of categories.
+const OTHER: u32 = 0;
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
@@ -141,7 +150,8 @@ pub fn write(
     weight: Weight,
 ) -> io::Result<()> {
     let paths = Paths::new(ranking, weight, Call::new);
-    let tables = Tables::new(snapshot, &paths);
+    let mut tables = Tables::new(snapshot, &paths);
+    let markers = markers(snapshot, &mut tables);
     let moment = match weight.key {
         SortKey::Peak => milliseconds(snapshot.totals.peak_at.0),
         SortKey::Live | SortKey::Allocated | SortKey::Allocations | SortKey::Temporary => {
@@ -175,12 +185,25 @@ pub fn write(
                 time: List(|| paths.walk().map(|_| moment)),
                 weight: List(|| paths.walk().map(|step| step.weight)),
             },
-            markers: Markers::default(),
+            markers,
         }],
         counters: counters(snapshot, process),
     };
     serde_json::to_writer(&mut out, &profile).map_err(io::Error::from)?;
     out.write_all(b"\n")
+}
+
+fn markers(snapshot: &Snapshot, tables: &mut Tables) -> Markers {
+    let marks = &snapshot.marks;
+    Markers {
+        length: marks.len(),
+        data: vec![(); marks.len()],
+        name: marks.iter().map(|mark| tables.string(&printable_str(&mark.text))).collect(),
+        start_time: marks.iter().map(|mark| milliseconds(mark.time.0)).collect(),
+        end_time: vec![(); marks.len()],
+        phase: vec![INSTANT; marks.len()],
+        category: vec![OTHER; marks.len()],
+    }
 }
 
 fn meta(snapshot: &Snapshot) -> Meta {
@@ -249,4 +272,38 @@ fn counters(snapshot: &Snapshot, process: u32) -> Vec<Counter> {
 
 fn milliseconds(ns: u64) -> f64 {
     ns as f64 / 1e6
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::pipeline::snapshot::Mark;
+    use crate::record::Time;
+    use crate::views::fixture;
+    use crate::views::ranking::{Memory, rank};
+
+    #[test]
+    fn marks_are_markers_at_their_moments() {
+        let mut snapshot = fixture::snapshot();
+        let mark = |ms: u64, text: &str| Mark { time: Time(ms * 1_000_000), text: text.to_owned() };
+        snapshot.marks = vec![mark(500, "warm"), mark(1500, "load\x1b")];
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut out = Vec::new();
+
+        let weight = Weight { memory: Memory::Heap, key: SortKey::Live };
+        write(&mut out, &snapshot, &ranking, weight).expect("a Vec takes all");
+
+        let profile: Value = serde_json::from_slice(&out).expect("JSON");
+        let markers = &profile["threads"][0]["markers"];
+        let name = |index: usize| {
+            let string = markers["name"][index].as_u64().expect("a string's index");
+            profile["shared"]["stringArray"][string as usize].clone()
+        };
+        assert_eq!([name(0), name(1)], [json!("warm"), json!("load\\x1b")]);
+        assert_eq!(markers["startTime"], json!([500.0, 1500.0]));
+        assert_eq!(markers["endTime"], json!([null, null]));
+        assert_eq!((&markers["length"], &markers["phase"]), (&json!(2), &json!([0, 0])));
+    }
 }

@@ -27,15 +27,27 @@ pub fn write(
     weight: Weight,
 ) -> io::Result<()> {
     let lines = visible(&folded::paths(ranking, weight));
-    let mut options = Options::default();
-    options.title = format!("memtrace: {}", weight.title());
-    options.subtitle = Some(format!(
+    let subtitle = format!(
         "{}: {}; {}",
         summary::target(snapshot),
         summary::capture(snapshot),
         summary::loss(snapshot)
-    ));
-    options.count_name = match weight.key {
+    );
+    draw(out, &lines, format!("memtrace: {}", weight.title()), subtitle, weight.key)
+}
+
+/// Draws folded lines that count what `key` says; a second number makes it a comparison.
+pub(in crate::views) fn draw(
+    out: impl Write,
+    lines: &[String],
+    title: String,
+    subtitle: String,
+    key: SortKey,
+) -> io::Result<()> {
+    let mut options = Options::default();
+    options.title = title;
+    options.subtitle = Some(subtitle);
+    options.count_name = match key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
         SortKey::Allocations | SortKey::Temporary => "allocations",
     }

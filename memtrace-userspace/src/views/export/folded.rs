@@ -10,7 +10,7 @@
 use std::io::{self, Write};
 use std::sync::Arc;
 
-use super::weights::{Node, Paths, Step, Weight};
+use super::weights::{Paths, Step, Weight};
 use crate::views::ranking::Ranking;
 
 /// Writes the stacks; one line for each call path of function names.
@@ -30,10 +30,10 @@ pub fn write(mut out: impl Write, ranking: &Ranking, weight: Weight) -> io::Resu
 
 /// The call paths by function names.
 pub(super) fn paths(ranking: &Ranking, weight: Weight) -> Paths<Arc<str>> {
-    Paths::new(ranking, weight, |node| folded_name(node).into())
+    Paths::new(ranking, weight, |node| folded_name(&node.name()).into())
 }
 
 /// A name that can stand between semicolons.
-pub(super) fn folded_name(node: Node<'_>) -> String {
-    node.name().replace(';', ":")
+pub(in crate::views) fn folded_name(name: &str) -> String {
+    name.replace(';', ":")
 }

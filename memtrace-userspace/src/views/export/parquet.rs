@@ -246,7 +246,7 @@ impl SiteTexts {
             nodes.push(Node::Cut(stack.end));
         }
         nodes.extend(stack.frames.iter().rev().map(|frame| Node::Frame(frame)));
-        let path: Vec<String> = nodes.into_iter().map(folded_name).collect();
+        let path: Vec<String> = nodes.into_iter().map(|node| folded_name(&node.name())).collect();
         let function = stack.frames.first().and_then(|frame| frame.function.name.as_deref());
         SiteTexts { function: function.map(ByteArray::from), stack: path.join(";").as_str().into() }
     }

@@ -1,7 +1,8 @@
 //! A trace for <https://ui.perfetto.dev>, Android's and Chrome's viewer.
 //!
 //! ```text
-//!   process track ─┬→ counter tracks: live heap, mapped, resident bytes over time
+//!   process track ─┬→ instants: the user's marks
+//!                  ├→ counter tracks: live heap, mapped, resident bytes over time
 //!                  └→ heap dumps at the end, as heapprofd writes them: a flame graph each of
 //!                     allocated and live bytes, for `malloc` and for `mmap`
 //! ```
@@ -22,14 +23,14 @@ use rustc_hash::FxHashMap;
 use self::proto::{
     Callstack, CounterDescriptor, HeapSample, InternedData, InternedString, Mapping,
     ProcessDescriptor, ProcessHeapSamples, ProfilePacket, SEQ_INCREMENTAL_STATE_CLEARED,
-    SEQ_NEEDS_INCREMENTAL_STATE, TYPE_COUNTER, Trace, TracePacket, TrackDescriptor, TrackEvent,
-    UNIT_SIZE_BYTES,
+    SEQ_NEEDS_INCREMENTAL_STATE, TYPE_COUNTER, TYPE_INSTANT, Trace, TracePacket, TrackDescriptor,
+    TrackEvent, UNIT_SIZE_BYTES,
 };
 use super::weights::{Node, Weight};
-use crate::pipeline::snapshot::{Place, Snapshot, TimelinePoint, Usage};
+use crate::pipeline::snapshot::{Mark, Place, Snapshot, TimelinePoint, Usage};
 use crate::record::{Image, Origin};
 use crate::views::frames::{Frame, module_name};
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
 use crate::views::summary;
 
@@ -56,6 +57,7 @@ pub fn write(out: impl Write, snapshot: &Snapshot, ranking: &Ranking) -> io::Res
         next_dump: 0,
     };
     writer.tracks(snapshot)?;
+    writer.marks(snapshot)?;
     writer.counters(snapshot)?;
     for memory in [Memory::Heap, Memory::Mapped] {
         writer.dump(snapshot, ranking, memory)?;
@@ -128,6 +130,22 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
+    fn marks(&mut self, snapshot: &Snapshot) -> io::Result<()> {
+        for Mark { time, text } in &snapshot.marks {
+            self.put(TracePacket {
+                timestamp: Some(time.0),
+                track_event: Some(TrackEvent {
+                    kind: TYPE_INSTANT,
+                    track_uuid: PROCESS_TRACK,
+                    name: Some(printable_str(text).into_owned()),
+                    counter_value: None,
+                }),
+                ..TracePacket::default()
+            })?;
+        }
+        Ok(())
+    }
+
     fn counters(&mut self, snapshot: &Snapshot) -> io::Result<()> {
         for point in &snapshot.timeline {
             for (track_uuid, (_, level)) in (PROCESS_TRACK + 1..).zip(COUNTERS) {
@@ -137,6 +155,7 @@ impl<W: Write> Writer<W> {
                         kind: TYPE_COUNTER,
                         track_uuid,
                         counter_value: Some(i64::try_from(level(point)).unwrap_or(i64::MAX)),
+                        name: None,
                     }),
                     ..TracePacket::default()
                 })?;
@@ -268,5 +287,38 @@ impl<W: Write> Writer<W> {
         self.names.insert(name.into(), iid);
         new.function_names.push(InternedString { iid, str: name.as_bytes().to_vec() });
         iid
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::record::Time;
+    use crate::views::fixture;
+    use crate::views::ranking::rank;
+
+    #[test]
+    fn marks_are_instants_of_the_process() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.marks = vec![Mark { time: Time(7), text: "load\x1b".to_owned() }];
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut out = Vec::new();
+
+        write(&mut out, &snapshot, &ranking).expect("a Vec takes all");
+
+        let trace = Trace::decode(&out[..]).expect("a trace");
+        let instants: Vec<_> = trace
+            .packet
+            .into_iter()
+            .filter_map(|packet| Some((packet.timestamp, packet.track_event?)))
+            .filter(|(_, event)| event.kind == TYPE_INSTANT)
+            .collect();
+        let mark = TrackEvent {
+            kind: TYPE_INSTANT,
+            track_uuid: PROCESS_TRACK,
+            name: Some("load\\x1b".to_owned()),
+            counter_value: None,
+        };
+        assert_eq!(instants, [(Some(7), mark)]);
     }
 }

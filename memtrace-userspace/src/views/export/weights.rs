@@ -22,7 +22,7 @@ use memtrace_common::unwind::End;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::snapshot::Usage;
-use crate::views::frames::{Frame, base_name};
+use crate::views::frames::{Frame, Function, base_name};
 use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
 
 /// What a tree is about.
@@ -72,12 +72,20 @@ impl Node<'_> {
     /// The name of the function, `?? in plugin.so`, or `[cut: no_unwind_info]`.
     pub(super) fn name(self) -> String {
         match self {
-            Node::Frame(frame) => match &frame.function.name {
-                Some(name) => name.to_string(),
-                None => format!("?? in {}", base_name(&frame.function.module)),
-            },
+            Node::Frame(frame) => {
+                let Function { name, module, file: _, id: _ } = &*frame.function;
+                function_name(name.as_deref(), module)
+            }
             Node::Cut(end) => format!("[cut: {}]", end.name()),
         }
+    }
+}
+
+/// A function in a picture; nameless code is that of its module.
+pub(in crate::views) fn function_name(name: Option<&str>, module: &str) -> String {
+    match name {
+        Some(name) => name.to_owned(),
+        None => format!("?? in {}", base_name(module)),
     }
 }
 

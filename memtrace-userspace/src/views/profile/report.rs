@@ -220,6 +220,7 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
             peak_resident_bytes: totals.peak_resident_bytes,
         },
         stacks: listed,
+        growth: None,
     })
 }
 

@@ -174,7 +174,7 @@ impl Tables {
         tables
     }
 
-    fn string(&mut self, text: &str) -> usize {
+    pub(super) fn string(&mut self, text: &str) -> usize {
         if let Some(&known) = self.string_ids.get(text) {
             return known;
         }

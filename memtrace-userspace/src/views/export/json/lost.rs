@@ -5,11 +5,13 @@ use std::io::{self, Write};
 use serde::Serialize;
 use serde_json::value::RawValue;
 
+use super::findings;
 use super::layout::OneEntryPerLine;
 use super::stacks::text;
 use crate::lost::{Amount, Losses, LostBlocks, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
+use crate::views::findings::Findings;
 use crate::views::lost::{Ranking, SymbolizedLosses, caveats};
 use crate::views::printable::printable;
 
@@ -17,13 +19,15 @@ use crate::views::printable::printable;
 pub const VERSION: u32 = 1;
 
 #[derive(Serialize)]
-struct Report {
+struct Report<'r> {
     format: &'static str,
     version: u32,
     target: Target,
     scan: Scan,
     totals: Totals,
     stacks: Vec<Stack>,
+    leaks: Option<Vec<findings::Leak<'r>>>,
+    leak_detection: Option<findings::LeakDetection<'r>>,
     caveats: Vec<String>,
 }
 
@@ -70,12 +74,13 @@ struct Stack {
     frames: Vec<Box<RawValue>>,
 }
 
-/// Writes the losses, of the call paths at most `top`.
+/// Writes the losses, of the call paths at most `top`, and what grows, if that is wanted.
 pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
     lost: &LostBlocks,
     ranking: &Ranking,
+    growth: Option<&Findings>,
     top: Option<usize>,
 ) -> io::Result<()> {
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
@@ -114,6 +119,8 @@ pub fn write(
             .take(top.unwrap_or(usize::MAX))
             .map(stack)
             .collect::<io::Result<_>>()?,
+        leaks: growth.map(findings::leaks),
+        leak_detection: growth.map(|growth| findings::leak_detection(snapshot, growth)),
         caveats: caveats(snapshot, lost),
     };
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
@@ -153,7 +160,7 @@ mod tests {
         let snapshot = fixture::snapshot();
         let ranking = rank(&snapshot, lost, &mut fixture::names(), &Suppressions::default());
         let mut out = Vec::new();
-        write(&mut out, &snapshot, lost, &ranking, top).expect("a Vec takes all");
+        write(&mut out, &snapshot, lost, &ranking, None, top).expect("a Vec takes all");
         serde_json::from_slice(&out).expect("the report is JSON")
     }
 
@@ -192,6 +199,23 @@ mod tests {
         assert!(is_valid(&report), "{report:#}");
         assert_eq!(report["stacks"].as_array().map(Vec::len), Some(1));
         assert_eq!(report["totals"]["direct_blocks"], 12_291);
+    }
+
+    #[test]
+    fn what_grows_is_there_if_it_is_wanted() {
+        let (snapshot, lost) = (fixture::snapshot(), fixture::lost());
+        let mut names = fixture::names();
+        let ranking = rank(&snapshot, &lost, &mut names, &Suppressions::default());
+        let growth = Findings::new(&snapshot, &mut names);
+        let mut out = Vec::new();
+
+        write(&mut out, &snapshot, &lost, &ranking, Some(&growth), None).expect("a Vec takes all");
+
+        let report: Value = serde_json::from_slice(&out).expect("the report is JSON");
+        assert!(is_valid(&report), "{report:#}");
+        assert_eq!(report["leaks"][0]["function"], "leak_per_request");
+        assert_eq!(report["leak_detection"]["needed_ns"], 30_000_000_000u64);
+        assert_eq!(json(&lost, None)["leaks"], Value::Null);
     }
 
     #[test]

@@ -11,6 +11,8 @@ pub(super) const SEQ_INCREMENTAL_STATE_CLEARED: u32 = 1;
 pub(super) const SEQ_NEEDS_INCREMENTAL_STATE: u32 = 2;
 /// Of [`TrackEvent::kind`].
 pub(super) const TYPE_COUNTER: i32 = 4;
+/// Of [`TrackEvent::kind`].
+pub(super) const TYPE_INSTANT: i32 = 3;
 /// Of [`CounterDescriptor::unit`].
 pub(super) const UNIT_SIZE_BYTES: i32 = 3;
 
@@ -74,6 +76,8 @@ pub(super) struct TrackEvent {
     pub(super) kind: i32,
     #[prost(uint64, tag = "11")]
     pub(super) track_uuid: u64,
+    #[prost(string, optional, tag = "23")]
+    pub(super) name: Option<String>,
     #[prost(int64, optional, tag = "30")]
     pub(super) counter_value: Option<i64>,
 }
