@@ -81,6 +81,10 @@ wire_enum! {
         Stopped = 19,
         /// A [`Stack`] with room for all frames and a [`StackRest`]: the daemon must finish the walk.
         RawStack = 20,
+        /// A [`Mapping`]: `mprotect` has made a range accessible, if it was not.
+        Commit = 21,
+        /// A [`Mapping`]: `mprotect` has made a range inaccessible (`PROT_NONE`).
+        Decommit = 22,
     }
 }
 
@@ -125,6 +129,8 @@ wire_enum! {
         CustomRealloc = 18,
         /// A function that the user has named as one that takes memory back.
         CustomFree = 19,
+        /// `mprotect` or `pkey_mprotect` that makes address space accessible.
+        Mprotect = 20,
     }
 }
 
@@ -152,7 +158,8 @@ impl Api {
             | Api::Munmap
             | Api::Mremap
             | Api::Brk
-            | Api::CustomFree => false,
+            | Api::CustomFree
+            | Api::Mprotect => false,
         }
     }
 
@@ -178,6 +185,7 @@ impl Api {
             Api::CustomAlloc => "custom alloc",
             Api::CustomRealloc => "custom realloc",
             Api::CustomFree => "custom free",
+            Api::Mprotect => "mprotect",
         }
     }
 }
@@ -273,7 +281,7 @@ pub struct StackRest {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, FromBytes, IntoBytes, Immutable, KnownLayout)]
 #[repr(C)]
 pub struct Mapping {
-    /// Kind `Map`, `Unmap`, `UnmapFailed`, `RemapStart`, `Remap` or `Break`.
+    /// Kind `Map`, `Unmap`, `UnmapFailed`, `RemapStart`, `Remap`, `Break`, `Commit` or `Decommit`.
     pub header: Header,
     /// The range's address (AVMA); the new break.
     pub address: u64,

@@ -3,7 +3,7 @@
 //! ```text
 //!   uprobes       call_enter, call_return, release_enter      the allocator's functions
 //!                 unwind_enter                               exceptions that leave them
-//!   functions     {mmap,munmap,mremap,mprotect,brk}_{enter,exit}  mappings
+//!   functions     {mmap,munmap,mremap,brk,…}_{enter,exit}    mappings
 //!   of the kernel schedule_tail_exit                         the first steps of a process
 //!   tracepoints   sched_process_{fork,exec,exit}, task_rename  life of processes and threads
 //!                 sys_enter, sys_exit                        where functions cannot be watched
@@ -114,6 +114,13 @@ pub fn mremap_exit(ctx: FExitContext) -> i32 {
 #[fexit(function = "__x64_sys_mprotect")]
 pub fn mprotect_exit(ctx: FExitContext) -> i32 {
     vm::function_exit(&ctx, syscall::MPROTECT);
+    0
+}
+
+/// Memory has other rights, and a protection key.
+#[fexit(function = "__x64_sys_pkey_mprotect")]
+pub fn pkey_mprotect_exit(ctx: FExitContext) -> i32 {
+    vm::function_exit(&ctx, syscall::PKEY_MPROTECT);
     0
 }
 

@@ -1,4 +1,4 @@
-//! The address space: `mmap`, `munmap`, `mremap`, `brk`, and code that appears.
+//! The address space: `mmap`, `munmap`, `mremap`, `brk`, `mprotect`, and code that appears.
 //!
 //! As with the heap, memory is released on entry and acquired on return. The functions behind the
 //! system calls are watched themselves (`fentry`, `fexit`), so that no other call costs anything.
@@ -27,10 +27,13 @@ pub mod syscall {
     pub const CLONE: u64 = 56;
     pub const FORK: u64 = 57;
     pub const VFORK: u64 = 58;
+    pub const PKEY_MPROTECT: u64 = 329;
     pub const CLONE3: u64 = 435;
 }
 
 const PROT_EXEC: u64 = 4;
+/// `PROT_READ`, `PROT_WRITE` and `PROT_EXEC`: without any of them it is `PROT_NONE`.
+const PROT_ACCESS: u64 = 7;
 const MAP_SHARED: u64 = 1;
 const MAP_ANONYMOUS: u64 = 0x20;
 const MREMAP_DONTUNMAP: u64 = 4;
@@ -73,7 +76,12 @@ pub fn sys_exit(ctx: &BtfTracePointContext) -> Option<()> {
     // SAFETY: the kernel's tracepoint gives the registers of the call.
     let regs = unsafe { &*regs };
     match regs.orig_rax {
-        syscall::MMAP | syscall::MPROTECT | syscall::MUNMAP | syscall::BRK | syscall::MREMAP => {}
+        syscall::MMAP
+        | syscall::MPROTECT
+        | syscall::PKEY_MPROTECT
+        | syscall::MUNMAP
+        | syscall::BRK
+        | syscall::MREMAP => {}
         syscall::CLONE | syscall::FORK | syscall::VFORK | syscall::CLONE3 => {
             if regs.rax == 0 {
                 process::first_return();
@@ -106,7 +114,7 @@ fn returned(number: u64, regs: &pt_regs, result: u64, context: Context) -> Optio
     // Walked before anything else is known of the call, and the registers are read again behind it:
     // the verifier of 6.1 follows the walk once for each kind of event that is told apart by then,
     // and came near the million instructions that it allows.
-    let stack = if has_stack(number, result) {
+    let stack = if has_stack(number, regs, result) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
         unwind::capture(tgid, process, at, context)
@@ -122,10 +130,13 @@ fn returned(number: u64, regs: &pt_regs, result: u64, context: Context) -> Optio
             maps_code = makes_code;
             mapping(Kind::Map, Api::Mmap, mmap_flags(regs), result, regs.rsi)
         }
-        syscall::MPROTECT if !failed && makes_code => {
-            increment(&CODE_CHANGES, process);
-            process::send_current(Kind::CodeChanged, Urgency::WakeUp);
-            return None;
+        syscall::MPROTECT | syscall::PKEY_MPROTECT if !failed => {
+            if makes_code {
+                increment(&CODE_CHANGES, process);
+                process::send_current(Kind::CodeChanged, Urgency::WakeUp);
+            }
+            let kind = if regs.rdx & PROT_ACCESS != 0 { Kind::Commit } else { Kind::Decommit };
+            mapping(kind, Api::Mprotect, 0, regs.rdi, regs.rsi)
         }
         syscall::MUNMAP if failed => mapping(Kind::UnmapFailed, Api::Munmap, 0, regs.rdi, regs.rsi),
         syscall::MREMAP if failed => mapping(Kind::UnmapFailed, Api::Mremap, 0, regs.rdi, regs.rsi),
@@ -155,9 +166,12 @@ fn returned(number: u64, regs: &pt_regs, result: u64, context: Context) -> Optio
 
 /// Whether the call made an event that says where it was made.
 #[inline(always)]
-fn has_stack(number: u64, result: u64) -> bool {
+fn has_stack(number: u64, regs: &pt_regs, result: u64) -> bool {
     match number {
         syscall::MMAP | syscall::MREMAP => result < FIRST_ERROR,
+        syscall::MPROTECT | syscall::PKEY_MPROTECT => {
+            result < FIRST_ERROR && regs.rdx & PROT_ACCESS != 0
+        }
         syscall::BRK => true,
         _ => false,
     }

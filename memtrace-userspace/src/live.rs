@@ -29,6 +29,7 @@ pub mod privilege;
 mod probed;
 pub mod probes;
 pub mod process;
+mod reserved;
 mod ring_meter;
 pub mod selection;
 pub mod table_cache;

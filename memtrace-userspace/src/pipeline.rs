@@ -243,6 +243,14 @@ impl Pipeline {
                 self.event(time);
                 self.move_break(tid, old, new, stack);
             }
+            &Record::Commit { time, tid, start, length, stack } => {
+                self.event(time);
+                self.commit(tid, start, length, stack);
+            }
+            &Record::Decommit { time, tid, start, length } => {
+                self.event(time);
+                self.decommit(tid, start, length);
+            }
             Record::Session(session) => self.session = Some(Arc::new(session.clone())),
             Record::Probe(probe) => self.probe(probe),
             Record::Process(process) => {

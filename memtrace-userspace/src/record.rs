@@ -74,6 +74,11 @@ pub enum Record {
     Remap { time: Time, tid: Tid, start: Avma, length: u64, stack: WireStackId },
     /// The program break moved from `old` to `new`.
     Break { time: Time, tid: Tid, old: Avma, new: Avma, stack: WireStackId },
+    /// What of this range was address space only is memory from now on (`mprotect`); anything else
+    /// in it stays what it is.
+    Commit { time: Time, tid: Tid, start: Avma, length: u64, stack: WireStackId },
+    /// What of this range was memory is address space only from now on (`PROT_NONE`).
+    Decommit { time: Time, tid: Tid, start: Avma, length: u64 },
     /// `child` was forked from `parent`: it inherits a copy of its memory.
     Fork { time: Time, parent: Pid, child: Pid },
     /// The process runs a new program; all its memory is gone.
@@ -91,7 +96,8 @@ pub enum Record {
     /// The user marked this moment.
     Mark { time: Time, text: String },
     /// `pid` holds this now: a heap block of thread `tid`, or, of an API that maps, a piece of a
-    /// mapping; without an API, address space only. Says what went before a heap snapshot.
+    /// mapping; without an API, address space only. Says what went before a heap snapshot, and what
+    /// a process had reserved when it was attached to.
     Held {
         born: Time,
         pid: Pid,
@@ -128,6 +134,8 @@ impl Record {
             | &Record::RemapStart { time, .. }
             | &Record::Remap { time, .. }
             | &Record::Break { time, .. }
+            | &Record::Commit { time, .. }
+            | &Record::Decommit { time, .. }
             | &Record::Fork { time, .. }
             | &Record::Exec { time, .. }
             | &Record::Exit { time, .. }

@@ -164,6 +164,10 @@ pub const PID_REUSE: Program = program("pid_reuse", "pid_reuse.c", Toolchain::C)
 pub const THREAD_CHURN: Program = program("thread_churn", "thread_churn.c", Toolchain::C);
 /// `mmap`, `munmap`, `mremap`, `brk`.
 pub const MAPPINGS: Program = program("mappings", "mappings.c", Toolchain::C);
+/// Address space that becomes memory, and the way back.
+pub const RESERVED: Program = program("reserved", "reserved.c", Toolchain::C);
+/// Arenas of threads, older and younger than the attach.
+pub const ARENAS: Program = program("arenas", "arenas.c", Toolchain::C);
 /// Mappings beyond 4 GiB.
 pub const BIG_MAPPING: Program = program("big_mapping", "big_mapping.c", Toolchain::C);
 /// Memory from before the attach.
@@ -276,6 +280,8 @@ pub const ALL: &[Program] = &[
     PID_REUSE,
     THREAD_CHURN,
     MAPPINGS,
+    RESERVED,
+    ARENAS,
     BIG_MAPPING,
     BEFORE_ATTACH,
     STEADY,

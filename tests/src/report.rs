@@ -132,7 +132,7 @@ impl Frame {
 
 /// Whether an API makes mappings rather than heap blocks.
 pub fn is_mapping_api(api: &str) -> bool {
-    matches!(api, "mmap" | "munmap" | "mremap" | "brk")
+    matches!(api, "mmap" | "munmap" | "mremap" | "brk" | "mprotect")
 }
 
 fn parse_stack(json: &Value) -> Result<Stack> {

@@ -82,6 +82,7 @@ tests_of! {
     exec_again: EXEC_AGAIN, Complete;
     thread_churn: THREAD_CHURN, Complete;
     mappings: MAPPINGS, Complete;
+    reserved: RESERVED, Complete;
     big_mapping: BIG_MAPPING, Complete;
     filtered: FILTERED, Complete;
     rust_program: RUST_PROGRAM, Complete;

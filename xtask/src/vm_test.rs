@@ -62,6 +62,7 @@ const SELECTION: &[(&str, &[&str])] = &[
             "fork_both::",
             "exec_again::",
             "mappings::",
+            "reserved::",
             "dlopen_plugins::",
             "thread_churn::",
             "filtered::",

@@ -323,7 +323,10 @@ impl Tracer {
                 jit_names: JitNames::new(info),
             },
         );
-        let begun = self.update_code(pid).and_then(|()| self.note_threads(pid, time));
+        let mut begun = self.update_code(pid).and_then(|()| self.note_threads(pid, time));
+        if arrival == Arrival::Running {
+            begun = begun.and_then(|()| self.note_reserved(pid, time));
+        }
         if begun.is_err() {
             self.exited(pid, time);
         }

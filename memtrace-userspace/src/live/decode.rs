@@ -111,7 +111,9 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         | Kind::UnmapFailed
         | Kind::RemapStart
         | Kind::Remap
-        | Kind::Break => Event::Mapping(kind, read(bytes, header.kind)?.0),
+        | Kind::Break
+        | Kind::Commit
+        | Kind::Decommit => Event::Mapping(kind, read(bytes, header.kind)?.0),
         Kind::ThreadStart
         | Kind::ThreadExit
         | Kind::ThreadName

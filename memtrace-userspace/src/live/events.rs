@@ -99,6 +99,8 @@ impl Tracer {
                 self.out.push(Record::RemapStart { time, tid, start, length });
             }
             Kind::Remap => self.out.push(Record::Remap { time, tid, start, length, stack }),
+            Kind::Commit => self.out.push(Record::Commit { time, tid, start, length, stack }),
+            Kind::Decommit => self.out.push(Record::Decommit { time, tid, start, length }),
             Kind::Break => {
                 let Some(traced) = pid.and_then(|pid| self.processes.get_mut(&pid)) else {
                     return Ok(());

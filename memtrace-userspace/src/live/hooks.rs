@@ -10,6 +10,7 @@ use std::os::fd::{AsFd, AsRawFd};
 
 use aya::programs::{Program, ProgramError};
 use aya::{Btf, Ebpf};
+use aya_obj::btf::BtfKind;
 use rayon::prelude::*;
 
 use super::loader::LoadError;
@@ -28,6 +29,9 @@ const FUNCTIONS: [Hook; 8] = [
     ("schedule_tail_exit", "schedule_tail"),
 ];
 
+/// A kernel without protection keys has no such function, and nothing to watch.
+const PKEY_MPROTECT: Hook = ("pkey_mprotect_exit", "__x64_sys_pkey_mprotect");
+
 /// What does their work where functions cannot be watched.
 const SYSTEM_CALLS: [Hook; 2] = [("sys_enter", "sys_enter"), ("sys_exit", "sys_exit")];
 
@@ -42,7 +46,9 @@ const LIFE: [Hook; 4] = [
 /// Loads and attaches them. They stay as long as `ebpf` does.
 pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), LoadError> {
     watch(ebpf, btf, &LIFE).map_err(LoadError::refused)?;
-    let Err(error) = watch(ebpf, btf, &FUNCTIONS) else {
+    let keys = btf.id_by_type_name_kind(PKEY_MPROTECT.1, BtfKind::Func).ok().map(|_| PKEY_MPROTECT);
+    let functions: Vec<Hook> = FUNCTIONS.into_iter().chain(keys).collect();
+    let Err(error) = watch(ebpf, btf, &functions) else {
         tracing::debug!("mappings are watched at the kernel's functions");
         return Ok(());
     };
@@ -67,6 +73,7 @@ pub(super) fn attach(ebpf: &mut Ebpf, btf: &Btf) -> Result<(), LoadError> {
 pub(super) fn missed(ebpf: &Ebpf) -> u64 {
     FUNCTIONS
         .iter()
+        .chain([&PKEY_MPROTECT])
         .filter_map(|(name, _)| {
             let fd = ebpf.program(name)?.fd().ok()?;
             let path = format!("/proc/self/fdinfo/{}", fd.as_fd().as_raw_fd());

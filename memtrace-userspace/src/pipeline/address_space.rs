@@ -1,4 +1,4 @@
-//! The address space's rules: what `mmap`, `munmap`, `mremap` and `brk` change.
+//! The address space's rules: what `mmap`, `munmap`, `mremap`, `brk` and `mprotect` change.
 
 use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
@@ -110,6 +110,37 @@ impl Pipeline {
             let outcome = self.change_mappings(process, |m, room| m.unmap(pages, room));
             self.post_outcome(process, outcome);
         }
+    }
+
+    /// What of the range was reserved is memory from now on, charged to whoever asked for it.
+    pub(super) fn commit(&mut self, tid: Tid, start: Avma, length: u64, stack: WireStackId) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        self.forget_released(thread, process);
+        let Some(pages) = Pages::touched(start, length) else {
+            return;
+        };
+        // Most calls change what is memory already, and are not worth a site.
+        if !self.processes.running(process).mappings.has_reserved(pages) {
+            return;
+        }
+        let origin = self.origin(thread, stack, Api::Mprotect);
+        let outcome = self.change_mappings(process, |m, room| m.commit(pages, origin, room));
+        self.post_outcome(process, outcome);
+    }
+
+    /// What of the range was memory is address space only from now on.
+    pub(super) fn decommit(&mut self, tid: Tid, start: Avma, length: u64) {
+        let Some(Actor { thread, process }) = self.actor(tid) else {
+            return;
+        };
+        self.forget_released(thread, process);
+        let Some(pages) = Pages::touched(start, length) else {
+            return;
+        };
+        let outcome = self.change_mappings(process, |m, room| m.decommit(pages, room));
+        self.post_outcome(process, outcome);
     }
 
     /// What a thread's `munmap` or `mremap` under way took, and from whom.

@@ -316,7 +316,7 @@ impl Pipeline {
             .iter()
             .map(|(course, _)| (course.site, Survivors::new(histories.start(course), self.now)))
             .collect();
-        survey(&self.processes, &mut survivors);
+        survey(&self.processes, &self.stacks, &mut survivors);
         let mut verdicts = Vec::new();
         for (course, held_bytes) in candidates {
             let site = course.site;

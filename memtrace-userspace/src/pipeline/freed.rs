@@ -43,7 +43,9 @@ impl FreedRanges {
             Record::Map { start, length, .. }
             | Record::Unmap { start, length, .. }
             | Record::RemapStart { start, length, .. }
-            | Record::Remap { start, length, .. } => self.cut(*start, *length),
+            | Record::Remap { start, length, .. }
+            | Record::Commit { start, length, .. }
+            | Record::Decommit { start, length, .. } => self.cut(*start, *length),
             Record::Break { old, new, .. } => {
                 self.cut((*old).min(*new), old.0.abs_diff(new.0));
             }

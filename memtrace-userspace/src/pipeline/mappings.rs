@@ -1,12 +1,24 @@
 //! The address space of a process, as far as its calls have made it.
 //!
-//! In: ranges that are mapped and unmapped. Out: [`Posting`]s, what to charge to which site. A
-//! mapping dies piecemeal, so it is more than one piece, and counts as freed with its last one:
+//! In: ranges that are mapped and unmapped, or change between memory and mere address space. Out:
+//! [`Posting`]s, what to charge to which site. A mapping dies piecemeal, so it is more than one
+//! piece, and counts as freed with its last one:
 //!
 //! ```text
 //!   map     |################|     1 allocation
 //!   unmap        |#####|
 //!   left    |####|     |#####|     2 pieces of it: live_blocks 1, frees 0
+//! ```
+//!
+//! Address space without access (`PROT_NONE`) is a mapping that nobody is charged for. What becomes
+//! accessible in it is a new one, charged to whoever asked for that; what becomes inaccessible again
+//! is released:
+//!
+//! ```text
+//!   map     |----------------|     PROT_NONE: no allocation
+//!   commit    |####|  |##|         two calls, 2 allocations
+//!   commit  |################|     1 allocation of what was left, in three pieces
+//!   decommit   |----------|
 //! ```
 //!
 //! `munmap` and `mremap` take their range on entry. What they took, [`Released`], is kept until
@@ -131,6 +143,14 @@ struct Mapping {
     cuts: u32,
 }
 
+/// What a piece is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Holding {
+    Memory,
+    /// Address space only.
+    Reserved,
+}
+
 #[derive(Clone, Copy, Debug)]
 struct Piece {
     end: u64,
@@ -165,7 +185,7 @@ impl Mappings {
         let mut ledger = Ledger::new(self, room);
         let cuts = ledger.cut(pages);
         ledger.forget(&cuts);
-        ledger.add(pages, origin);
+        ledger.add(&[pages], origin, Claim::Own);
         ledger.outcome
     }
 
@@ -180,7 +200,7 @@ impl Mappings {
         let mut ledger = Ledger::new(self, room);
         let cuts = ledger.cut(pages);
         ledger.forget(&cuts);
-        ledger.add_claimed(pages, origin, claim);
+        ledger.add(&[pages], origin, claim);
         ledger.outcome
     }
 
@@ -200,6 +220,38 @@ impl Mappings {
         released.cuts.iter().map(|cut| {
             let origin = self.mappings[cut.mapping.0 as usize].origin;
             (Avma(cut.pages.start), cut.pages.bytes(), origin)
+        })
+    }
+
+    /// Whether any of the pages are address space only.
+    pub(super) fn has_reserved(&self, pages: Pages) -> bool {
+        self.overlapping(pages, Holding::Reserved).next().is_some()
+    }
+
+    /// Makes one mapping of all pages that were address space only.
+    pub(super) fn commit(&mut self, pages: Pages, origin: Origin, room: usize) -> Outcome {
+        let reserved: Vec<Pages> = self.overlapping(pages, Holding::Reserved).collect();
+        let mut ledger = Ledger::new(self, room);
+        ledger.replace(&reserved, Some(origin));
+        ledger.outcome
+    }
+
+    /// Makes address space of all pages that were memory.
+    pub(super) fn decommit(&mut self, pages: Pages, room: usize) -> Outcome {
+        let memory: Vec<Pages> = self.overlapping(pages, Holding::Memory).collect();
+        let mut ledger = Ledger::new(self, room);
+        ledger.replace(&memory, None);
+        ledger.outcome
+    }
+
+    /// The parts of `pages` that hold such pieces, in ascending order.
+    fn overlapping(&self, pages: Pages, holding: Holding) -> impl Iterator<Item = Pages> {
+        let Pages { start, end } = pages;
+        let before = self.pieces.range(..start).next_back().filter(|(_, piece)| piece.end > start);
+        before.into_iter().chain(self.pieces.range(start..end)).filter_map(move |(&left, piece)| {
+            let origin = self.mappings[piece.mapping.0 as usize].origin;
+            let found = if origin.is_some() { Holding::Memory } else { Holding::Reserved };
+            (found == holding).then(|| Pages { start: left.max(start), end: piece.end.min(end) })
         })
     }
 
@@ -272,7 +324,8 @@ impl Mappings {
                 Some(cut) => ledger.mapping(cut.mapping).origin.map(|_| growth),
                 None => Some(growth),
             };
-            ledger.add(Pages { start: pages.start + kept, end: pages.end }, origin);
+            let grown = Pages { start: pages.start + kept, end: pages.end };
+            ledger.add(&[grown], origin, Claim::Own);
         }
         ledger.forget(cuts);
         ledger.outcome
@@ -361,28 +414,39 @@ impl<'m> Ledger<'m> {
         room
     }
 
-    /// A new mapping, where nothing is mapped.
-    fn add(&mut self, pages: Pages, origin: Option<Origin>) {
-        self.add_claimed(pages, origin, Claim::Own);
+    /// A new mapping instead of what is mapped there, a piece of it in each part.
+    fn replace(&mut self, parts: &[Pages], origin: Option<Origin>) {
+        for &pages in parts {
+            let cuts = self.cut(pages);
+            self.forget(&cuts);
+        }
+        self.add(parts, origin, Claim::Own);
     }
 
-    fn add_claimed(&mut self, pages: Pages, origin: Option<Origin>, claim: Claim) {
-        if !self.has_room() {
+    /// A new mapping, where nothing is mapped, a piece of it in each part.
+    fn add(&mut self, parts: &[Pages], origin: Option<Origin>, claim: Claim) {
+        let room = self.most_pieces.saturating_sub(self.mappings.pieces.len());
+        let (parts, beyond) = parts.split_at(parts.len().min(room));
+        self.outcome.left_out += beyond.len() as u64;
+        if parts.is_empty() {
             return;
         }
-        let mapping = Mapping { origin, claim, pieces: 1, cuts: 0 };
+        let mapping = Mapping { origin, claim, pieces: parts.len() as u32, cuts: 0 };
         let id = self.mappings.vacant.pop();
         let id = id.unwrap_or(MappingId(self.mappings.mappings.len() as u32));
         match self.mappings.mappings.get_mut(id.0 as usize) {
             Some(slot) => *slot = mapping,
             None => self.mappings.mappings.push(mapping),
         }
-        self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
+        for pages in parts {
+            self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
+        }
         let change = match claim {
             Claim::Own => Change::Acquire,
             Claim::Inherited | Claim::Earlier => claim.reclaim(),
         };
-        self.post(origin, change, 1, pages.bytes());
+        let bytes = parts.iter().map(|pages| pages.bytes()).sum();
+        self.post(origin, change, 1, bytes);
     }
 
     /// Takes out everything in `pages`, in ascending order. To be forgotten in the end.

@@ -112,7 +112,10 @@ impl Pipeline {
         let (claim, change) = match self.before {
             Before::Range { .. } => (Claim::Earlier, Change::Hold),
             Before::Nothing | Before::Moment => {
-                self.before = Before::Moment;
+                // A process that was attached to tells what it had reserved, and goes on.
+                if api.is_some() {
+                    self.before = Before::Moment;
+                }
                 (Claim::Own, Change::Acquire)
             }
         };
@@ -142,7 +145,7 @@ impl Pipeline {
                 // It is no growth, so it is no spike.
                 self.heap_peak.settle(self.now);
             }
-            Some(Api::Mmap | Api::Mremap | Api::Brk) | None => {
+            Some(Api::Mmap | Api::Mremap | Api::Brk | Api::Mprotect) | None => {
                 let Some(pages) = Pages::touched(start, length) else {
                     return;
                 };

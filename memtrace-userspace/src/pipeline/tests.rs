@@ -1,6 +1,7 @@
 //! Short traces and what must come of them; [`twin`] compares long ones with a stupid twin.
 
 mod address_space;
+mod commit;
 mod freed;
 mod heap;
 mod journal;
@@ -182,6 +183,16 @@ fn remap_start(time: u64, tid: u32, start: u64, pages: u64) -> Record {
 fn remap(time: u64, tid: u32, start: u64, pages: u64, stack: u64) -> Record {
     let (start, length) = (Avma(start * 4096), pages * 4096);
     Record::Remap { time: Time(time), tid: Tid(tid), start, length, stack: WireStackId(stack) }
+}
+
+fn commit(time: u64, tid: u32, start: u64, pages: u64, stack: u64) -> Record {
+    let (start, length) = (Avma(start * 4096), pages * 4096);
+    Record::Commit { time: Time(time), tid: Tid(tid), start, length, stack: WireStackId(stack) }
+}
+
+fn decommit(time: u64, tid: u32, start: u64, pages: u64) -> Record {
+    let (start, length) = (Avma(start * 4096), pages * 4096);
+    Record::Decommit { time: Time(time), tid: Tid(tid), start, length }
 }
 
 /// Addresses in bytes.

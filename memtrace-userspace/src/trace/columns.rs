@@ -39,6 +39,8 @@ mod kind {
     pub(super) const REMAP: u8 = 10;
     pub(super) const BREAK: u8 = 11;
     pub(super) const HELD: u8 = 12;
+    pub(super) const COMMIT: u8 = 13;
+    pub(super) const DECOMMIT: u8 = 14;
 }
 
 /// Mask of a [`kind`] in an operation.

@@ -63,7 +63,9 @@ pub(super) fn bytes_bound(record: &Record) -> usize {
         | Record::UnmapFailed { .. }
         | Record::RemapStart { .. }
         | Record::Remap { .. }
-        | Record::Break { .. } => return 0,
+        | Record::Break { .. }
+        | Record::Commit { .. }
+        | Record::Decommit { .. } => return 0,
         Record::Session(Session { tool_version, kernel, .. }) => {
             text(tool_version.as_bytes()).saturating_add(text(kernel.as_bytes()))
         }

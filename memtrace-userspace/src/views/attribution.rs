@@ -92,6 +92,7 @@ const ALLOCATOR: &[&str] = &[
     "__malloc",
     "__mmap",
     "__mmap64",
+    "__mprotect",
     "__mremap",
     "__munmap",
     "__posix_memalign",
@@ -111,8 +112,10 @@ const ALLOCATOR: &[&str] = &[
     "memalign",
     "mmap",
     "mmap64",
+    "mprotect",
     "mremap",
     "munmap",
+    "pkey_mprotect",
     "posix_memalign",
     "pvalloc",
     "realloc",
@@ -198,8 +201,8 @@ fn is_c_library(module: &str) -> bool {
     ["libc.", "libc-", "ld-linux", "ld-musl", "ld-2."].iter().any(|start| file.starts_with(start))
 }
 
-/// What the functions of jemalloc, mimalloc and tcmalloc start with.
-const ALLOCATOR_PREFIXES: &[&str] = &["_mi_", "je_", "mi_", "tc_", "tcmalloc::"];
+/// What the functions of jemalloc, mimalloc and tcmalloc start with, and V8's names for system calls.
+const ALLOCATOR_PREFIXES: &[&str] = &["_mi_", "je_", "mi_", "tc_", "tcmalloc::", "v8::base::OS::"];
 
 /// A procedure linkage table entry, as symbolizers name it: `malloc@plt`.
 fn is_plt_stub(function: &str) -> bool {
@@ -461,6 +464,8 @@ mod tests {
             "je_arena_malloc_hard",
             "mi_heap_malloc",
             "tc_newarray",
+            "__mprotect",
+            "v8::base::OS::SetPermissions(void*, unsigned long, v8::base::OS::MemoryPermission)",
             "operator new(unsigned long)",
             "operator new[](unsigned long, std::align_val_t)",
             "operator new",

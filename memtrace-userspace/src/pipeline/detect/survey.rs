@@ -2,11 +2,12 @@
 //!
 //! Birth times are kept with the blocks, so survival costs nothing until somebody asks.
 
+use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 use crate::pipeline::account::Claim;
 use crate::pipeline::processes::Processes;
-use crate::pipeline::stacks::SiteId;
+use crate::pipeline::stacks::{SiteId, Stacks};
 use crate::record::Time;
 
 /// In how many spans a site's time is cut.
@@ -60,7 +61,11 @@ impl Survivors {
 }
 
 /// Counts what lives of each site in `survivors`. Copies that `fork` made are their originals'.
-pub(super) fn survey(processes: &Processes, survivors: &mut FxHashMap<SiteId, Survivors>) {
+pub(super) fn survey(
+    processes: &Processes,
+    stacks: &Stacks,
+    survivors: &mut FxHashMap<SiteId, Survivors>,
+) {
     if survivors.is_empty() {
         return;
     }
@@ -90,6 +95,12 @@ pub(super) fn survey(processes: &Processes, survivors: &mut FxHashMap<SiteId, Su
                 }
             }
         }
+        // An allocator that grows a reservation page by page has no sampled block in most pieces.
+        spread(&mut is_allocators, |before, after| {
+            let (before, after) = (&pieces[before], &pieces[after]);
+            before.end == after.start
+                && [before, after].iter().all(|it| stacks.api(it.origin.site) == Api::Mprotect)
+        });
         for (piece, is_allocators) in pieces.iter().zip(is_allocators) {
             let bytes = piece.end - piece.start;
             if let Some(survivors) = survivors.get_mut(&piece.origin.site) {
@@ -99,5 +110,32 @@ pub(super) fn survey(processes: &Processes, survivors: &mut FxHashMap<SiteId, Su
                 }
             }
         }
+    }
+}
+
+/// Marks every neighbour of a marked place, and its neighbours, in both directions.
+fn spread(marks: &mut [bool], are_neighbours: impl Fn(usize, usize) -> bool) {
+    let mut start = 0;
+    for end in 1..=marks.len() {
+        if end == marks.len() || !are_neighbours(end - 1, end) {
+            let run = &mut marks[start..end];
+            let is_marked = run.contains(&true);
+            run.fill(is_marked);
+            start = end;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mark_spreads_over_its_run_and_no_further() {
+        let mut marks = [false, false, true, false, false, false];
+
+        spread(&mut marks, |_, after| after != 1 && after != 4);
+
+        assert_eq!(marks, [false, true, true, true, false, false]);
     }
 }

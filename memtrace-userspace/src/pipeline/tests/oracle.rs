@@ -375,6 +375,25 @@ impl Oracle {
                     }
                 }
             }
+            Record::Commit { time, tid, start, length, stack } => {
+                self.event(time.0);
+                if let Some(thread) = self.actor(tid) {
+                    self.threads[thread].released = None;
+                    let reserved = self.those(thread, pages(start.0, length), false);
+                    if !reserved.is_empty() {
+                        let key = self.key(stack.0);
+                        self.map(thread, reserved, key, Api::Mprotect, true);
+                    }
+                }
+            }
+            Record::Decommit { time, tid, start, length } => {
+                self.event(time.0);
+                if let Some(thread) = self.actor(tid) {
+                    self.threads[thread].released = None;
+                    let memory = self.those(thread, pages(start.0, length), true);
+                    self.map(thread, memory, missing(), Api::Mprotect, false);
+                }
+            }
             Record::Fork { time, parent, child } => {
                 self.pass(time.0);
                 self.fork(parent.0, child.0);
@@ -467,9 +486,26 @@ impl Oracle {
             .position(|m| m.process == process && m.program == program && m.pages.contains(&page))
     }
 
-    fn map(&mut self, thread: usize, range: Range<u64>, key: Key, api: Api, counted: bool) {
+    /// Those pages that are in mappings which count, or in others.
+    fn those(&self, thread: usize, range: Range<u64>, counted: bool) -> BTreeSet<u64> {
         let process = self.threads[thread].process;
-        self.unmap(process, range.clone());
+        let counts = |page: &u64| {
+            self.mapping_at(process, *page).is_some_and(|m| self.mappings[m].counted == counted)
+        };
+        range.filter(counts).collect()
+    }
+
+    fn map(
+        &mut self,
+        thread: usize,
+        pages: impl IntoIterator<Item = u64>,
+        key: Key,
+        api: Api,
+        counted: bool,
+    ) {
+        let process = self.threads[thread].process;
+        let pages: BTreeSet<u64> = pages.into_iter().collect();
+        self.unmap(process, pages.iter().copied());
         self.mappings.push(Mapping {
             process,
             program: self.processes[process].program,
@@ -477,15 +513,15 @@ impl Oracle {
             api,
             counted,
             inherited: false,
-            size: range.end - range.start,
-            pages: range.collect(),
+            size: pages.len() as u64,
+            pages,
             abandoned: false,
         });
     }
 
-    fn unmap(&mut self, process: usize, range: Range<u64>) -> Vec<(usize, u64)> {
+    fn unmap(&mut self, process: usize, pages: impl IntoIterator<Item = u64>) -> Vec<(usize, u64)> {
         let mut taken = vec![];
-        for page in range {
+        for page in pages {
             if let Some(mapping) = self.mapping_at(process, page) {
                 self.mappings[mapping].pages.remove(&page);
                 taken.push((mapping, page));

@@ -67,6 +67,14 @@ pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
                 Record::Remap { time, tid, start, length, stack }
             }
         ),
+        3 => (tid(), page(), length(), wire()).prop_map(
+            move |(tid, (start, _), length, stack)| {
+                Record::Commit { time, tid, start, length, stack }
+            }
+        ),
+        2 => (tid(), page(), length()).prop_map(move |(tid, (start, _), length)| {
+            Record::Decommit { time, tid, start, length }
+        }),
         2 => (tid(), page(), page(), wire(), any::<bool>()).prop_map(
             move |(tid, old, new, stack, first)| {
                 let old = if first { Avma(0) } else { Avma(old.0.0 + old.1) };
@@ -144,6 +152,8 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::RemapStart { time, .. }
         | Record::Remap { time, .. }
         | Record::Break { time, .. }
+        | Record::Commit { time, .. }
+        | Record::Decommit { time, .. }
         | Record::Fork { time, .. }
         | Record::Exec { time, .. }
         | Record::Exit { time, .. }

@@ -133,6 +133,17 @@ impl Decoder {
                 let new = Avma(old.0.wrapping_add(growth));
                 Ok(Record::Break { time, tid, old, new, stack })
             }
+            kind::COMMIT => {
+                let (time, tid, thread) = self.who()?;
+                let stack = self.stack(thread, operation)?.1;
+                let (start, length) = self.range()?;
+                Ok(Record::Commit { time, tid, start, length, stack })
+            }
+            kind::DECOMMIT => {
+                let (time, tid, _) = self.who()?;
+                let (start, length) = self.range()?;
+                Ok(Record::Decommit { time, tid, start, length })
+            }
             kind::HELD => {
                 let (pid, tid) = rows::decode_holder(&mut self.columns[column::ROWS])?;
                 let api = match self.columns[column::APIS].byte()? {

@@ -133,6 +133,19 @@ impl Encoder {
                 self.columns[column::OPERATIONS].push(kind::BREAK | flag);
                 self.range(*old, new.0.wrapping_sub(old.0));
             }
+            Record::Commit { time, tid, start, length, stack } => {
+                self.timed(*time);
+                let thread = self.thread(*tid);
+                let flag = self.stack(thread, *stack);
+                self.columns[column::OPERATIONS].push(kind::COMMIT | flag);
+                self.range(*start, *length);
+            }
+            Record::Decommit { time, tid, start, length } => {
+                self.timed(*time);
+                self.thread(*tid);
+                self.columns[column::OPERATIONS].push(kind::DECOMMIT);
+                self.range(*start, *length);
+            }
             Record::Stack { id, pid, end, frames } => {
                 rows::put_stack(row, model, *pid, *end, frames);
                 let index = self.stack_index(*id);

@@ -80,6 +80,8 @@ fn records() -> Vec<Record> {
         Record::Unmap { time: now(), tid, start: range, length: 4096 },
         Record::UnmapFailed { time: now(), tid },
         Record::Break { time: now(), tid, old: Avma(0x1000), new: Avma(0x800), stack },
+        Record::Commit { time: now(), tid, start: range, length: 8192, stack },
+        Record::Decommit { time: now(), tid, start: range, length: 4096 },
         Record::Fork { time: now(), parent: pid, child },
         Record::Exec { time: now(), pid: child, exe: b"/bin/ls".to_vec(), command: vec![] },
         Record::Exit { time: now(), pid: child },

@@ -18,7 +18,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 32;
+pub(super) const VARIANTS: usize = 34;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -55,6 +55,8 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::Mark { .. } => 29,
         Record::Held { .. } => 30,
         Record::MemoryDetail { .. } => 31,
+        Record::Commit { .. } => 32,
+        Record::Decommit { .. } => 33,
     }
 }
 
@@ -260,6 +262,11 @@ fn mapping() -> impl Strategy<Value = Record> {
         ),
         (time(), tid(), address(), address(), stack_id())
             .prop_map(|(time, tid, old, new, stack)| Record::Break { time, tid, old, new, stack }),
+        (time(), tid(), address(), number(), stack_id()).prop_map(
+            |(time, tid, start, length, stack)| Record::Commit { time, tid, start, length, stack }
+        ),
+        (time(), tid(), address(), number())
+            .prop_map(|(time, tid, start, length)| Record::Decommit { time, tid, start, length }),
     ]
 }
 

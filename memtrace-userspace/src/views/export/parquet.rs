@@ -363,6 +363,12 @@ fn event(record: &Record) -> Option<Event> {
         Record::Break { time, tid, old, new, stack: _ } => {
             event(time, tid, "break", Some(Api::Brk), Some(new.0), Some(new.0.abs_diff(old.0)))
         }
+        Record::Commit { time, tid, start, length, stack: _ } => {
+            event(time, tid, "commit", Some(Api::Mprotect), Some(start.0), Some(length))
+        }
+        Record::Decommit { time, tid, start, length } => {
+            event(time, tid, "decommit", Some(Api::Mprotect), Some(start.0), Some(length))
+        }
         Record::Held { born, pid: _, tid, api, start, length, stack: _ } => {
             event(born, tid, "held", api, Some(start.0), Some(length))
         }
