@@ -223,7 +223,7 @@ fn process_without_losses_ends_with_status_0() -> Result<()> {
 fn stop_that_would_take_too_long_is_given_up_and_the_target_goes_on() -> Result<()> {
     privileged!();
     let mut target = start_waiting(&program::LEAK.build(FramePointers::Omitted)?)?;
-    let leaks = watch(&target, &["--max-stop", "1ms"])?;
+    let leaks = watch(&target, &["--max-stop", "0.001ms"])?;
 
     leaks.signal("INT")?;
     let leaks = leaks.finish()?;
