@@ -50,7 +50,7 @@ fn report_as_a_side_of_a_diff_is_as_good_as_its_trace() {
         text(&output.stdout)
     };
 
-    let expected = "[server\\x1b[2J] 900 1900\n";
+    let expected = "?? in server\\x1b[2J 900 1900\n";
     for (old, new) in [(&old, &new), (&old_report, &new), (&old, &new_report)] {
         assert_eq!(folded(old, new), expected);
     }
@@ -77,7 +77,7 @@ fn rates_compare_sessions_of_different_length() {
 
     let output = memtrace(&["diff", utf8(&old), utf8(&new), "--per-second", "--format", "folded"]);
 
-    assert_eq!(text(&output.stdout), "[server\\x1b[2J] 100 100\n");
+    assert_eq!(text(&output.stdout), "?? in server\\x1b[2J 100 100\n");
     let live = memtrace(&["diff", utf8(&old), utf8(&new), "--per-second", "--sort", "live"]);
     assert_error(&live, "choose --sort allocated or --sort allocations");
 }
