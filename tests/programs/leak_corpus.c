@@ -82,6 +82,14 @@ NOINLINE static void leak_string(int step) { (void)step; keep_it(strdup("a strin
 
 NOINLINE static void leak_buffer(int step) { if (step % 25 == 0) keep_it(malloc(256 << 10)); }
 
+NOINLINE static void leak_pair(int step) { if (step % 4 == 0) { keep_it(malloc(64)); keep_it(malloc(1500)); } }
+
+NOINLINE static void leak_random_sizes(int step) { (void)step; if (below(2)) keep_it(malloc(100 + below(4000))); }
+
+NOINLINE static void leak_larger_blocks(int step) { keep_it(malloc(400 + (size_t)step)); }
+
+NOINLINE static void leak_cache_lines(int step) { if (step % 2 == 0) keep_it(aligned_alloc(64, 640)); }
+
 NOINLINE static void leak_calloc(int step) { if (step % 10 == 0) keep_it(calloc(100, 80)); }
 
 NOINLINE static void leak_aligned(int step) {
@@ -272,7 +280,9 @@ static const struct program {
     {"leak_buffer", leak_buffer}, {"leak_calloc", leak_calloc}, {"leak_aligned", leak_aligned},
     {"leak_mapping", leak_mapping}, {"leak_by_realloc", leak_by_realloc},
     {"leak_one_in_hundred", slow_leak}, {"leak_in_churn", rare_leak},
-    {"leak_cache_entry", leak_cache_entry},
+    {"leak_cache_entry", leak_cache_entry}, {"leak_pair", leak_pair},
+    {"leak_random_sizes", leak_random_sizes}, {"leak_larger_blocks", leak_larger_blocks},
+    {"leak_cache_lines", leak_cache_lines},
     {"leak_cache_that_evicts_too_little", half_a_cache}, {"leak_beside_a_cache", leak_and_cache},
     {"leak_after_warm_up", leak_after_warm_up}, {"leak_in_bursts", leak_in_bursts},
     {"leak_in_one_thread", four_threads}, {"leak_node", leak_node}, {"leak_on_error", error_path},
