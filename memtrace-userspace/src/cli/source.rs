@@ -91,7 +91,7 @@ impl SymbolArguments {
         let debug_dirs = self.debug_dirs.iter().cloned().chain(in_roots).chain(defaults.debug_dirs);
         let debug_dirs = debug_dirs.collect();
         let search_dirs = self.debug_dirs.iter().chain(&roots).cloned().collect();
-        Options { search_dirs, roots, debug_dirs, ..Options::default() }
+        Options { search_dirs, roots, debug_dirs, ..defaults }
     }
 }
 
