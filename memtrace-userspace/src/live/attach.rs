@@ -346,13 +346,10 @@ impl Tracer {
     fn update_code(&mut self, pid: Pid) -> Result<(), TracerError> {
         // What comes after this look is ahead of the tables that are about to be written.
         let code_changes = self.kernel.code_changes(self.index_of(pid))?;
+        // Fails if the process ends. Events that it sent before still need the names of its code.
         let mappings = process::mappings(pid)?;
         let time = self.clock.last();
         let code: Vec<&Mapping> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
-        if code.is_empty() {
-            // `maps` of a process that ends is empty. Events that it sent before still need names.
-            return Err(ProcessError::NoSuchProcess { pid: pid.0 }.into());
-        }
         let new: Vec<&Mapping> = code.iter().copied().filter(|m| !self.knows(pid, m)).collect();
         let new_images = self.images.read(pid, &new);
         if self.images.are_many() {

@@ -11,7 +11,7 @@
 use std::fs::{self, File};
 use std::io::{self, Read as _};
 use std::os::unix::ffi::OsStringExt as _;
-use std::os::unix::fs::MetadataExt as _;
+use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::path::{Path, PathBuf};
 
 use memtrace_common::addr::Avma;
@@ -276,7 +276,7 @@ pub fn program(pid: Pid) -> Option<ProgramId> {
 /// All mappings of a process, by address.
 pub fn mappings(pid: Pid) -> Result<Vec<Mapping>, ProcessError> {
     let path = file_of(pid, "maps");
-    maps::parse_maps(&read(pid, &path)?).ok_or(ProcessError::Malformed { path })
+    maps::parse_maps(&read_mappings(pid, &path)?).ok_or(ProcessError::Malformed { path })
 }
 
 /// What the process holds now.
@@ -286,7 +286,7 @@ pub fn mappings(pid: Pid) -> Result<Vec<Mapping>, ProcessError> {
 pub fn before_attach(pid: Pid) -> Result<BeforeAttach, ProcessError> {
     let stack_pointers = stack_pointers(pid)?;
     let path = file_of(pid, "smaps");
-    let held = smaps::parse_smaps(&read(pid, &path)?, &stack_pointers)
+    let held = smaps::parse_smaps(&read_mappings(pid, &path)?, &stack_pointers)
         .ok_or(ProcessError::Malformed { path })?;
     let smaps::Held { heap_bytes, anonymous_bytes, resident_bytes } = held;
     Ok(BeforeAttach { pid, heap_bytes, anonymous_bytes, resident_bytes })
@@ -296,7 +296,8 @@ pub fn before_attach(pid: Pid) -> Result<BeforeAttach, ProcessError> {
 pub(super) fn memory_by_kind(pid: Pid) -> Result<MemoryByKind, ProcessError> {
     let stack_pointers = stack_pointers(pid)?;
     let path = file_of(pid, "smaps");
-    smaps::parse_memory(&read(pid, &path)?, &stack_pointers).ok_or(ProcessError::Malformed { path })
+    smaps::parse_memory(&read_mappings(pid, &path)?, &stack_pointers)
+        .ok_or(ProcessError::Malformed { path })
 }
 
 /// The threads of a process, by id. Threads that end meanwhile are left out.
@@ -400,10 +401,31 @@ fn file_of(pid: Pid, name: &str) -> PathBuf {
 }
 
 fn read(pid: Pid, path: &Path) -> Result<Vec<u8>, ProcessError> {
-    let mut bytes = Vec::new();
-    File::open(path)
-        .and_then(|file| file.take(MAX_PROC_FILE_BYTES).read_to_end(&mut bytes))
-        .map_err(|source| failed(pid, path, source))?;
+    File::open(path).and_then(|file| read_whole(&file)).map_err(|source| failed(pid, path, source))
+}
+
+/// Reads `maps` or `smaps` of a process that does not end meanwhile.
+///
+/// The kernel gives them in pieces, and says that there are no more once the process gives its
+/// memory back (`m_start` in `fs/proc/task_mmu.c`). What was read before is a part that looks whole.
+fn read_mappings(pid: Pid, path: &Path) -> Result<Vec<u8>, ProcessError> {
+    loop {
+        // It stays that of the memory that the process has now: another program has other memory.
+        let file = File::open(path).map_err(|source| failed(pid, path, source))?;
+        let whole = read_whole(&file).map_err(|source| failed(pid, path, source))?;
+        if whole.is_empty() {
+            return Err(ProcessError::NoSuchProcess { pid: pid.0 });
+        }
+        if file.read_at(&mut [0], 0).map_err(|source| failed(pid, path, source))? > 0 {
+            return Ok(whole);
+        }
+    }
+}
+
+fn read_whole(file: &File) -> io::Result<Vec<u8>> {
+    // As much as the kernel gives at a time. An empty buffer would be filled a line at a time.
+    let mut bytes = Vec::with_capacity(4096);
+    file.take(MAX_PROC_FILE_BYTES).read_to_end(&mut bytes)?;
     Ok(bytes)
 }
 

@@ -227,8 +227,15 @@ fn kinds_of_memory_add_up_to_what_the_kernel_adds_up() {
     let child = running_cat();
     let pid = Pid(child.id());
 
-    let memory = memory_by_kind(pid).unwrap();
-    let rollup = std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.0)).unwrap();
+    let rollup = || std::fs::read_to_string(format!("/proc/{}/smaps_rollup", pid.0)).unwrap();
+    // Its share of a library's pages changes with every other program that starts or ends.
+    let (memory, rollup) = loop {
+        let before = rollup();
+        let memory = memory_by_kind(pid).unwrap();
+        if before == rollup() {
+            break (memory, before);
+        }
+    };
     finish(child);
 
     let kernel = |name: &str| {
@@ -405,11 +412,16 @@ fn every_refusal_says_what_to_do() {
 }
 
 /// `cat`, which has answered once, so that it is past its exec and start-up.
+/// A program that waits for its input, and touches no memory until that ends.
 fn running_cat() -> Child {
     let mut child =
         Command::new("cat").stdin(Stdio::piped()).stdout(Stdio::piped()).spawn().unwrap();
     child.stdin.as_mut().unwrap().write_all(b"x").unwrap();
     child.stdout.as_mut().unwrap().read_exact(&mut [0]).unwrap();
+    let stat = format!("/proc/{}/stat", child.id());
+    while !std::fs::read_to_string(&stat).unwrap().contains(" S ") {
+        std::thread::yield_now();
+    }
     child
 }
 
@@ -452,6 +464,26 @@ fn memory_of_a_running_process_is_read() {
     assert_eq!(build_id.len(), 20);
     assert!(vdso.is_some_and(|vdso| vdso.is_code()));
     assert!(before.heap_bytes > 0 && before.resident_bytes > 0);
+}
+
+#[test]
+fn mappings_of_a_process_that_ends_are_whole_or_none() {
+    for _ in 0..200 {
+        let mut child = running_cat();
+        let pid = Pid(child.id());
+        child.stdin.take();
+        let mut found = vec![mappings(pid)];
+        while child.try_wait().unwrap().is_none() {
+            found.push(mappings(pid));
+        }
+        for found in found {
+            // The kernel tells of it last.
+            match found {
+                Ok(mappings) => assert!(mappings.iter().any(|m| m.mapped == Mapped::Vdso)),
+                Err(error) => assert!(matches!(error, ProcessError::NoSuchProcess { .. })),
+            }
+        }
+    }
 }
 
 #[test]
