@@ -1,12 +1,14 @@
 //! How a probed function gives or takes memory: what the attach cookie of its probes says.
 //!
 //! ```text
-//!   bit       0      8      12      16      20       24       26
-//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 2 |
+//!   bit       0      8      12      16      20       24       26          30
+//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 2 | alignment 4 |
 //!
 //!   calloc(n, s)             Acquire, size 1, times 2         result 0: the returned value
 //!   realloc(p, s)            Acquire, size 2, block 1
-//!   posix_memalign(o, a, s)  Acquire, size 3,                 result 1: the word at `o`
+//!   posix_memalign(o, a, s)  Acquire, size 3, alignment 2     result 1: the word at `o`
+//!   mallocx(s, f)            Acquire, size 1, alignment 8 + 2: in the low bits of `f`
+//!   valloc(s)                Acquire, size 1, alignment 7: a page
 //!   free(p)                  Release, block 1
 //! ```
 //!
@@ -47,6 +49,34 @@ pub enum Given {
     Through(Argument),
 }
 
+/// Where a call says to what its block is to be aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Aligned {
+    /// In this argument, in bytes.
+    Bytes(Argument),
+    /// In the low six bits of this argument, as a power of two; 0 asks for none.
+    LowBits(Argument),
+    /// Nowhere: to a page.
+    ToPage,
+}
+
+impl Aligned {
+    const fn field(self) -> u32 {
+        match self {
+            Aligned::Bytes(argument) => argument.field(),
+            Aligned::LowBits(argument) => alignment::LOW_BITS | argument.field(),
+            Aligned::ToPage => alignment::PAGE,
+        }
+    }
+
+    const fn argument(self) -> Option<Argument> {
+        match self {
+            Aligned::Bytes(argument) | Aligned::LowBits(argument) => Some(argument),
+            Aligned::ToPage => None,
+        }
+    }
+}
+
 /// What a probed function does with memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Call {
@@ -62,6 +92,8 @@ pub enum Call {
         block: Option<Argument>,
         /// Where its address is.
         given: Given,
+        /// To what it is aligned, if that is asked for.
+        alignment: Option<Aligned>,
     },
     /// It takes a block back.
     Release {
@@ -91,12 +123,16 @@ impl Call {
     /// The arguments that are read at its entry, as bits by their number.
     pub const fn arguments(self) -> u8 {
         match self {
-            Call::Acquire { api: _, size, times, block, given } => {
+            Call::Acquire { api: _, size, times, block, given, alignment } => {
+                let alignment = match alignment {
+                    Some(alignment) => bit(alignment.argument()),
+                    None => 0,
+                };
                 let given = match given {
                     Given::Returned => 0,
                     Given::Through(argument) => bit(Some(argument)),
                 };
-                bit(Some(size)) | bit(times) | bit(block) | given
+                bit(Some(size)) | bit(times) | bit(block) | given | alignment
             }
             Call::Release { api: _, block } => bit(Some(block)),
             Call::Ignore => 0,
@@ -106,7 +142,11 @@ impl Call {
     /// What the kernel is told of it; never 0.
     pub const fn cookie(self) -> u64 {
         let cookie = match self {
-            Call::Acquire { api, size, times, block, given } => {
+            Call::Acquire { api, size, times, block, given, alignment } => {
+                let alignment = match alignment {
+                    Some(alignment) => alignment.field(),
+                    None => 0,
+                };
                 let given = match given {
                     Given::Returned => 0,
                     Given::Through(argument) => argument.field(),
@@ -117,6 +157,7 @@ impl Call {
                     | field(block) << BLOCK
                     | given << GIVEN
                     | action::ACQUIRE << ACTION
+                    | alignment << ALIGNMENT
             }
             Call::Release { api, block } => {
                 api as u32 | block.field() << BLOCK | action::RELEASE << ACTION
@@ -146,6 +187,7 @@ const TIMES: u32 = 12;
 const BLOCK: u32 = 16;
 const GIVEN: u32 = 20;
 const ACTION: u32 = 24;
+const ALIGNMENT: u32 = 26;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
@@ -155,6 +197,14 @@ pub mod action {
     pub const RELEASE: u32 = 2;
     /// [`super::Call::Ignore`].
     pub const IGNORE: u32 = 3;
+}
+
+/// What [`Cookie::alignment`] gives, beside the number of an argument.
+pub mod alignment {
+    /// No argument: to a page.
+    pub const PAGE: u32 = 7;
+    /// Beside the number of an argument: it has the alignment in its low bits.
+    pub const LOW_BITS: u32 = 8;
 }
 
 /// An attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
@@ -196,7 +246,13 @@ impl Cookie {
     /// One of [`action`].
     #[inline(always)]
     pub fn action(self) -> u32 {
-        self.0 >> ACTION
+        self.0 >> ACTION & 3
+    }
+
+    /// Where the alignment is: an argument or one of [`alignment`], or 0.
+    #[inline(always)]
+    pub fn alignment(self) -> u32 {
+        self.0 >> ALIGNMENT & 15
     }
 }
 
@@ -216,6 +272,7 @@ mod tests {
             times: Some(argument(5)),
             block: Some(argument(0)),
             given: Given::Through(argument(3)),
+            alignment: Some(Aligned::LowBits(argument(4))),
         };
 
         let cookie = Cookie(call.cookie() as u32);
@@ -223,7 +280,8 @@ mod tests {
         let fields = [cookie.size(), cookie.times(), cookie.block(), cookie.given()];
         assert_eq!(fields, [2, 6, 1, 4]);
         assert_eq!((cookie.api(), cookie.action()), (Api::Reallocarray as u8, action::ACQUIRE));
-        assert_eq!(call.arguments(), 0b101011);
+        assert_eq!(cookie.alignment(), alignment::LOW_BITS | 5);
+        assert_eq!(call.arguments(), 0b111011);
     }
 
     #[test]

@@ -210,7 +210,8 @@ pub struct Header {
     pub kind: u8,
     /// An [`Api`], or 0.
     pub api: u8,
-    /// Depends on the kind: [`flag`] bits for mappings, an `unwind::End` for stacks.
+    /// Depends on the kind: [`flag`] bits for mappings, an `unwind::End` for stacks, of an
+    /// [`Alloc`] the binary logarithm of the alignment that was asked for (0 if none was).
     pub flags: u16,
     /// The thread that did it, as the initial PID namespace numbers it.
     pub tid: u32,

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
-use memtrace_common::call::{Cookie, action};
+use memtrace_common::call::{Cookie, action, alignment};
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
@@ -21,6 +21,9 @@ use memtrace_common::unwind::{PcKind, Regs};
 use crate::emit::{self, Context, Urgency, header_of};
 use crate::maps::{PROCESS_INDEX, Slot, count};
 use crate::{slots, task, unwind};
+
+/// Pages of x86-64 have 4096 bytes.
+const PAGE_LOGARITHM: u16 = 12;
 
 /// A function whose return is probed as well was entered.
 #[inline(always)]
@@ -44,6 +47,9 @@ pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
     slot.size = arguments.product(call.size(), call.times());
     slot.ptr = arguments.get(call.block());
     slot.given = arguments.get(call.given());
+    if call.alignment() != 0 {
+        slot.alignment = arguments.alignment(call.alignment());
+    }
     if slot.ptr != 0 {
         let kind = if call.action() == action::ACQUIRE { Kind::Retire } else { Kind::Free };
         send_block(slot.tid as u32, kind, call, slot.ptr);
@@ -97,8 +103,9 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
-    let event =
-        Alloc { header: header_of(tid, Kind::Alloc, call.api(), 0), ptr, size: slot.size, stack };
+    let alignment = if call.alignment() != 0 { slot.alignment } else { 0 };
+    let header = header_of(tid, Kind::Alloc, call.api(), alignment);
+    let event = Alloc { header, ptr, size: slot.size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
     Some(())
 }
@@ -189,6 +196,12 @@ fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     false
 }
 
+/// The binary logarithm of a number of bytes, rounded up as allocators round alignments.
+#[inline(always)]
+fn logarithm(bytes: u64) -> u16 {
+    if bytes <= 1 { 0 } else { (u64::BITS - (bytes - 1).leading_zeros()) as u16 }
+}
+
 /// What the daemon has attached the probe for.
 #[inline(always)]
 fn attach_cookie<C: EbpfContext>(ctx: &C) -> Cookie {
@@ -213,6 +226,20 @@ impl Arguments {
     fn get(&self, field: u32) -> u64 {
         // SAFETY: the mask keeps the index below 8.
         unsafe { *self.0.get_unchecked((field & 7) as usize) }
+    }
+
+    /// The binary logarithm of the alignment that a call asks for.
+    #[inline(always)]
+    fn alignment(&self, field: u32) -> u16 {
+        if field == alignment::PAGE {
+            return PAGE_LOGARITHM;
+        }
+        let argument = self.get(field);
+        if field & alignment::LOW_BITS != 0 {
+            (argument & 63) as u16
+        } else {
+            logarithm(argument) & 63
+        }
     }
 
     /// The size that a call asks for. One that overflows must not look like a size of 0: the call

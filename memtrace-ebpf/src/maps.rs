@@ -141,7 +141,9 @@ pub struct Slot {
     /// A [`memtrace_common::call::Cookie`]: the outermost allocator call that has not returned; 0 if there is none.
     pub call: u32,
     /// How many probed functions that call has jumped to: all return at once.
-    pub tail_calls: u32,
+    pub tail_calls: u16,
+    /// Binary logarithm of the alignment that the call asks for, if its cookie has one.
+    pub alignment: u16,
     /// Stack pointer (AVMA) at the entry of that call, where its return address is.
     pub entry_sp: u64,
     /// Bytes that the call asks for.
@@ -163,6 +165,7 @@ impl Slot {
             tgid,
             call: 0,
             tail_calls: 0,
+            alignment: 0,
             entry_sp: 0,
             size: 0,
             ptr: 0,

@@ -8,7 +8,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use memtrace_userspace::record::{
-    Image, Module, Origin, Pid, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, Image, Module, Origin, Pid, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 const PID: Pid = Pid(4000);
@@ -153,7 +153,15 @@ impl Iterator for Program {
         });
         thread.held.push((ptr, class));
         let stack = wire_id(path);
-        Some(Record::Alloc { time, tid, api: Api::Malloc, ptr: Avma(ptr), size, stack })
+        Some(Record::Alloc {
+            time,
+            tid,
+            api: Api::Malloc,
+            ptr: Avma(ptr),
+            size,
+            alignment: Alignment::NONE,
+            stack,
+        })
     }
 }
 

@@ -37,12 +37,16 @@ Examples:
   memtrace report api.mtrace --from 10s --to 25s          what happened then
   memtrace report api.mtrace --at peak                    what was held then
   memtrace report api.mtrace -p 4711                      one process of several
+  memtrace report api.mtrace --histograms                 sizes and lifetimes by call path
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace -o api.html                  to explore in a browser, and to send
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
   memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
+
+/// Of how many call paths sizes and lifetimes are shown unless told otherwise.
+const HISTOGRAMS: usize = 10;
 
 /// Analyse a trace, on any machine, without root.
 #[derive(Debug, Args)]
@@ -64,6 +68,9 @@ pub(crate) struct Arguments {
     /// The most functions and stacks to list [text: 20 and 10, json: all]
     #[arg(long, value_name = "N")]
     top: Option<usize>,
+    /// Show what sizes the busiest call paths allocate, and how long their blocks live
+    #[arg(long)]
+    histograms: bool,
     /// What to put first [default: live; text: a table each by peak and by live]
     #[arg(long, value_enum)]
     sort: Option<Sort>,
@@ -130,6 +137,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
                 style: if output.is_none() { terminal::style() } else { Style::Plain },
                 sort: end.sort,
                 top: end.top,
+                histograms: arguments.histograms.then(|| end.top.unwrap_or(HISTOGRAMS)),
             };
             out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
         }),
@@ -191,6 +199,7 @@ impl Arguments {
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
         let given = [
             ("--top", self.top.is_some(), format.is_list()),
+            ("--histograms", self.histograms, format == Format::Text),
             ("--sort", self.sort.is_some(), format.is_list()),
             ("--metric", self.metric.is_some(), format.is_weighed()),
             ("--memory", self.memory.is_some(), format.is_weighed() || format == Format::Pprof),

@@ -19,7 +19,7 @@ impl Tracer {
     /// Makes records of an event, and does what it asks for.
     pub(super) fn handle(&mut self, event: Event) -> Result<(), TracerError> {
         match event {
-            Event::Alloc(api, alloc) => {
+            Event::Alloc(api, alignment, alloc) => {
                 let time = self.clock.at(alloc.header.time_ns);
                 self.out.push(Record::Alloc {
                     time,
@@ -27,6 +27,7 @@ impl Tracer {
                     api,
                     ptr: Avma(alloc.ptr),
                     size: alloc.size,
+                    alignment,
                     stack: WireStackId(alloc.stack),
                 });
             }

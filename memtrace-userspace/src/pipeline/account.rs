@@ -252,14 +252,9 @@ impl Account {
     }
 
     /// How many blocks were acquired.
+    #[inline(always)]
     pub(super) fn allocations(&self) -> u64 {
         self.allocations
-    }
-
-    /// How many blocks were released.
-    #[inline(always)]
-    pub(super) fn frees(&self) -> u64 {
-        self.frees
     }
 
     /// Bytes that running processes hold.

@@ -10,7 +10,7 @@ use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
 use super::processes::{EntryId, Running, RunningId};
 use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
-use crate::record::{MapKind, Tid, WireStackId};
+use crate::record::{Alignment, MapKind, Tid, WireStackId};
 
 impl Pipeline {
     pub(super) fn map(
@@ -152,7 +152,7 @@ impl Pipeline {
 
     /// Who maps something now.
     fn origin(&mut self, thread: ThreadId, stack: WireStackId, api: Api) -> Origin {
-        Origin { site: self.stacks.site(stack, api), thread, born: self.now }
+        Origin { site: self.stacks.site(stack, api, Alignment::NONE), thread, born: self.now }
     }
 
     /// What the thread's call under way took, if it was of the memory that the process has now.

@@ -31,7 +31,7 @@ use super::snapshot::{Place, Stack};
 use super::stacks::{SiteId, StackId};
 use super::threads::ThreadId;
 use crate::modules::Backing;
-use crate::record::{Image, Module, Pid, Process, Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, Image, Module, Pid, Process, Record, Tid, Time, WireStackId};
 
 /// Where the first file is laid out: one past the highest address of a program.
 const FILES: u64 = 1 << 47;
@@ -401,13 +401,15 @@ impl Pipeline {
             }
             None => (WireStackId(0), None),
         };
-        Record::Held { born, pid, tid, api, start, length, stack }
+        Record::Held { born, pid, tid, api, start, length, alignment: Alignment::NONE, stack }
     }
 
     fn held(&self, block: &ToldBlock, tid: Tid, stacks: &StackNames) -> Record {
         let &ToldBlock { thread: _, pid, ptr, size_bytes, site, born } = block;
         let (stack, api) = stacks.of_site(self, site);
-        Record::Held { born, pid, tid, api: Some(api), start: ptr, length: size_bytes, stack }
+        let alignment = self.stacks.alignment(site);
+        let (api, start, length) = (Some(api), ptr, size_bytes);
+        Record::Held { born, pid, tid, api, start, length, alignment, stack }
     }
 
     /// Tells what `munmap` and `mremap` under way took, which may come back.

@@ -298,7 +298,7 @@ fn ask<T>(
 mod tests {
     use super::*;
     use crate::pipeline::Limits;
-    use crate::record::{Process, Tid, Time, WireStackId};
+    use crate::record::{Alignment, Process, Tid, Time, WireStackId};
 
     const PID: Pid = Pid(7);
 
@@ -314,6 +314,7 @@ mod tests {
             api: Api::Malloc,
             ptr: Avma(ptr),
             size: 16,
+            alignment: Alignment::NONE,
             stack: WireStackId(0),
         }
     }

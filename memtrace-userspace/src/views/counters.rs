@@ -225,6 +225,11 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("texts_cut", Weight::Notice, "names, paths or command lines that were cut"),
     ("unknown_stacks", Weight::Notice, "stacks whose frames have not arrived"),
     ("stacks_beyond_limit", Weight::Loss, "stacks without frames, there are too many"),
+    (
+        "aligned_sites_beyond_limit",
+        Weight::Work,
+        "allocations whose alignment is left out, there are too many",
+    ),
     ("stack_ids_forgotten", Weight::Work, "stack ids that were not used for long"),
     // symbolizer
     ("symbol_alternate_files_missing", Weight::Notice, "debug files that lack their shared part"),

@@ -26,13 +26,13 @@ use crate::pipeline::snapshot::{
     Totals, Usage,
 };
 use crate::pipeline::statistics::{
-    Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
-    Statistics,
+    AlignedBlocks, Allocator, HeldMemory, Histogram, Histograms, Reallocations, SiteAligned,
+    SiteHistograms, SiteReallocations, Statistics,
 };
 use crate::reach::Cost;
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
-    ProbeCost, Session, Tid, Time,
+    Alignment, BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid,
+    Probe, ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
@@ -308,17 +308,28 @@ fn statistics(stacks: &[StackUsage]) -> Statistics {
             (Api::New, histogram(&[(1 << 18, 1 << 18)])),
         ],
         lifetimes: lifetimes.clone(),
-        lifetimes_by_site: vec![SiteLifetimes {
+        histograms_by_site: vec![SiteHistograms {
             stack: Arc::clone(&stacks[2].stack),
             api: stacks[2].api,
-            lifetimes,
+            histograms: Histograms { sizes: histogram(&[(40, 40), (40, 40)]), lifetimes },
+        }],
+        aligned: vec![SiteAligned {
+            stack: Arc::clone(&stacks[2].stack),
+            api: stacks[2].api,
+            alignment: Alignment::from_log2(6).expect("in an address"),
+            blocks: AlignedBlocks {
+                allocations: 2,
+                requested_bytes: 80,
+                smaller_allocations: 2,
+                extra_bytes: Some(0),
+            },
         }],
         reallocations: vec![SiteReallocations {
             stack: Arc::clone(&stacks[2].stack),
             api: Api::Realloc,
             reallocations,
         }],
-        allocator: Known::One(Allocator::Glibc),
+        allocator: Some(Allocator::Glibc),
     }
 }
 

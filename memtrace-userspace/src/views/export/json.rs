@@ -230,7 +230,7 @@ pub(super) fn report<'r>(
         spikes: findings::spikes(&ranking.findings),
         leaks: findings::leaks(&ranking.findings),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),
-        statistics: statistics::statistics(snapshot, &ranking.statistics, top),
+        statistics: statistics::statistics(snapshot, &ranking.functions, &ranking.statistics, top),
         modules_without_names: ranking
             .naming
             .misses

@@ -38,7 +38,7 @@ pub fn render(
     let &Options { width, style, top } = options;
     let written = write(&mut out, snapshot, lost, ranking, options).and_then(|()| match growth {
         Some(findings) => {
-            let options = text::Options { width, style, sort: None, top };
+            let options = text::Options { width, style, sort: None, top, histograms: None };
             text::write_growth(&mut out, snapshot, findings, &options)
         }
         None => Ok(()),

@@ -47,6 +47,8 @@ pub struct Options {
     pub sort: Option<SortKey>,
     /// The most functions and stacks to show.
     pub top: Option<usize>,
+    /// Of how many call paths sizes and lifetimes are shown, if of any.
+    pub histograms: Option<usize>,
 }
 
 /// The report as text. Leaves the ranking in the order of the last table.
@@ -94,6 +96,7 @@ impl Report<'_> {
         }
         self.stacks(&ranking.stacks, Memory::Heap, by_stack)?;
         self.stacks(&ranking.stacks, Memory::Mapped, by_stack)?;
+        self.call_paths(&ranking.statistics)?;
         self.phases()?;
         self.processes()?;
         self.threads()?;
@@ -476,7 +479,7 @@ mod tests {
     }
 
     fn plain(width: usize) -> Options {
-        Options { width, style: Style::Plain, sort: None, top: None }
+        Options { width, style: Style::Plain, sort: None, top: None, histograms: None }
     }
 
     #[test]
@@ -487,6 +490,13 @@ mod tests {
     #[test]
     fn report_at_120_columns() {
         insta::assert_snapshot!(text(&fixture::snapshot(), &plain(120)));
+    }
+
+    #[test]
+    fn report_with_histograms_of_call_paths() {
+        let options = Options { top: Some(1), histograms: Some(5), ..plain(80) };
+
+        insta::assert_snapshot!(text(&fixture::snapshot(), &options));
     }
 
     #[test]

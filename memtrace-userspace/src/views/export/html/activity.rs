@@ -259,7 +259,7 @@ mod tests {
 
     use super::*;
     use crate::pipeline::Limits;
-    use crate::record::{Pid, Process, Tid, WireStackId};
+    use crate::record::{Alignment, Pid, Process, Tid, WireStackId};
 
     const PID: Pid = Pid(1);
     const TID: Tid = Tid(1);
@@ -275,7 +275,15 @@ mod tests {
 
     fn alloc(ms: u64, stack: u64, ptr: u64, size: u64) -> Record {
         let (time, ptr, stack) = (Time(ms * 1_000_000), Avma(ptr), WireStackId(stack));
-        Record::Alloc { time, tid: TID, api: Api::Malloc, ptr, size, stack }
+        Record::Alloc {
+            time,
+            tid: TID,
+            api: Api::Malloc,
+            ptr,
+            size,
+            alignment: Alignment::NONE,
+            stack,
+        }
     }
 
     fn free(ms: u64, ptr: u64) -> Record {
