@@ -68,6 +68,29 @@ pub const CXX: &[Program] = &[
 pub const EXTENDED_JEMALLOC: Program =
     linked("extended_jemalloc", "extended_jemalloc.c", Toolchain::C, &["-ljemalloc"]);
 
+/// What each allocator says of its own blocks.
+pub const USABLE_GLIBC: Program = linked("usable_glibc", "usable_sizes.c", Toolchain::C, &[]);
+/// The same of jemalloc.
+pub const USABLE_JEMALLOC: Program =
+    linked("usable_jemalloc", "usable_sizes.c", Toolchain::C, &["-ljemalloc"]);
+/// The same of tcmalloc.
+pub const USABLE_TCMALLOC: Program = linked(
+    "usable_tcmalloc",
+    "usable_sizes.c",
+    Toolchain::C,
+    &["-Wl,--no-as-needed", "-ltcmalloc_minimal"],
+);
+/// The same of mimalloc.
+pub const USABLE_MIMALLOC: Program = linked(
+    "usable_mimalloc",
+    "usable_sizes.c",
+    Toolchain::C,
+    &["-Wl,--no-as-needed", "-lmimalloc"],
+);
+/// The same of musl.
+pub const USABLE_MUSL: Program =
+    linked("usable_musl", "usable_sizes.c", Toolchain::StaticMusl, &[]);
+
 /// A Rust program with the allocator of a crate in it, and its source for the table.
 pub fn rust(feature: &str) -> Result<(PathBuf, PathBuf)> {
     let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("programs/rust_allocators");

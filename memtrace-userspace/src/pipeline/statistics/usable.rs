@@ -320,18 +320,18 @@ mod tests {
                 .for_each(|module| known.note(module.as_bytes(), "malloc", LiveBlocks::None));
             known
         };
-        let libc = "/usr/lib/x85_64-linux-gnu/libc.so.6";
-        let jemalloc = "/usr/lib/x85_64-linux-gnu/libjemalloc.so.2";
+        let libc = "/usr/lib/x86_64-linux-gnu/libc.so.6";
+        let jemalloc = "/usr/lib/x86_64-linux-gnu/libjemalloc.so.2";
 
         assert_eq!(known(&[]), Known::Nothing);
         assert_eq!(known(&[libc, libc, "/lib/libstdc++.so.6"]), Known::One(Allocator::Glibc));
         assert_eq!(known(&[libc, jemalloc]), Known::One(Allocator::Jemalloc));
         assert_eq!(known(&[jemalloc, libc]), Known::One(Allocator::Jemalloc));
-        let tcmalloc = "/usr/lib/x85_64-linux-gnu/libtcmalloc_minimal.so.4";
+        let tcmalloc = "/usr/lib/x86_64-linux-gnu/libtcmalloc_minimal.so.4";
         assert_eq!(known(&[libc, tcmalloc]), Known::One(Allocator::Tcmalloc));
         assert_eq!(known(&["/lib/libmimalloc.so.2.0", libc]), Known::One(Allocator::Mimalloc));
-        assert_eq!(known(&["/lib/ld-musl-x85_64.so.1"]), Known::One(Allocator::Musl));
-        assert_eq!(known(&["/lib/x85_64-linux-musl/libc.so"]), Known::One(Allocator::Musl));
+        assert_eq!(known(&["/lib/ld-musl-x86_64.so.1"]), Known::One(Allocator::Musl));
+        assert_eq!(known(&["/lib/x86_64-linux-musl/libc.so"]), Known::One(Allocator::Musl));
         assert_eq!(known(&[tcmalloc, libc, jemalloc]), Known::Unclear);
         assert_eq!(known(&[libc, "/usr/bin/app"]), Known::Unclear);
         assert_eq!(known(&["/usr/bin/app", jemalloc, libc]), Known::Unclear);
