@@ -257,6 +257,18 @@ impl Account {
         self.allocations
     }
 
+    /// Their bytes.
+    #[inline(always)]
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes
+    }
+
+    /// How many blocks were released.
+    #[inline(always)]
+    pub(super) fn frees(&self) -> u64 {
+        self.frees
+    }
+
     /// Bytes that running processes hold.
     #[inline(always)]
     pub(super) fn held_bytes(&self) -> u64 {

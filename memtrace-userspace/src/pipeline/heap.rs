@@ -79,8 +79,7 @@ impl Pipeline {
         self.post_block(entry, &block, Change::Acquire);
         if self.is_shown(entry) {
             self.timeline.allocated(size_bytes);
-            let allocations = self.stacks.account(site).allocations();
-            self.collected.allocated(api, site, allocations, size_bytes);
+            self.collected.allocated(api, site, self.stacks.account(site), size_bytes);
             // The site has none if there are too many alignments.
             if alignment != Alignment::NONE && self.stacks.alignment(site) == alignment {
                 self.collected.aligned(site, alignment, ptr, size_bytes);
@@ -106,8 +105,9 @@ impl Pipeline {
         let (entry, pid) = (running.entry, running.pid);
         self.note_freed(pid, ptr, block.size_bytes);
         if block.claim == Claim::Own && self.is_shown(entry) {
+            let frees = self.stacks.account(block.site).frees();
             let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
-            self.collected.released(block.site, age_units, block.size_bytes);
+            self.collected.released(block.site, frees, age_units, block.size_bytes);
             let thread = self.threads.get_mut(block.thread);
             if block.thread == actor.thread
                 && thread.newest.take(ptr, self.limits.temporary_between)

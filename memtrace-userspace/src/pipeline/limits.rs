@@ -47,8 +47,8 @@ pub struct Limits {
     pub spike_changes: usize,
     /// Points of the histories of all sites. Beyond: a site's newest growth is not seen.
     pub history_points: usize,
-    /// Call paths of which sizes and lifetimes are kept. Beyond: those of a new one count in the
-    /// total only.
+    /// Call paths of which lifetimes are kept, and of which sizes if they are of several orders of
+    /// magnitude. Beyond: those of a new one count in the total only.
     pub histogram_sites: usize,
     /// Call paths of which reallocations are kept. Beyond: as above.
     pub reallocation_sites: usize,
@@ -85,7 +85,7 @@ impl Default for Limits {
             timeline_points: 1 << 10,
             spike_changes: 1 << 20,
             history_points: 1 << 20,
-            histogram_sites: 1 << 12,
+            histogram_sites: 1 << 13,
             reallocation_sites: 1 << 14,
             temporary_between: 1,
             detectors: DetectorOptions::default(),

@@ -143,6 +143,10 @@ impl Pipeline {
                 let block = Block { size_bytes: length, born, site, thread, claim };
                 let entry = self.put_block(process, start, block);
                 self.post_block(entry, &block, change);
+                // Of a moment, these are the blocks that there are.
+                if change == Change::Acquire && self.is_shown(entry) {
+                    self.collected.allocated(api, site, self.stacks.account(site), length);
+                }
                 // It is no growth, so it is no spike.
                 self.heap_peak.settle(self.now);
             }

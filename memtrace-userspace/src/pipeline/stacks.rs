@@ -218,6 +218,11 @@ impl Stacks {
         id
     }
 
+    /// Every site, in the order of their numbers.
+    pub(super) fn sites(&self) -> impl Iterator<Item = SiteId> {
+        (0..self.sites.len() as u32).map(SiteId)
+    }
+
     /// The account of a site.
     #[inline(always)]
     pub(super) fn account_mut(&mut self, site: SiteId) -> &mut Account {

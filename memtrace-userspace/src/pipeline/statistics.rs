@@ -24,8 +24,10 @@ use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
 pub use self::aligned::{AlignedBlocks, FUNDAMENTAL_ALIGNMENT_BYTES, SiteAligned};
-use self::by_site::BySite;
-pub use self::by_site::{ALLOCATIONS_BEFORE_HISTOGRAMS, Histograms, SiteHistograms};
+pub use self::by_site::{
+    ALLOCATIONS_TO_BE_SHOWN, FREES_BEFORE_LIFETIMES, Histograms, SiteHistograms,
+};
+use self::by_site::{Lifetimes, Sizes};
 pub use self::held_memory::HeldMemory;
 pub use self::histogram::{Bucket, Histogram};
 pub use self::newest::MOST_BETWEEN;
@@ -33,6 +35,7 @@ pub(super) use self::newest::Newest;
 pub use self::usable::Allocator;
 pub(super) use self::usable::{Known, LiveBlocks};
 
+use super::account::Account;
 use super::live_set::Birth;
 use super::snapshot::Stack;
 use super::stacks::{SiteId, Stacks};
@@ -51,7 +54,7 @@ pub struct Statistics {
     pub sizes: Vec<(Api, Histogram)>,
     /// How long released blocks lived, in [`LIFETIME_UNIT_NS`], and their bytes.
     pub lifetimes: Histogram,
-    /// Sizes and lifetimes by call path, after its first [`ALLOCATIONS_BEFORE_HISTOGRAMS`].
+    /// Sizes and lifetimes of the call paths with most allocations.
     pub histograms_by_site: Vec<SiteHistograms>,
     /// The blocks that were asked to be aligned, by call path and alignment.
     pub aligned: Vec<SiteAligned>,
@@ -117,10 +120,8 @@ pub(super) enum NewPlace {
 pub(super) struct Collected {
     pub(super) allocator: Known,
     pub(super) temporary_allocations: u64,
-    /// Of blocks whose call path has no histograms of its own; sizes by the number of the API.
-    sizes: Box<[Histogram]>,
-    lifetimes: Histogram,
-    by_site: BySite,
+    sizes: Sizes,
+    lifetimes: Lifetimes,
     aligned: HashMap<SiteId, AlignedBlocks, Seed>,
     reallocations: HashMap<SiteId, Reallocations, Seed>,
     reallocation_sites: usize,
@@ -129,13 +130,11 @@ pub(super) struct Collected {
 
 impl Collected {
     pub(super) fn new(limits: &Limits, seed: Seed) -> Collected {
-        let apis = Api::ALL.iter().map(|api| *api as usize + 1).max().unwrap_or(0);
         Collected {
             allocator: Known::Nothing,
             temporary_allocations: 0,
-            sizes: vec![Histogram::default(); apis].into(),
-            lifetimes: Histogram::default(),
-            by_site: BySite::new(limits.histogram_sites),
+            sizes: Sizes::new(limits.histogram_sites),
+            lifetimes: Lifetimes::new(limits.histogram_sites),
             aligned: HashMap::with_hasher(seed),
             reallocations: HashMap::with_hasher(seed),
             reallocation_sites: limits.reallocation_sites,
@@ -143,27 +142,16 @@ impl Collected {
         }
     }
 
-    /// A block was allocated, the `allocations`th of its site.
+    /// A block was allocated, and is in the account of its site.
     #[inline(always)]
-    pub(super) fn allocated(&mut self, api: Api, site: SiteId, allocations: u64, size_bytes: u64) {
-        match self.by_site.get_mut(site) {
-            Some(of_site) => of_site.sizes.add(size_bytes, size_bytes),
-            None => {
-                self.sizes[api as usize].add(size_bytes, size_bytes);
-                if allocations == ALLOCATIONS_BEFORE_HISTOGRAMS {
-                    self.by_site.keep(site);
-                }
-            }
-        }
+    pub(super) fn allocated(&mut self, api: Api, site: SiteId, account: &Account, size_bytes: u64) {
+        self.sizes.allocated(api, site, account, size_bytes);
     }
 
-    /// A block was released.
+    /// A block was released, the `frees`th of its site.
     #[inline(always)]
-    pub(super) fn released(&mut self, site: SiteId, age_units: u64, size_bytes: u64) {
-        match self.by_site.get_mut(site) {
-            Some(of_site) => of_site.lifetimes.add(age_units, size_bytes),
-            None => self.lifetimes.add(age_units, size_bytes),
-        }
+    pub(super) fn released(&mut self, site: SiteId, frees: u64, age_units: u64, size_bytes: u64) {
+        self.lifetimes.released(site, frees, age_units, size_bytes);
     }
 
     /// `realloc` has made a block of `old_bytes` one of `new_bytes`.
@@ -197,9 +185,10 @@ impl Collected {
     }
 
     /// What found no room, by name.
-    pub(super) fn counters(&self) -> [(&'static str, u64); 2] {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
         [
-            ("histogram_sites_beyond_limit", self.by_site.beyond_limit()),
+            ("lifetime_sites_beyond_limit", self.lifetimes.beyond_limit()),
+            ("size_sites_beyond_limit", self.sizes.beyond_limit()),
             ("reallocations_beyond_limit", self.reallocations_beyond_limit),
         ]
     }
@@ -232,19 +221,19 @@ impl Pipeline {
 
     pub(super) fn statistics(&self) -> Statistics {
         let collected = &self.collected;
-        let mut sizes = collected.sizes.clone();
-        let mut lifetimes = collected.lifetimes.clone();
-        for (site, of_site) in collected.by_site.all() {
-            sizes[self.stacks.api(site) as usize].merge(&of_site.sizes);
-            lifetimes.merge(&of_site.lifetimes);
-        }
+        let sizes = collected.sizes.sums(&self.stacks);
         let sizes = Api::ALL.iter().map(|api| (*api, &sizes[*api as usize]));
         let sizes = sizes.filter(|(_, sizes)| sizes.count() > 0);
         Statistics {
             temporary_between: self.limits.temporary_between.min(MOST_BETWEEN),
             sizes: sizes.map(|(api, sizes)| (api, sizes.clone())).collect(),
-            lifetimes,
-            histograms_by_site: collected.by_site.shown(&self.stacks),
+            lifetimes: collected.lifetimes.sum(),
+            histograms_by_site: by_site::shown(
+                &collected.sizes,
+                &collected.lifetimes,
+                &self.stacks,
+                self.limits.histogram_sites,
+            ),
             aligned: collected.aligned_by_site(&self.stacks, self.computed_allocator()),
             reallocations: collected.reallocations_by_site(&self.stacks),
             allocator: self.computed_allocator(),

@@ -45,9 +45,21 @@ impl Histogram {
     /// Counts `value`, of a block of so many bytes. Sums wrap around, as those of accounts do.
     #[inline(always)]
     pub(crate) fn add(&mut self, value: u64, bytes: u64) {
-        let sum = &mut self.buckets[bucket_of(value)];
-        sum.count = sum.count.wrapping_add(1);
+        self.add_many(Histogram::bucket_of(value), 1, bytes);
+    }
+
+    /// Counts `count` values of a bucket, of blocks of so many bytes together.
+    #[inline(always)]
+    pub(super) fn add_many(&mut self, bucket: usize, count: u64, bytes: u64) {
+        let sum = &mut self.buckets[bucket];
+        sum.count = sum.count.wrapping_add(count);
         sum.bytes = sum.bytes.wrapping_add(bytes);
+    }
+
+    /// Number of the bucket that a value belongs to.
+    #[inline(always)]
+    pub(super) fn bucket_of(value: u64) -> usize {
+        ((u64::BITS - value.leading_zeros()) as usize).min(BUCKETS - 1)
     }
 
     /// Adds what another has counted.
@@ -91,11 +103,6 @@ impl Histogram {
             below > wanted || (per_mille >= 1000 && below == wanted)
         })
     }
-}
-
-#[inline(always)]
-fn bucket_of(value: u64) -> usize {
-    ((u64::BITS - value.leading_zeros()) as usize).min(BUCKETS - 1)
 }
 
 #[cfg(test)]

@@ -2,8 +2,7 @@
 
 use super::*;
 use crate::pipeline::statistics::{
-    ALLOCATIONS_BEFORE_HISTOGRAMS, AlignedBlocks, Allocator, Bucket, HeldMemory, Histogram,
-    Reallocations,
+    AlignedBlocks, Allocator, Bucket, FREES_BEFORE_LIFETIMES, HeldMemory, Histogram, Reallocations,
 };
 use crate::record::{MemoryByKind, MemoryFigures, Probe, ProbeCost};
 
@@ -58,26 +57,26 @@ fn reallocated_block_lives_from_its_first_allocation() {
 }
 
 #[test]
-fn histograms_of_a_call_path_begin_after_its_first_blocks() {
-    let records: Vec<_> = (0..ALLOCATIONS_BEFORE_HISTOGRAMS + 3)
+fn lifetimes_of_a_call_path_begin_after_its_first_blocks_and_sizes_at_once() {
+    let records: Vec<_> = (0..FREES_BEFORE_LIFETIMES + 3)
         .flat_map(|n| [alloc(n, MAIN, 0x10, 1, 1), free(n, MAIN, 0x10)])
         .collect();
 
     let snapshot = snapshot_after(&records);
 
     let [of_site] = &snapshot.statistics.histograms_by_site[..] else { panic!("one call path") };
-    // The block that makes it known is released after that.
-    assert_eq!(of_site.histograms.lifetimes.count(), 4);
-    assert_eq!(filled(&of_site.histograms.sizes), [(1, 3, 3)]);
-    assert_eq!(snapshot.statistics.lifetimes.count(), ALLOCATIONS_BEFORE_HISTOGRAMS + 3);
+    assert_eq!(of_site.histograms.lifetimes.count(), 3);
+    let all = FREES_BEFORE_LIFETIMES + 3;
+    assert_eq!(filled(&of_site.histograms.sizes), [(1, all, all)]);
+    assert_eq!(snapshot.statistics.lifetimes.count(), FREES_BEFORE_LIFETIMES + 3);
     let [(Api::Malloc, sizes)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
-    assert_eq!(sizes.count(), ALLOCATIONS_BEFORE_HISTOGRAMS + 3);
+    assert_eq!(sizes.count(), FREES_BEFORE_LIFETIMES + 3);
 }
 
 #[test]
 fn call_paths_without_room_are_counted() {
     let of = |id| {
-        (0..ALLOCATIONS_BEFORE_HISTOGRAMS)
+        (0..FREES_BEFORE_LIFETIMES)
             .flat_map(move |n| [alloc(n, MAIN, 0x10, 1, id), free(n, MAIN, 0x10)])
     };
     let moves = [1, 2].into_iter().flat_map(|id| {
@@ -90,7 +89,7 @@ fn call_paths_without_room_are_counted() {
 
     let expected = [
         ("address_reuses", 1),
-        ("histogram_sites_beyond_limit", 1),
+        ("lifetime_sites_beyond_limit", 1),
         ("reallocations_beyond_limit", 1),
     ];
     assert_eq!(counters(&snapshot), expected);
@@ -315,4 +314,38 @@ fn usable_size_is_unknown_where_one_block_is_not_computed() {
         assert_eq!(memory.usable_bytes, None, "{module}");
         assert_eq!(snapshot.statistics.allocator, None, "{module}");
     }
+}
+
+#[test]
+fn sizes_of_a_call_path_are_told_apart_by_their_order_of_magnitude() {
+    let sizes = [40, 48, 50, 100, 40, 0, 1 << 20, 33];
+    let repeated = (0..10).flat_map(|_| sizes).zip(1..);
+    let records: Vec<_> =
+        repeated.map(|(size, n)| alloc(n, MAIN, n << 24, size, 1 + n % 2)).collect();
+
+    let snapshot = snapshot_after(&records);
+
+    let mut expected = Histogram::default();
+    (0..10).flat_map(|_| sizes).for_each(|size| expected.add(size, size));
+    let [(Api::Malloc, found)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
+    assert_eq!(*found, expected);
+    assert!(snapshot.statistics.histograms_by_site.is_empty(), "40 allocations are few");
+}
+
+#[test]
+fn sizes_of_call_paths_without_room_count_in_the_total() {
+    let sizes = [40u64, 100, 5000, 41];
+    let records: Vec<_> = (0..256)
+        .map(|n| alloc(n, MAIN, (n + 1) << 24, sizes[n as usize / 2 % 4], 1 + n % 2))
+        .collect();
+    let limits = Limits { histogram_sites: 1, ..Limits::default() };
+
+    let snapshot = snapshot_within(limits, &[&start()[..], &records].concat());
+
+    let [(Api::Malloc, found)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
+    assert_eq!(filled(found), [(32, 128, 64 * 81), (64, 64, 6400), (4096, 64, 320_000)]);
+    assert_eq!(counters(&snapshot), [("size_sites_beyond_limit", 1)]);
+    let [of_site] = &snapshot.statistics.histograms_by_site[..] else { panic!("one has room") };
+    let sizes = &of_site.histograms.sizes;
+    assert_eq!(filled(sizes), [(32, 64, 32 * 81), (64, 32, 3200), (4096, 32, 160_000)]);
 }

@@ -4,10 +4,10 @@ use std::fmt::{self, Write};
 use std::time::Duration;
 
 use super::{Report, write_stack};
-use crate::pipeline::snapshot::ProcessUsage;
+use crate::pipeline::snapshot::{ProcessUsage, Scope};
 use crate::pipeline::statistics::{
-    ALLOCATIONS_BEFORE_HISTOGRAMS, AlignedBlocks, Allocator, Bucket, FUNDAMENTAL_ALIGNMENT_BYTES,
-    HeldMemory, Histogram, LIFETIME_UNIT_NS, Reallocations,
+    ALLOCATIONS_TO_BE_SHOWN, AlignedBlocks, Allocator, Bucket, FREES_BEFORE_LIFETIMES,
+    FUNDAMENTAL_ALIGNMENT_BYTES, HeldMemory, Histogram, LIFETIME_UNIT_NS, Reallocations,
 };
 use crate::record::MemoryByKind;
 use crate::views::label::function_label;
@@ -39,6 +39,9 @@ impl Report<'_> {
         }
         self.heading("Blocks")?;
         self.histogram("sizes", &sizes, bytes)?;
+        if self.snapshot.scope == Scope::Moment {
+            return Ok(());
+        }
         self.histogram("lifetimes", &self.snapshot.statistics.lifetimes, lifetime)?;
         let churn = format!(
             "{}/s allocated in {} allocations/s, {}/s freed",
@@ -118,7 +121,7 @@ impl Report<'_> {
         self.heading("Call paths by allocations")?;
         let paths = &of_functions.call_paths;
         if paths.is_empty() {
-            let text = format!("none has more than {ALLOCATIONS_BEFORE_HISTOGRAMS} allocations");
+            let text = format!("none has {ALLOCATIONS_TO_BE_SHOWN} allocations or more");
             return writeln!(self.out, "  {text}");
         }
         for CallPath { stack, api, usage, histograms } in paths.iter().take(most) {
@@ -137,7 +140,8 @@ impl Report<'_> {
             let sizes = ("sizes", histogram_text(&histograms.sizes, bytes));
             let lifetimes = ("lifetimes", histogram_text(&histograms.lifetimes, lifetime));
             for (label, text) in [sizes, lifetimes] {
-                let text = text.unwrap_or_else(|| "none was freed".to_owned());
+                let unknown = || format!("known from the {}th free on", FREES_BEFORE_LIFETIMES + 1);
+                let text = text.unwrap_or_else(unknown);
                 for (index, line) in wrap(&text, width.saturating_sub(13)).iter().enumerate() {
                     let label = if index == 0 { label } else { "" };
                     writeln!(self.out, "    {label:<10} {line}")?;
