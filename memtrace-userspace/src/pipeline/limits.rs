@@ -85,7 +85,7 @@ impl Default for Limits {
             timeline_points: 1 << 10,
             spike_changes: 1 << 20,
             history_points: 1 << 20,
-            histogram_sites: 1 << 13,
+            histogram_sites: 1 << 12,
             reallocation_sites: 1 << 14,
             temporary_between: 1,
             detectors: DetectorOptions::default(),
