@@ -100,6 +100,7 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     let event =
         Alloc { header: header_of(tid, Kind::Alloc, call.api(), 0), ptr, size: slot.size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
+    emit::hold_back();
     Some(())
 }
 
