@@ -12,6 +12,7 @@
 //!
 //! All foreign text goes through [`printable`].
 
+pub mod activity;
 pub mod attribution;
 pub mod budget;
 pub mod caveats;
@@ -36,4 +37,5 @@ pub mod statistics;
 pub mod style;
 pub mod summary;
 pub mod suppressions;
+pub mod timelines;
 pub mod tui;

@@ -20,6 +20,7 @@
 
 use super::snapshot::Usage;
 use super::stacks::SiteId;
+use super::threads::ThreadId;
 use crate::record::Time;
 
 /// How an account changes.
@@ -43,11 +44,13 @@ pub enum Change {
     LetGo,
 }
 
-/// A change of the accounts of a site.
+/// A change of the accounts of a site and, for blocks, of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Posting {
     /// Whose memory it is.
     pub site: SiteId,
+    /// Who allocated it.
+    pub thread: ThreadId,
     /// What happened to it.
     pub change: Change,
     /// How many blocks, or pieces of mappings.

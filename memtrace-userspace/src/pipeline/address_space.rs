@@ -196,7 +196,7 @@ impl Pipeline {
             return;
         }
         let epoch = self.mapped_peak.epoch();
-        for &Posting { site, change, blocks, bytes } in postings {
+        for &Posting { site, thread: _, change, blocks, bytes } in postings {
             let held = self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
             if let Some(held) = held {
                 self.detectors.first_change(Holder::Site(site), held);

@@ -370,7 +370,8 @@ impl Mappings {
         mapped
             .filter_map(|(mapping, bytes)| {
                 let change = change(mapping.claim);
-                Some(Posting { site: mapping.origin?.site, change, blocks: 1, bytes })
+                let Origin { site, thread, born: _ } = mapping.origin?;
+                Some(Posting { site, thread, change, blocks: 1, bytes })
             })
             .collect()
     }
@@ -401,8 +402,8 @@ impl<'m> Ledger<'m> {
     }
 
     fn post(&mut self, origin: Option<Origin>, change: Change, blocks: u64, bytes: u64) {
-        if let Some(Origin { site, .. }) = origin {
-            self.outcome.postings.push(Posting { site, change, blocks, bytes });
+        if let Some(Origin { site, thread, born: _ }) = origin {
+            self.outcome.postings.push(Posting { site, thread, change, blocks, bytes });
         }
     }
 

@@ -16,7 +16,6 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
-use crate::pipeline::add_usage;
 use crate::pipeline::findings::{
     Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
     ThreadGrowth, Verdict,
@@ -29,6 +28,7 @@ use crate::pipeline::statistics::{
     Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
     Statistics,
 };
+use crate::pipeline::{ThreadId, add_usage};
 use crate::reach::Cost;
 use crate::record::{
     BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
@@ -426,7 +426,13 @@ fn leaks(stacks: &[StackUsage]) -> Leaks {
 }
 
 fn thread(tid: u32, name: &[u8], heap: Usage) -> ThreadUsage {
-    ThreadUsage { pid: Pid(4242), tid: Tid(tid), name: name.to_vec(), heap }
+    ThreadUsage {
+        id: ThreadId::default(),
+        pid: Pid(4242),
+        tid: Tid(tid),
+        name: name.to_vec(),
+        heap,
+    }
 }
 
 fn probe(symbol: &str, offset: u64, cost: ProbeCost) -> Arc<Probe> {

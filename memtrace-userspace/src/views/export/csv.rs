@@ -7,9 +7,11 @@ use std::io::{self, Write};
 
 use super::folded::folded_name;
 use super::weights::Node;
-use crate::pipeline::snapshot::Usage;
+use crate::pipeline::snapshot::{ThreadUsage, Usage};
 use crate::views::frames::SymbolizedStack;
+use crate::views::printable::printable;
 use crate::views::ranking::{Ranking, SymbolizedUsage};
+use crate::views::timelines::{Course, FunctionCourse, ThreadCourse, Timelines};
 
 /// The names of the columns.
 const COLUMNS: &[&str] = &[
@@ -31,6 +33,58 @@ const COLUMNS: &[&str] = &[
     "end",
     "stack",
 ];
+
+/// Names of the columns of timelines: a line for each step of each function and thread.
+const TIMELINE_COLUMNS: &[&str] = &[
+    "kind",
+    "function",
+    "module",
+    "pid",
+    "tid",
+    "thread",
+    "from_ns",
+    "to_ns",
+    "live_bytes",
+    "allocated_bytes",
+    "allocations",
+];
+
+/// Writes the timelines instead, functions first, and each step in order.
+///
+/// `kind` is `all`, `function`, `other_functions`, `thread` or `other_threads`.
+pub fn write_timelines(out: impl Write, timelines: &Timelines) -> io::Result<()> {
+    let mut table = csv::Writer::from_writer(out);
+    table.write_record(TIMELINE_COLUMNS)?;
+    let Timelines { start, ends, all, functions, other_functions, threads, other_threads } =
+        timelines;
+    let mut write = |kind: &str, who: [&str; 5], course: &Course| -> io::Result<()> {
+        let mut from = start.0;
+        let Course { live_bytes, allocated_bytes, allocations } = course;
+        for (((to, live), allocated), calls) in
+            ends.iter().zip(live_bytes).zip(allocated_bytes).zip(allocations)
+        {
+            let numbers = [from, to.0, *live, *allocated, *calls].map(|number| number.to_string());
+            let who = who.iter().copied();
+            let line = std::iter::once(kind).chain(who).chain(numbers.iter().map(String::as_str));
+            table.write_record(line)?;
+            from = to.0;
+        }
+        Ok(())
+    };
+    write("all", [""; 5], all)?;
+    for FunctionCourse { function, line: _, course } in functions {
+        let name = function.name.as_deref().unwrap_or_default();
+        write("function", [name, &function.module, "", "", ""], course)?;
+    }
+    write("other_functions", [""; 5], &other_functions.course)?;
+    for ThreadCourse { thread, course } in threads {
+        let ThreadUsage { id: _, pid, tid, name, heap: _ } = thread;
+        let (pid, tid) = (pid.0.to_string(), tid.0.to_string());
+        write("thread", ["", "", &pid, &tid, &printable(name)], course)?;
+    }
+    write("other_threads", [""; 5], &other_threads.course)?;
+    table.flush()
+}
 
 /// Writes the table, in the order of the ranking; at most `top` lines, if a limit is given.
 pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Result<()> {

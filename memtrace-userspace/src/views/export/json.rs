@@ -12,6 +12,7 @@ pub mod lost;
 mod stacks;
 mod statistics;
 mod time;
+mod timelines;
 
 use std::io::{self, Write};
 
@@ -66,6 +67,8 @@ pub(super) struct Report<'r> {
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timelines: Option<timelines::Timelines<'r>>,
 }
 
 #[derive(Serialize)]
@@ -246,6 +249,7 @@ pub(super) fn report<'r>(
             .map(|(name, value)| (name, value.into()))
             .collect(),
         caveats: caveats::caveats(snapshot),
+        timelines: ranking.timelines.as_ref().map(timelines::timelines),
     })
 }
 
@@ -418,7 +422,7 @@ fn function(charged: &FunctionUsage) -> Function<'_> {
 }
 
 fn thread(thread: &ThreadUsage) -> Thread {
-    let ThreadUsage { pid, tid, name, heap } = thread;
+    let ThreadUsage { id: _, pid, tid, name, heap } = thread;
     Thread { pid: pid.0, tid: tid.0, name: printable(name).into_owned(), heap: usage(heap) }
 }
 

@@ -7,6 +7,7 @@
 mod findings;
 mod processes;
 mod statistics;
+mod timelines;
 
 use std::fmt::{self, Write};
 
@@ -83,6 +84,9 @@ impl Report<'_> {
         self.blocks(&ranking.statistics)?;
         self.memory()?;
         self.findings(&ranking.findings)?;
+        if let Some(timelines) = &ranking.timelines {
+            self.timelines(timelines)?;
+        }
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
             None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),

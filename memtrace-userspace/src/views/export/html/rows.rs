@@ -17,10 +17,10 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::activity::{Cell, Finished};
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::record::Time;
+use crate::views::activity::{Cell, Finished};
 use crate::views::frames::{Frame, Function, FunctionId, Names, SymbolizedStack};
 use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
 
@@ -161,14 +161,15 @@ pub(super) fn rows(
 impl Rows {
     fn give_changes(&mut self, finished: &Finished, sites: &[Option<u32>]) {
         let mut held = vec![0u64; sites.len()];
-        for (step, cells) in (0..).zip(&finished.steps) {
+        for (step, cells) in (0..).zip(&finished.of_sites) {
             for cell in cells {
-                let &Cell { site, allocations, allocated_bytes, temporary, live_bytes } = cell;
-                let before = std::mem::replace(&mut held[site.index()], live_bytes);
-                let Some(row) = sites[site.index()] else { continue };
+                let &Cell { number, allocations, allocated_bytes, temporary, level_bytes } = cell;
+                let number = number as usize;
+                let before = std::mem::replace(&mut held[number], level_bytes);
+                let Some(row) = sites[number] else { continue };
                 let row = &mut self.rows[row as usize];
                 row.temporary += temporary;
-                let grown_bytes = live_bytes.wrapping_sub(before);
+                let grown_bytes = level_bytes.wrapping_sub(before);
                 row.add(Change { step, allocations, allocated_bytes, temporary, grown_bytes });
             }
         }
@@ -406,9 +407,9 @@ impl Tree {
 mod tests {
     use memtrace_common::addr::FileOffset;
 
-    use super::super::activity::Activity;
     use super::*;
     use crate::pipeline::snapshot::Place;
+    use crate::views::activity::{Activity, Level};
     use crate::views::fixture;
     use crate::views::ranking::rank;
 
@@ -424,7 +425,7 @@ mod tests {
             used.stack = Arc::new(stack);
         }
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
-        let finished = Activity::default().finish(snapshot.now);
+        let finished = Activity::new(Level::Live).finish(Time(0), snapshot.now);
         rows(&snapshot, &ranking, &finished, &mut names, room)
     }
 
