@@ -389,6 +389,11 @@ impl Pipeline {
         self.stacks.known_call_path(site)
     }
 
+    /// The process and id of every thread seen, in order of appearance: by [`ThreadId::index`].
+    pub fn thread_ids(&self) -> impl ExactSizeIterator<Item = (Pid, Tid)> {
+        self.threads.ids()
+    }
+
     /// When what is counted began: 0, or the start of the range.
     pub fn began(&self) -> Time {
         self.before.began()

@@ -14,7 +14,6 @@ use memtrace_common::unwind::End;
 
 use super::findings::{Leaks, Spike};
 use super::statistics::{HeldMemory, Statistics};
-use super::threads::ThreadId;
 use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
 /// The state of a session at one moment.
@@ -297,8 +296,6 @@ impl ProcessUsage {
 /// One thread.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadUsage {
-    /// Which one: thread ids are used again.
-    pub id: ThreadId,
     /// Its process.
     pub pid: Pid,
     /// Its id.

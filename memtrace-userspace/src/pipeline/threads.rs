@@ -181,6 +181,11 @@ impl Threads {
         (*pid, *tid, name)
     }
 
+    /// The process and id of each thread.
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = (Pid, Tid)> {
+        self.all.iter().map(|thread| (thread.pid, thread.tid))
+    }
+
     /// The threads that run, and the ids that lead to them.
     pub(super) fn all_running(&self) -> HashMap<ThreadId, Tid> {
         self.running.iter().map(|(tid, actor)| (actor.thread, *tid)).collect()
@@ -202,14 +207,13 @@ impl Threads {
 
     /// All threads by pid and tid, those of one id in order of appearance.
     pub(super) fn usage(&self, epoch: Epoch) -> Vec<ThreadUsage> {
-        let usage = |(id, thread): (u32, &Thread)| ThreadUsage {
-            id: ThreadId(id),
+        let usage = |thread: &Thread| ThreadUsage {
             pid: thread.pid,
             tid: thread.tid,
             name: thread.name.clone(),
             heap: thread.heap.usage(epoch),
         };
-        let mut threads: Vec<_> = (0..).zip(&self.all).map(usage).collect();
+        let mut threads: Vec<_> = self.all.iter().map(usage).collect();
         threads.sort_by_key(|thread| (thread.pid, thread.tid));
         threads
     }

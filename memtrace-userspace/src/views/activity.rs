@@ -12,14 +12,17 @@
 //!
 //! Of a range, the first step has everything that was held before it.
 
+use std::collections::VecDeque;
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::pipeline::snapshot::{Memory, Stack};
+use rustc_hash::FxHashMap;
+
+use crate::pipeline::snapshot::{Memory, Snapshot, Stack};
 use crate::pipeline::{Change, Pipeline, Posting, SiteId};
-use crate::record::{Record, Time};
+use crate::record::{Pid, Record, Tid, Time};
 
 /// Length of the steps at the start.
 const FIRST_STEP_NS: u64 = 1_000_000;
@@ -87,6 +90,8 @@ pub struct Activity {
     call_paths: Vec<Option<(Api, Option<Arc<Stack>>)>>,
     /// The sites whose frames have not come yet.
     awaited: Vec<SiteId>,
+    /// Process and id of the threads by number, up to the last one that ever changed.
+    thread_ids: Vec<(Pid, Tid)>,
     temporary_allocations: u64,
 }
 
@@ -103,6 +108,8 @@ pub(in crate::views) struct Finished {
     pub(in crate::views) of_threads: Vec<Vec<Cell>>,
     /// Call path and API, by the number of a site.
     pub(in crate::views) sites: Vec<(Arc<Stack>, Api)>,
+    /// Places in [`Snapshot::threads`], by the number of a thread.
+    pub(in crate::views) threads: Vec<Option<usize>>,
 }
 
 impl Series {
@@ -198,6 +205,7 @@ impl Activity {
             threads: Series::default(),
             call_paths: Vec::new(),
             awaited: Vec::new(),
+            thread_ids: Vec::new(),
             temporary_allocations: 0,
         }
     }
@@ -245,7 +253,11 @@ impl Activity {
         if let Some(Some((api, _))) = self.call_paths.get(id.index())
             && Memory::of(*api) == Memory::Heap
         {
-            self.threads.touch(posting.thread.index() as u32).0.post(self.level, posting);
+            let index = posting.thread.index();
+            self.threads.touch(index as u32).0.post(self.level, posting);
+            if self.thread_ids.len() <= index {
+                self.thread_ids.extend(pipeline.thread_ids().skip(self.thread_ids.len()));
+            }
         }
     }
 
@@ -314,8 +326,9 @@ impl Activity {
         });
     }
 
-    /// Ends the last step at `now`; what was counted began at `began`.
-    pub(in crate::views) fn finish(mut self, began: Time, now: Time) -> Finished {
+    /// Ends the last step with the session.
+    pub(in crate::views) fn finish(mut self, snapshot: &Snapshot) -> Finished {
+        let (began, now) = (snapshot.began(), snapshot.now);
         if began != self.start {
             // Nothing has happened since.
             self.restart(began);
@@ -340,10 +353,20 @@ impl Activity {
             start: self.start,
             ends,
             sites: self.call_paths.into_iter().map(call_path).collect(),
+            threads: places_of_threads(&self.thread_ids, snapshot),
             of_sites: self.sites.steps,
             of_threads: self.threads.steps,
         }
     }
+}
+
+/// Where in the snapshot each thread is. Of one id, threads come in order of appearance in both.
+fn places_of_threads(ids: &[(Pid, Tid)], snapshot: &Snapshot) -> Vec<Option<usize>> {
+    let mut places: FxHashMap<(Pid, Tid), VecDeque<usize>> = FxHashMap::default();
+    for (place, thread) in snapshot.threads.iter().enumerate() {
+        places.entry((thread.pid, thread.tid)).or_default().push_back(place);
+    }
+    ids.iter().map(|id| places.get_mut(id)?.pop_front()).collect()
 }
 
 /// Two steps as one: the work of both, the state at the end of the second.
@@ -404,7 +427,7 @@ mod tests {
             pipeline.apply_with(record, &mut postings);
             activity.event(record, &postings, &pipeline);
         }
-        activity.finish(pipeline.began(), pipeline.now())
+        activity.finish(&pipeline.snapshot())
     }
 
     /// Step, place of the only frame, allocations, bytes, temporary, live.

@@ -16,6 +16,7 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
+use crate::pipeline::add_usage;
 use crate::pipeline::findings::{
     Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
     ThreadGrowth, Verdict,
@@ -28,7 +29,6 @@ use crate::pipeline::statistics::{
     Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
     Statistics,
 };
-use crate::pipeline::{ThreadId, add_usage};
 use crate::reach::Cost;
 use crate::record::{
     BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
@@ -36,10 +36,36 @@ use crate::record::{
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
+use crate::views::ranking::Ranking;
+use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Timelines};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SECOND: u64 = 1_000_000_000;
+
+/// What a function, a thread and all others did in three steps of a second each.
+pub(crate) fn timelines(ranking: &Ranking, snapshot: &Snapshot) -> Timelines {
+    let course = |live: [u64; 3], allocated: [u64; 3]| Course {
+        live_bytes: live.map(|mib| mib * MIB).to_vec(),
+        allocated_bytes: allocated.map(|mib| mib * MIB).to_vec(),
+        allocations: allocated.map(|mib| mib * 4).to_vec(),
+    };
+    let of_function = FunctionCourse {
+        function: Arc::clone(&ranking.functions[0].function),
+        line: Some(41),
+        course: course([4, 8, 12], [4, 4, 4]),
+    };
+    let thread = snapshot.threads[0].clone();
+    Timelines {
+        start: Time(0),
+        ends: vec![Time(SECOND), Time(2 * SECOND), Time(3 * SECOND)],
+        all: course([4, 10, 13], [4, 6, 5]),
+        functions: vec![of_function],
+        other_functions: Others { count: 2, course: course([0, 2, 1], [0, 2, 1]) },
+        threads: vec![ThreadCourse { thread, course: course([4, 10, 13], [4, 6, 5]) }],
+        other_threads: Others::default(),
+    }
+}
 
 /// The session's state at its end.
 pub(crate) fn snapshot() -> Snapshot {
@@ -426,13 +452,7 @@ fn leaks(stacks: &[StackUsage]) -> Leaks {
 }
 
 fn thread(tid: u32, name: &[u8], heap: Usage) -> ThreadUsage {
-    ThreadUsage {
-        id: ThreadId::default(),
-        pid: Pid(4242),
-        tid: Tid(tid),
-        name: name.to_vec(),
-        heap,
-    }
+    ThreadUsage { pid: Pid(4242), tid: Tid(tid), name: name.to_vec(), heap }
 }
 
 fn probe(symbol: &str, offset: u64, cost: ProbeCost) -> Arc<Probe> {

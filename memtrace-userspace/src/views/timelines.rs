@@ -94,8 +94,8 @@ impl Timelines {
         names: &mut Names,
         shown: usize,
     ) -> Timelines {
-        let finished = activity.finish(snapshot.began(), snapshot.now);
-        let Finished { start, ends, sites, of_sites, of_threads } = finished;
+        let finished = activity.finish(snapshot);
+        let Finished { start, ends, sites, threads: places, of_sites, of_threads } = finished;
         let mut functions = Functions::default();
         let groups: Vec<Option<usize>> = sites
             .iter()
@@ -122,14 +122,14 @@ impl Timelines {
         });
         let shown_functions = shown_functions.collect();
 
-        let mut of_id: FxHashMap<usize, &ThreadUsage> = FxHashMap::default();
-        of_id.extend(snapshot.threads.iter().map(|thread| (thread.id.index(), thread)));
-        let every = |number: u32| Some(number as usize);
+        // What a child inherited may be of a thread that is not shown.
         let known = snapshot.threads.len();
+        let place =
+            |number: u32| Some(places.get(number as usize).copied().flatten().unwrap_or(known));
         let Grouped { order, mut courses, others: other_threads } =
-            Grouped::new(&of_threads, every, known, steps, shown, |id| of_id.contains_key(&id));
-        let threads = order.into_iter().filter_map(|id| {
-            let (course, thread) = (courses.remove(&id)?, ThreadUsage::clone(of_id.get(&id)?));
+            Grouped::new(&of_threads, place, known + 1, steps, shown, |place| place < known);
+        let threads = order.into_iter().filter_map(|place| {
+            let (course, thread) = (courses.remove(&place)?, snapshot.threads[place].clone());
             Some(ThreadCourse { thread, course })
         });
         let threads = threads.collect();

@@ -78,7 +78,7 @@ pub fn write_timelines(out: impl Write, timelines: &Timelines) -> io::Result<()>
     }
     write("other_functions", [""; 5], &other_functions.course)?;
     for ThreadCourse { thread, course } in threads {
-        let ThreadUsage { id: _, pid, tid, name, heap: _ } = thread;
+        let ThreadUsage { pid, tid, name, heap: _ } = thread;
         let (pid, tid) = (pid.0.to_string(), tid.0.to_string());
         write("thread", ["", "", &pid, &tid, &printable(name)], course)?;
     }
@@ -147,6 +147,24 @@ mod tests {
     use super::*;
     use crate::views::fixture;
     use crate::views::ranking::{SortKey, rank};
+
+    #[test]
+    fn timelines_have_a_line_for_each_step() {
+        let snapshot = fixture::snapshot();
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut out = Vec::new();
+
+        write_timelines(&mut out, &fixture::timelines(&ranking, &snapshot)).expect("a Vec");
+
+        let text = String::from_utf8(out).expect("UTF-8");
+        let lines: Vec<&str> = text.lines().collect();
+        // There are no other threads.
+        assert_eq!(lines.len(), 1 + 4 * 3);
+        assert_eq!(lines[1], "all,,,,,,0,1000000000,4194304,4194304,16");
+        let second =
+            "function,leak_per_request,/srv/app/server,,,,1000000000,2000000000,8388608,4194304,16";
+        assert_eq!(lines[5], second);
+    }
 
     #[test]
     fn table_is_unchanged() {

@@ -56,13 +56,7 @@ pub fn write(
     activity: Activity,
     names: &mut Names,
 ) -> io::Result<()> {
-    let rows = rows::rows(
-        snapshot,
-        ranking,
-        &activity.finish(snapshot.began(), snapshot.now),
-        names,
-        ROOM,
-    );
+    let rows = rows::rows(snapshot, ranking, &activity.finish(snapshot), names, ROOM);
     let labels = Labels::new(&rows);
     let page = page::page(snapshot, ranking, &rows, &labels)?;
     let script = SCRIPT.concat();

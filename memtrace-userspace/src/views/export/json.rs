@@ -422,7 +422,7 @@ fn function(charged: &FunctionUsage) -> Function<'_> {
 }
 
 fn thread(thread: &ThreadUsage) -> Thread {
-    let ThreadUsage { id: _, pid, tid, name, heap } = thread;
+    let ThreadUsage { pid, tid, name, heap } = thread;
     Thread { pid: pid.0, tid: tid.0, name: printable(name).into_owned(), heap: usage(heap) }
 }
 
@@ -477,6 +477,25 @@ mod tests {
 
         assert_valid(&report);
         insta::assert_snapshot!(report);
+    }
+
+    #[test]
+    fn report_with_timelines_is_valid() {
+        let snapshot = fixture::snapshot();
+        let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        ranking.timelines = Some(fixture::timelines(&ranking, &snapshot));
+        let mut out = Vec::new();
+
+        write(&mut out, &snapshot, &ranking, None).expect("a Vec takes all");
+
+        let report = String::from_utf8(out).expect("JSON is UTF-8");
+        assert_valid(&report);
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        let function = &report["timelines"]["functions"][0];
+        assert_eq!(function["function"], "leak_per_request");
+        assert_eq!(function["live_bytes"], serde_json::json!([4 << 20, 8 << 20, 12 << 20]));
+        assert_eq!(report["timelines"]["threads"][0]["tid"], snapshot.threads[0].tid.0);
+        assert_eq!(report["timelines"]["other_functions"]["count"], 2);
     }
 
     #[test]

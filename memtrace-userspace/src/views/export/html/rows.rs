@@ -425,7 +425,7 @@ mod tests {
             used.stack = Arc::new(stack);
         }
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
-        let finished = Activity::new(Level::Live).finish(Time(0), snapshot.now);
+        let finished = Activity::new(Level::Live).finish(&snapshot);
         rows(&snapshot, &ranking, &finished, &mut names, room)
     }
 

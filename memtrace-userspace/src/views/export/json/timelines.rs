@@ -89,7 +89,7 @@ fn function(of: &FunctionCourse) -> Function<'_> {
 
 fn thread(of: &ThreadCourse) -> Thread<'_> {
     let ThreadCourse { thread, course: numbers } = of;
-    let ThreadUsage { id: _, pid, tid, name, heap: _ } = thread;
+    let ThreadUsage { pid, tid, name, heap: _ } = thread;
     let name = printable(name).into_owned();
     Thread { pid: pid.0, tid: tid.0, name, course: course(numbers) }
 }

@@ -43,7 +43,7 @@ impl Report<'_> {
         self.others(&row, other_functions, "function")?;
         self.head(&row, "thread")?;
         for ThreadCourse { thread, course } in threads {
-            let ThreadUsage { id: _, pid: _, tid, name, heap: _ } = thread;
+            let ThreadUsage { pid: _, tid, name, heap: _ } = thread;
             self.course(&row, course, &format!("{} {}", tid.0, printable(name)))?;
         }
         self.others(&row, other_threads, "thread")
