@@ -116,8 +116,8 @@ enum Stop {
 
 /// Reads a part of a trace. `progress` learns how many bytes of the file have been passed.
 ///
-/// `only` names the processes that count; none for all. Of a range, `watch` sees every record: first
-/// those that tell what was held at its start.
+/// `only` names the processes that count; none for all. `watch` sees every record that is counted;
+/// of a range, first those that tell what was held at its start.
 pub fn read_part<R: Read + Seek>(
     file: R,
     limits: Limits,
@@ -128,7 +128,7 @@ pub fn read_part<R: Read + Seek>(
 ) -> Result<Excerpt, PartError> {
     let mut source = Source::open(file, limits, only, progress)?;
     let mut pipeline = match part {
-        Part::Moment(at) => source.moment(at)?,
+        Part::Moment(at) => source.moment(at, watch)?,
         Part::Range { from, to } => source.range(from, to, watch)?,
     };
     Ok(Excerpt {
@@ -149,7 +149,7 @@ pub fn read_held<R: Read + Seek>(
     Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
 
-/// Who sees records of a range, what each changed, and the state after it.
+/// Who sees records of a part, what each changed, and the state after it.
 pub type Watch<'w> = dyn FnMut(&Record, &[Posting], &Pipeline) + 'w;
 
 /// A watcher, and where to put what it is shown.
@@ -218,10 +218,15 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         Ok(Source { reader, index, limits, only, progress })
     }
 
-    fn moment(&mut self, at: &Place) -> Result<Pipeline, PartError> {
+    fn moment(&mut self, at: &Place, watch: Option<&mut Watch>) -> Result<Pipeline, PartError> {
         let mut moment = Pipeline::of(self.limits.clone(), self.only);
         let cursor = self.run_to_moment(at)?;
-        tell(&cursor.pipeline, Purpose::Show, &mut moment, &mut Watched::nobody());
+        tell(
+            &cursor.pipeline,
+            Purpose::Show,
+            &mut moment,
+            &mut Watched { watch, postings: Vec::new() },
+        );
         Ok(moment)
     }
 

@@ -15,6 +15,8 @@
 pub mod activity;
 pub mod attribution;
 pub mod budget;
+pub mod by_process;
+mod call_paths;
 pub mod caveats;
 pub mod counters;
 pub mod diff;

@@ -122,7 +122,7 @@ fn require_processes(path: &Path, only: &[Pid], snapshot: &Snapshot, pids: &[Pid
     }
 }
 
-/// Reads a part of a trace; `watch` sees every record of a range.
+/// Reads a part of a trace; `watch` sees every record that counts.
 pub(crate) fn replay_part(
     path: &Path,
     only: &[Pid],

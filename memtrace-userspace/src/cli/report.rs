@@ -3,6 +3,7 @@
 mod events;
 mod format;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -14,12 +15,13 @@ use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record};
 use memtrace_userspace::views::activity::{Activity, Level};
+use memtrace_userspace::views::by_process::ByProcess;
 use memtrace_userspace::views::export::weights::Weight;
 use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
 };
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{self, Ranking, SortKey, rank};
+use memtrace_userspace::views::ranking::{self, Ranking, SortKey, SymbolizedUsage, rank};
 use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::timelines::{self, Timelines};
@@ -111,6 +113,8 @@ impl From<Memory> for ranking::Memory {
 struct End {
     snapshot: Arc<Snapshot>,
     ranking: Ranking,
+    /// For Perfetto.
+    by_process: BTreeMap<Pid, Vec<SymbolizedUsage>>,
     sort: Option<SortKey>,
     top: Option<usize>,
     weight: Weight,
@@ -162,7 +166,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
         Format::Firefox => {
             end(&|out, end| firefox::write(out, &end.snapshot, &end.ranking, end.weight))
         }
-        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.ranking)),
+        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.by_process)),
         Format::Dhat => events::dhat(&mut out, trace, output, &mut names),
         Format::Heaptrack => events::heaptrack(&mut out, trace, output, &mut names),
         Format::Parquet => events::parquet(&mut out, trace, output, &mut names),
@@ -183,20 +187,25 @@ impl End {
         let Arguments { file, pids, .. } = arguments;
         let part = arguments.part.part()?;
         let mut activity = arguments.timeline.then(|| Activity::new(Level::Held));
-        let snapshot = match (&mut activity, part) {
-            (None, Some(part)) => replay_part(file, pids, limits, &part, None)?,
-            (None, None) => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
-            (Some(activity), Some(part)) => {
-                let mut watch = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
-                    activity.event(record, postings, pipeline);
-                };
-                replay_part(file, pids, limits, &part, Some(&mut watch))?
+        let mut by_process = (format == Format::Perfetto).then(ByProcess::default);
+        let is_watched = activity.is_some() || by_process.is_some();
+        let mut watch = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
+            if let Some(activity) = &mut activity {
+                activity.event(record, postings, pipeline);
             }
-            (Some(activity), None) => {
-                replay_events(file, pids, limits, |record, postings, pipeline| {
-                    activity.event(record, postings, pipeline);
-                    Ok(())
-                })?
+            if let Some(by_process) = &mut by_process {
+                by_process.event(record, postings, pipeline);
+            }
+        };
+        let snapshot = match (part, is_watched) {
+            (Some(part), true) => replay_part(file, pids, limits, &part, Some(&mut watch))?,
+            (Some(part), false) => replay_part(file, pids, limits, &part, None)?,
+            (None, true) => replay_events(file, pids, limits, |record, postings, pipeline| {
+                watch(record, postings, pipeline);
+                Ok(())
+            })?,
+            (None, false) => {
+                replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?
             }
         };
         let sort = arguments.sort.map(SortKey::from);
@@ -218,7 +227,11 @@ impl End {
         if format.is_weighed() && weight.is_nothing(&ranking) {
             bail!("no stack has any {}; choose another --metric or --memory", weight.title());
         }
-        Ok(End { snapshot, ranking, sort, top: arguments.top, weight })
+        let by_process = match by_process {
+            Some(by_process) => by_process.finish(&snapshot, names),
+            None => BTreeMap::new(),
+        };
+        Ok(End { snapshot, ranking, by_process, sort, top: arguments.top, weight })
     }
 }
 

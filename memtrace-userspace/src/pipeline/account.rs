@@ -21,7 +21,7 @@
 use super::snapshot::Usage;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
-use crate::record::Time;
+use crate::record::{Pid, Time};
 
 /// How an account changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,7 +47,9 @@ pub enum Change {
 /// A change of the accounts of a site and, for blocks, of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Posting {
-    /// Whose memory it is.
+    /// The process whose memory it is.
+    pub pid: Pid,
+    /// Where it was allocated.
     pub site: SiteId,
     /// Who allocated it.
     pub thread: ThreadId,

@@ -249,7 +249,8 @@ impl Pipeline {
         self.heap_peak.apply(change, size_bytes);
         self.before.apply(change, 1, size_bytes);
         if let Some(journal) = &mut self.journal {
-            journal.push(Posting { site, thread, change, blocks: 1, bytes: size_bytes });
+            let pid = self.processes.entry(entry).pid;
+            journal.push(Posting { pid, site, thread, change, blocks: 1, bytes: size_bytes });
         }
     }
 

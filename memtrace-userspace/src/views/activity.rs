@@ -16,12 +16,12 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
-use memtrace_common::unwind::End;
 
 use rustc_hash::FxHashMap;
 
+use super::call_paths::CallPaths;
 use crate::pipeline::snapshot::{Memory, Snapshot, Stack};
-use crate::pipeline::{Change, Pipeline, Posting, SiteId};
+use crate::pipeline::{Change, Pipeline, Posting};
 use crate::record::{Pid, Record, Tid, Time};
 
 /// Length of the steps at the start.
@@ -30,8 +30,6 @@ const FIRST_STEP_NS: u64 = 1_000_000;
 const STEPS: usize = 256;
 /// Cells that may be kept, about: 160 MB. Never more than this and two for each site and thread.
 const CELLS: usize = 1 << 22;
-/// So many sites without frames are looked at whenever a stack arrives, and all after each step.
-const AWAITED_AT_ONCE: usize = 64;
 
 /// Which bytes are told at the end of a step.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,10 +84,7 @@ pub struct Activity {
     end_ns: Option<u64>,
     sites: Series,
     threads: Series,
-    /// The API and call path of each site that ever changed.
-    call_paths: Vec<Option<(Api, Option<Arc<Stack>>)>>,
-    /// The sites whose frames have not come yet.
-    awaited: Vec<SiteId>,
+    call_paths: CallPaths,
     /// Process and id of the threads by number, up to the last one that ever changed.
     thread_ids: Vec<(Pid, Tid)>,
     temporary_allocations: u64,
@@ -113,18 +108,16 @@ pub(in crate::views) struct Finished {
 }
 
 impl Series {
-    /// The sums of a site or thread, and whether this is its first change in the step.
-    fn touch(&mut self, number: u32) -> (&mut Sums, bool) {
+    fn touch(&mut self, number: u32) -> &mut Sums {
         let index = number as usize;
         if self.sums.len() <= index {
             self.sums.resize_with(index + 1, Sums::default);
         }
         let sums = &mut self.sums[index];
-        let is_first = !std::mem::replace(&mut sums.is_touched, true);
-        if is_first {
+        if !std::mem::replace(&mut sums.is_touched, true) {
             self.touched.push(number);
         }
-        (sums, is_first)
+        sums
     }
 
     fn close_step(&mut self) {
@@ -176,7 +169,7 @@ impl Series {
 impl Sums {
     #[inline(always)]
     fn post(&mut self, level: Level, posting: &Posting) {
-        let &Posting { site: _, thread: _, change, blocks, bytes } = posting;
+        let &Posting { pid: _, site: _, thread: _, change, blocks, bytes } = posting;
         if change == Change::Acquire {
             self.allocations += blocks;
             self.allocated_bytes = self.allocated_bytes.wrapping_add(bytes);
@@ -203,8 +196,7 @@ impl Activity {
             end_ns: Some(FIRST_STEP_NS),
             sites: Series::default(),
             threads: Series::default(),
-            call_paths: Vec::new(),
-            awaited: Vec::new(),
+            call_paths: CallPaths::default(),
             thread_ids: Vec::new(),
             temporary_allocations: 0,
         }
@@ -212,13 +204,7 @@ impl Activity {
 
     /// Takes in what a record changed.
     pub fn event(&mut self, record: &Record, postings: &[Posting], pipeline: &Pipeline) {
-        match record {
-            Record::Stack { .. } if self.awaited.len() <= AWAITED_AT_ONCE => {
-                self.find_awaited(pipeline);
-            }
-            Record::Tick { .. } | Record::End { .. } => self.find_awaited(pipeline),
-            _ => {}
-        }
+        self.call_paths.event(record, pipeline);
         if pipeline.began() != self.start {
             self.restart(pipeline.began());
         }
@@ -226,7 +212,7 @@ impl Activity {
             return;
         }
         if self.end_ns.is_some_and(|end| pipeline.now().0 >= end) {
-            self.find_awaited(pipeline);
+            self.call_paths.find_awaited(pipeline);
             self.advance(pipeline.now());
         }
         for posting in postings {
@@ -244,35 +230,15 @@ impl Activity {
 
     fn post(&mut self, posting: &Posting, pipeline: &Pipeline) {
         let id = posting.site;
+        let api = self.call_paths.meet(id, pipeline);
         // Fit: both have a number of 32 bits.
-        let (sums, is_first) = self.sites.touch(id.index() as u32);
-        sums.post(self.level, posting);
-        if is_first {
-            self.meet(id, pipeline);
-        }
-        if let Some(Some((api, _))) = self.call_paths.get(id.index())
-            && Memory::of(*api) == Memory::Heap
-        {
+        self.sites.touch(id.index() as u32).post(self.level, posting);
+        if Memory::of(api) == Memory::Heap {
             let index = posting.thread.index();
-            self.threads.touch(index as u32).0.post(self.level, posting);
+            self.threads.touch(index as u32).post(self.level, posting);
             if self.thread_ids.len() <= index {
                 self.thread_ids.extend(pipeline.thread_ids().skip(self.thread_ids.len()));
             }
-        }
-    }
-
-    /// Notes the call path of a site that may be new.
-    fn meet(&mut self, id: SiteId, pipeline: &Pipeline) {
-        if self.call_paths.len() <= id.index() {
-            self.call_paths.resize(id.index() + 1, None);
-        }
-        let known = &mut self.call_paths[id.index()];
-        if known.is_none() {
-            let (api, stack) = pipeline.known_call_path(id);
-            if stack.is_none() {
-                self.awaited.push(id);
-            }
-            *known = Some((api, stack.map(Arc::clone)));
         }
     }
 
@@ -315,17 +281,6 @@ impl Activity {
         self.find_end();
     }
 
-    fn find_awaited(&mut self, pipeline: &Pipeline) {
-        let call_paths = &mut self.call_paths;
-        self.awaited.retain(|&id| {
-            let (api, stack) = pipeline.known_call_path(id);
-            let stack = stack.map(Arc::clone);
-            let is_awaited = stack.is_none();
-            call_paths[id.index()] = Some((api, stack));
-            is_awaited
-        });
-    }
-
     /// Ends the last step with the session.
     pub(in crate::views) fn finish(mut self, snapshot: &Snapshot) -> Finished {
         let (began, now) = (snapshot.began(), snapshot.now);
@@ -343,16 +298,10 @@ impl Activity {
         if let Some(last) = ends.last_mut() {
             *last = now;
         }
-        let missing = Arc::new(Stack { end: End::Missing, frames: Vec::new() });
-        // A site that never changed has no cell, so that its API does not matter.
-        let call_path = |known: Option<(Api, Option<Arc<Stack>>)>| {
-            let (api, stack) = known.unwrap_or((Api::Malloc, None));
-            (stack.unwrap_or_else(|| Arc::clone(&missing)), api)
-        };
         Finished {
             start: self.start,
             ends,
-            sites: self.call_paths.into_iter().map(call_path).collect(),
+            sites: self.call_paths.finish(),
             threads: places_of_threads(&self.thread_ids, snapshot),
             of_sites: self.sites.steps,
             of_threads: self.threads.steps,
@@ -393,6 +342,7 @@ fn merge(first: &[Cell], second: &[Cell]) -> Vec<Cell> {
 #[cfg(test)]
 mod tests {
     use memtrace_common::addr::Avma;
+    use memtrace_common::unwind::End;
 
     use super::*;
     use crate::pipeline::Limits;

@@ -149,8 +149,13 @@ impl Ranking {
     /// Puts both lists in the order of `key`.
     pub fn sort(&mut self, key: SortKey) {
         self.functions.sort_by(|a, b| compare_functions(key, a, b));
-        self.stacks.sort_by(|a, b| compare_stacks(key, a, b));
+        sort_stacks(&mut self.stacks, key);
     }
+}
+
+/// Puts stacks in the order of `key`.
+pub(super) fn sort_stacks(stacks: &mut [SymbolizedUsage], key: SortKey) {
+    stacks.sort_by(|a, b| compare_stacks(key, a, b));
 }
 
 fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
