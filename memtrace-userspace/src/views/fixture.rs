@@ -22,8 +22,8 @@ use crate::pipeline::findings::{
     ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
-    Totals, Usage,
+    Amount as SnapshotAmount, Memory, Phase, Place, ProcessUsage, Scope, Snapshot, Stack,
+    StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
 };
 use crate::pipeline::statistics::{
     Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
@@ -42,6 +42,31 @@ use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Time
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SECOND: u64 = 1_000_000_000;
+
+/// Two phases, the last one begun by a mark.
+pub(crate) fn phases() -> Vec<Phase> {
+    let start = Phase {
+        begins_with: None,
+        from: Time(0),
+        to: Time(SECOND),
+        allocated: SnapshotAmount::default(),
+        freed: SnapshotAmount::default(),
+        live_bytes_before: 0,
+        live_bytes_after: 15 * MIB,
+        peak_live_bytes: 15 * MIB,
+        peak_at: Time(SECOND),
+    };
+    let load = Phase {
+        begins_with: Some("load\x1b".to_owned()),
+        from: Time(SECOND),
+        to: Time(3 * SECOND),
+        live_bytes_before: 15 * MIB,
+        live_bytes_after: 14 * MIB,
+        peak_live_bytes: 54 * MIB,
+        ..start.clone()
+    };
+    vec![start, load]
+}
 
 /// What a function, a thread and all others did in three steps of a second each.
 pub(crate) fn timelines(ranking: &Ranking, snapshot: &Snapshot) -> Timelines {

@@ -122,6 +122,34 @@ fn page_of_a_range_shows_what_happened_in_it() {
 }
 
 #[test]
+fn threads_of_a_range_have_what_they_did_in_it() {
+    let Some(page) = Page::of(Trace::new()) else { return };
+
+    let whole = page.open("tab=threads");
+    let parsing = page.open("tab=threads&from=1.5&to=2.5");
+
+    let numbers = |shown: &Shown| -> Vec<String> {
+        let (_, table) = shown.0.split_once("<tbody>").expect("a table");
+        let (table, _) = table.split_once("</tbody>").expect("it ends");
+        let cells = table.split("<td class=\"right\">").skip(1);
+        cells.map(|cell| cell.split('<').next().unwrap_or_default().to_owned()).collect()
+    };
+    // Id, process, live, at peak, growth, allocated, allocations, temporary.
+    assert_eq!(numbers(&whole)[2..], ["X"]);
+    assert_eq!(numbers(&parsing)[2..], ["X"]);
+}
+
+#[test]
+fn blocks_have_their_sizes_and_lifetimes() {
+    let Some(page) = Page::of(Trace::new()) else { return };
+
+    let Shown(shown) = page.open("tab=blocks");
+
+    assert!(shown.contains("Sizes that were asked for"), "{shown}");
+    assert!(shown.contains("Lifetimes of blocks that were freed"), "{shown}");
+}
+
+#[test]
 fn page_of_mappings_leaves_the_heap_out() {
     let Some(page) = Page::of(Trace::new()) else { return };
 

@@ -57,8 +57,7 @@ impl Report<'_> {
 
     fn course(&mut self, row: &Row, course: &Course, name: &str) -> fmt::Result {
         let Row { live, rate, name: room, lengths } = *row;
-        let rates: Vec<u64> =
-            course.allocated_bytes.iter().zip(lengths).map(|(b, ns)| per_second(*b, *ns)).collect();
+        let rates = rates(&course.allocated_bytes, lengths);
         writeln!(
             self.out,
             "  {:>10} {:live$} {:>12} {:rate$}  {}",
@@ -116,7 +115,36 @@ impl<'t> Row<'t> {
     }
 }
 
+/// Bytes a second in each step; one that was cut short at the end is one with the step before it.
+fn rates(bytes: &[u64], lengths: &[u64]) -> Vec<u64> {
+    let whole = lengths.first().copied().unwrap_or(0);
+    let (mut bytes, mut lengths) = (bytes.to_vec(), lengths.to_vec());
+    if lengths.len() > 1
+        && lengths.last().is_some_and(|last| *last < whole / 2)
+        && let (Some(more), Some(longer)) = (bytes.pop(), lengths.pop())
+        && let (Some(last), Some(length)) = (bytes.last_mut(), lengths.last_mut())
+    {
+        *last = last.saturating_add(more);
+        *length = length.saturating_add(longer);
+    }
+    bytes.iter().zip(&lengths).map(|(bytes, ns)| per_second(*bytes, *ns)).collect()
+}
+
 fn per_second(bytes: u64, ns: u64) -> u64 {
     let per_second = u128::from(bytes) * 1_000_000_000 / u128::from(ns.max(1));
     u64::try_from(per_second).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn step_that_was_cut_short_has_no_rate_of_its_own() {
+        let second = 1_000_000_000;
+
+        assert_eq!(rates(&[10, 20, 6], &[second, second, second / 10]), [10, 23]);
+        assert_eq!(rates(&[10, 20, 6], &[second, second, second]), [10, 20, 6]);
+        assert_eq!(rates(&[6], &[1]), [6 * second]);
+    }
 }
