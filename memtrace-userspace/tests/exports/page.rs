@@ -128,15 +128,18 @@ fn threads_of_a_range_have_what_they_did_in_it() {
     let whole = page.open("tab=threads");
     let parsing = page.open("tab=threads&from=1.5&to=2.5");
 
-    let numbers = |shown: &Shown| -> Vec<String> {
+    let numbers = |shown: &Shown| -> Vec<i64> {
         let (_, table) = shown.0.split_once("<tbody>").expect("a table");
         let (table, _) = table.split_once("</tbody>").expect("it ends");
-        let cells = table.split("<td class=\"right\">").skip(1);
-        cells.map(|cell| cell.split('<').next().unwrap_or_default().to_owned()).collect()
+        let values = table.split("data-value=\"").skip(1);
+        values.map(|value| number(value.split('"').next().expect("it ends"))).collect()
     };
-    // Id, process, live, at peak, growth, allocated, allocations, temporary.
-    assert_eq!(numbers(&whole)[2..], ["X"]);
-    assert_eq!(numbers(&parsing)[2..], ["X"]);
+    // Live, at peak, growth, allocated, allocations, temporary: the report was freed at once too.
+    let (live, peak) = (signed(LIVE_BYTES), signed(PEAK_BYTES));
+    let (bytes, calls) = (signed(ALLOCATED_BYTES), signed(ALLOCATIONS));
+    assert_eq!(numbers(&whole), [live, peak, live, bytes, calls, 101]);
+    let (cache, parsed) = (signed(CACHE_BYTES), signed(PARSED_BYTES));
+    assert_eq!(numbers(&parsing), [cache, cache, 0, parsed, 100, 100]);
 }
 
 #[test]

@@ -54,7 +54,7 @@ const TIMELINE_COLUMNS: &[&str] = &[
 /// `kind` is `all`, `function`, `other_functions`, `thread` or `other_threads`.
 pub fn write_timelines(out: impl Write, timelines: &Timelines) -> io::Result<()> {
     let mut table = csv::Writer::from_writer(out);
-    table.write_record(TIMELINE_COLUMNS)?;
+    table.write_record(TIMELINE_COLUMNS).map_err(io_error)?;
     let Timelines { start, ends, all, functions, other_functions, threads, other_threads } =
         timelines;
     let mut write = |kind: &str, who: [&str; 5], course: &Course| -> io::Result<()> {
@@ -66,7 +66,7 @@ pub fn write_timelines(out: impl Write, timelines: &Timelines) -> io::Result<()>
             let numbers = [from, to.0, *live, *allocated, *calls].map(|number| number.to_string());
             let who = who.iter().copied();
             let line = std::iter::once(kind).chain(who).chain(numbers.iter().map(String::as_str));
-            table.write_record(line)?;
+            table.write_record(line).map_err(io_error)?;
             from = to.0;
         }
         Ok(())
@@ -89,7 +89,7 @@ pub fn write_timelines(out: impl Write, timelines: &Timelines) -> io::Result<()>
 /// Writes the table, in the order of the ranking; at most `top` lines, if a limit is given.
 pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Result<()> {
     let mut table = csv::Writer::from_writer(out);
-    table.write_record(COLUMNS)?;
+    table.write_record(COLUMNS).map_err(io_error)?;
     for SymbolizedUsage { stack, api, usage } in
         ranking.stacks.iter().take(top.unwrap_or(usize::MAX))
     {
@@ -128,11 +128,21 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
             api.name().to_owned(),
         ];
         let ends = [stack.end.name().to_owned(), folded(stack)];
-        table.write_record(
-            fields.into_iter().chain(numbers.map(|number| number.to_string())).chain(ends),
-        )?;
+        table
+            .write_record(
+                fields.into_iter().chain(numbers.map(|number| number.to_string())).chain(ends),
+            )
+            .map_err(io_error)?;
     }
     table.flush()
+}
+
+/// What went wrong, as whoever writes knows it: a closed pipe is one.
+fn io_error(error: csv::Error) -> io::Error {
+    match error.kind() {
+        csv::ErrorKind::Io(inner) => inner.kind().into(),
+        _ => io::Error::other(error),
+    }
 }
 
 /// The names of the functions from the root outwards.
@@ -147,6 +157,26 @@ mod tests {
     use super::*;
     use crate::views::fixture;
     use crate::views::ranking::{SortKey, rank};
+
+    #[test]
+    fn pipe_that_is_closed_stays_one() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+                Err(io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> io::Result<()> {
+                Ok(())
+            }
+        }
+        let mut ranking = rank(&fixture::snapshot(), &mut fixture::names(), SortKey::Live);
+        // More than what is written at once.
+        ranking.stacks = (0..10_000).map(|_| ranking.stacks[0].clone()).collect();
+
+        let error = write(Closed, &ranking, None).expect_err("nobody reads");
+
+        assert_eq!(error.kind(), io::ErrorKind::BrokenPipe);
+    }
 
     #[test]
     fn timelines_have_a_line_for_each_step() {
