@@ -139,9 +139,9 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
 
 /// What went wrong, as whoever writes knows it: a closed pipe is one.
 fn io_error(error: csv::Error) -> io::Error {
-    match error.kind() {
-        csv::ErrorKind::Io(inner) => inner.kind().into(),
-        _ => io::Error::other(error),
+    match error.into_kind() {
+        csv::ErrorKind::Io(error) => error,
+        other => io::Error::other(format!("{other:?}")),
     }
 }
 
