@@ -2,11 +2,12 @@
 //!
 //! ```text
 //!   bit       0      8      12      16      20       24       26
-//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 2 |
+//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 3 |
 //!
 //!   calloc(n, s)             Acquire, size 1, times 2         result 0: the returned value
 //!   realloc(p, s)            Acquire, size 2, block 1
 //!   posix_memalign(o, a, s)  Acquire, size 3,                 result 1: the word at `o`
+//!   xallocx(p, s, e, f)      Resize,  size 2, block 1         result 3: the most it may add
 //!   free(p)                  Release, block 1
 //! ```
 //!
@@ -45,6 +46,9 @@ pub enum Given {
     Returned,
     /// In the word that this argument points to, and it returns an `int` that is 0 if all went well.
     Through(Argument),
+    /// Where the block was: it returns how large that is now, less than asked for if it failed, and
+    /// may have added up to this argument to what was asked for.
+    InPlace(Argument),
 }
 
 /// What a probed function does with memory.
@@ -94,7 +98,7 @@ impl Call {
             Call::Acquire { api: _, size, times, block, given } => {
                 let given = match given {
                     Given::Returned => 0,
-                    Given::Through(argument) => bit(Some(argument)),
+                    Given::Through(argument) | Given::InPlace(argument) => bit(Some(argument)),
                 };
                 bit(Some(size)) | bit(times) | bit(block) | given
             }
@@ -107,16 +111,17 @@ impl Call {
     pub const fn cookie(self) -> u64 {
         let cookie = match self {
             Call::Acquire { api, size, times, block, given } => {
-                let given = match given {
-                    Given::Returned => 0,
-                    Given::Through(argument) => argument.field(),
+                let (given, action) = match given {
+                    Given::Returned => (0, action::ACQUIRE),
+                    Given::Through(argument) => (argument.field(), action::ACQUIRE),
+                    Given::InPlace(extra) => (extra.field(), action::RESIZE),
                 };
                 api as u32
                     | size.field() << SIZE
                     | field(times) << TIMES
                     | field(block) << BLOCK
                     | given << GIVEN
-                    | action::ACQUIRE << ACTION
+                    | action << ACTION
             }
             Call::Release { api, block } => {
                 api as u32 | block.field() << BLOCK | action::RELEASE << ACTION
@@ -149,12 +154,14 @@ const ACTION: u32 = 24;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
-    /// [`super::Call::Acquire`].
+    /// [`super::Call::Acquire`], unless it is [`RESIZE`].
     pub const ACQUIRE: u32 = 1;
     /// [`super::Call::Release`].
     pub const RELEASE: u32 = 2;
     /// [`super::Call::Ignore`].
     pub const IGNORE: u32 = 3;
+    /// [`super::Call::Acquire`] that is [`super::Given::InPlace`].
+    pub const RESIZE: u32 = 4;
 }
 
 /// An attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
@@ -187,7 +194,8 @@ impl Cookie {
         self.0 >> BLOCK & 15
     }
 
-    /// The argument that points to where the address of the memory goes.
+    /// The argument that points to where the address of the memory goes; of a resize, the one that
+    /// says how much may be added.
     #[inline(always)]
     pub fn given(self) -> u32 {
         self.0 >> GIVEN & 15
@@ -224,6 +232,22 @@ mod tests {
         assert_eq!(fields, [2, 6, 1, 4]);
         assert_eq!((cookie.api(), cookie.action()), (Api::Reallocarray as u8, action::ACQUIRE));
         assert_eq!(call.arguments(), 0b101011);
+    }
+
+    #[test]
+    fn cookie_of_a_resize_says_what_may_be_added() {
+        let call = Call::Acquire {
+            api: Api::Realloc,
+            size: argument(1),
+            times: None,
+            block: Some(argument(0)),
+            given: Given::InPlace(argument(2)),
+        };
+
+        let cookie = Cookie(call.cookie() as u32);
+
+        assert_eq!((cookie.action(), cookie.given()), (action::RESIZE, 3));
+        assert_eq!(call.arguments(), 0b111);
     }
 
     #[test]

@@ -17,7 +17,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, TableState};
 
 use super::app::{App, View};
-use crate::pipeline::snapshot::Snapshot;
+use super::processes::{draw_processes, draw_threads};
+use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::counters::explain_end;
 use crate::views::frames::FunctionId;
 use crate::views::label::{amount, frame_labels, function_label};
@@ -31,8 +32,8 @@ const CAVEATS: usize = 4;
 /// Lines of the curve of live bytes.
 const CURVE_LINES: u16 = 3;
 /// Cells that the table's numbers take.
-const NUMBER_CELLS: u16 = 10;
-const SHARE_CELLS: u16 = 6;
+pub(super) const NUMBER_CELLS: u16 = 10;
+pub(super) const SHARE_CELLS: u16 = 6;
 
 /// Whether colours may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -110,6 +111,12 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
         View::Stacks { function, scroll } => {
             draw_stacks(frame, body, app, (function, scroll), palette);
         }
+        View::Processes { selected } => {
+            draw_processes(frame, body, snapshot, app.sort(), selected, palette);
+        }
+        View::Threads { pid, selected } => {
+            draw_threads(frame, body, (snapshot, pid), app.sort(), selected, palette);
+        }
     }
     draw_keys(frame, keys, app, palette);
 }
@@ -184,7 +191,6 @@ fn draw_functions(
     snapshot: &Snapshot,
     palette: Palette,
 ) {
-    let numbers = columns(app.sort());
     let name_width = area.width.saturating_sub((NUMBER_CELLS + 1) * 4 + SHARE_CELLS + 1).max(12);
     let whole = app.sort().of(&snapshot.totals.heap);
     let rows = app.rows();
@@ -194,13 +200,29 @@ fn draw_functions(
     let first = selected.saturating_sub(height.saturating_sub(1));
     let visible = rows.iter().skip(first).take(height).map(|row| {
         let own = &row.heap.own;
-        let mut cells: Vec<Cell<'_>> =
-            numbers.iter().map(|key| right(amount(*key, key.of(own)))).collect();
+        let mut cells = numbers_of(own, app.sort());
         cells.push(right(share(app.sort().of(own), whole)));
         cells.push(Cell::from(function_label(&row.function, row.line, usize::from(name_width))));
         Row::new(cells)
     });
-    let head = numbers.iter().map(|key| {
+    let widths = [Constraint::Length(NUMBER_CELLS); 4]
+        .into_iter()
+        .chain([Constraint::Length(SHARE_CELLS), Constraint::Min(name_width)]);
+    let table = Table::new(visible, widths)
+        .header(head(app.sort(), "function", palette))
+        .row_highlight_style(Modifier::REVERSED);
+    let mut state = TableState::new().with_selected(Some(selected - first));
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// The numbers of a row, in the order of [`columns`].
+pub(super) fn numbers_of(usage: &Usage, sort: SortKey) -> Vec<Cell<'static>> {
+    columns(sort).iter().map(|key| right(amount(*key, key.of(usage)))).collect()
+}
+
+/// The line above a table whose last column is `title`.
+pub(super) fn head(sort: SortKey, title: &str, palette: Palette) -> Row<'static> {
+    let numbers = columns(sort).map(|key| {
         let title = match key {
             SortKey::Live => "live",
             SortKey::Peak => "peak",
@@ -208,21 +230,15 @@ fn draw_functions(
             SortKey::Allocations => "calls",
             SortKey::Temporary => "temporary",
         };
-        if *key == app.sort() {
+        if key == sort {
             right(format!("▼{}", title.to_uppercase())).style(Modifier::BOLD)
         } else {
             right(title.to_owned())
         }
     });
-    let head = Row::new(head.chain([right("share".to_owned()), Cell::from("function")]));
-    let widths = [Constraint::Length(NUMBER_CELLS); 4]
-        .into_iter()
-        .chain([Constraint::Length(SHARE_CELLS), Constraint::Min(name_width)]);
-    let table = Table::new(visible, widths)
-        .header(head.style(palette.faint()))
-        .row_highlight_style(Modifier::REVERSED);
-    let mut state = TableState::new().with_selected(Some(selected - first));
-    frame.render_stateful_widget(table, area, &mut state);
+    let cells =
+        numbers.into_iter().chain([right("share".to_owned()), Cell::from(title.to_owned())]);
+    Row::new(cells).style(palette.faint())
 }
 
 fn right(text: String) -> Cell<'static> {
@@ -278,11 +294,15 @@ fn draw_stacks(
 }
 
 fn draw_keys(frame: &mut Frame<'_>, area: Rect, app: &App, palette: Palette) {
+    let several = app.shown().is_some_and(|ranked| ranked.snapshot.processes.len() > 1);
     let keys = match app.view() {
+        View::Functions if several => "q quit  p pause  s sort  ↑↓ select  ⏎ stacks  tab processes",
         View::Functions => {
             "q quit  p pause  s sort (1 live 2 peak 3 allocated 4 calls)  ↑↓ select  ⏎ stacks"
         }
         View::Stacks { .. } => "q quit  p pause  s sort  ↑↓ scroll  esc back",
+        View::Processes { .. } => "q quit  p pause  s sort  ↑↓ select  ⏎ threads  tab functions",
+        View::Threads { .. } => "q quit  p pause  s sort  ↑↓ scroll  tab next process  esc back",
     };
     frame.render_widget(Line::styled(keys, palette.faint()), area);
 }
@@ -296,6 +316,7 @@ mod tests {
     use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
     use super::*;
+    use crate::record::Pid;
     use crate::views::fixture;
     use crate::views::ranking::rank;
     use crate::views::tui::Ranked;
@@ -327,6 +348,38 @@ mod tests {
     #[test]
     fn stacks_of_the_selected_function() {
         let mut app = filled();
+        app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
+
+        insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    /// The fixture with a second process, which has ended and holds less.
+    fn with_two_processes() -> App {
+        let mut snapshot = fixture::snapshot();
+        let mut child = snapshot.processes[0].clone();
+        child.pid = Pid(4250);
+        child.exe = b"/usr/bin/worker".to_vec();
+        child.ended = Some(snapshot.now);
+        child.heap.live_bytes = 1 << 20;
+        snapshot.processes.insert(0, child);
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut app = App::new(SortKey::Live);
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+        app
+    }
+
+    #[test]
+    fn processes_of_a_session_of_two() {
+        let mut app = with_two_processes();
+        app.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
+
+        insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    #[test]
+    fn threads_of_the_selected_process() {
+        let mut app = with_two_processes();
+        app.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
         app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
 
         insta::assert_snapshot!(screen(&app, 80, 24));
