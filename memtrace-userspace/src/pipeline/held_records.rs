@@ -92,7 +92,8 @@ impl Pipeline {
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut running: Vec<&Running> = self.processes.all_running().collect();
-        running.sort_by_key(|running| self.processes.entry(running.entry).started);
+        // In order of appearance; times may be equal.
+        running.sort_by_key(|running| running.entry);
         let blocks = held_blocks(&running);
         let pieces = held_pieces(&running);
 

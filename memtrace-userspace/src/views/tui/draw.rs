@@ -4,6 +4,7 @@
 //!   memtrace top: server (pid 4242)                       00:00:12  attached     title
 //!   live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  …                             totals
 //!   ▁▅▂▆▃█▅▂▆▃▇▄                                                                 live over time
+//!   phase "after warm-up" for 12.3 s: +2.0 MiB, peak 54.0 MiB                    since the last mark
 //!   ! 5 events were lost: the numbers are incomplete                             findings, caveats
 //!         LIVE     peak  allocated    calls  function                            table, or stacks
 //!   q quit  p pause  s sort …                                                    keys
@@ -82,10 +83,12 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     }
     warnings.splice(0..0, ranked.ranking.findings.headlines());
     let warning_lines = u16::try_from(warnings.len()).expect("at most CAVEATS + 3");
-    let [title, totals, curve, caveats, body, keys] = Layout::vertical([
+    let phase = summary::phase(snapshot);
+    let [title, totals, curve, mark, caveats, body, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
         Constraint::Length(if frame.area().height >= 20 { CURVE_LINES } else { 1 }),
+        Constraint::Length(u16::from(phase.is_some())),
         Constraint::Length(warning_lines),
         Constraint::Min(3),
         Constraint::Length(1),
@@ -95,6 +98,9 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     draw_title(frame, title, app, snapshot, palette);
     draw_totals(frame, totals, snapshot);
     draw_curve(frame, curve, snapshot, palette);
+    if let Some(phase) = phase {
+        frame.render_widget(Line::styled(phase, palette.accent()), mark);
+    }
     let warnings: Vec<Line<'_>> = warnings
         .into_iter()
         .map(|text| Line::styled(format!("! {text}"), palette.warning()))
@@ -377,6 +383,22 @@ mod tests {
         app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
 
         insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    #[test]
+    fn phase_since_the_last_mark_has_a_line() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.phases = fixture::phases();
+        let mut app = App::new(SortKey::Live);
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+
+        let screen = screen(&app, 80, 24);
+
+        assert!(
+            screen.contains("phase \"load\\x1b\" for 2.0 s: -1.0 MiB, peak 54.0 MiB"),
+            "{screen}"
+        );
     }
 
     #[test]
