@@ -1,14 +1,15 @@
 //! How a probed function gives or takes memory: what the attach cookie of its probes says.
 //!
 //! ```text
-//!   bit       0      8      12      16      20       24       26          30
-//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 2 | alignment 4 |
+//!   bit       0      8      12      16      20       24       27          31
+//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 3 | alignment 4 |
 //!
 //!   calloc(n, s)             Acquire, size 1, times 2         result 0: the returned value
 //!   realloc(p, s)            Acquire, size 2, block 1
 //!   posix_memalign(o, a, s)  Acquire, size 3, alignment 2     result 1: the word at `o`
 //!   mallocx(s, f)            Acquire, size 1, alignment 8 + 2: in the low bits of `f`
 //!   valloc(s)                Acquire, size 1, alignment 7: a page
+//!   xallocx(p, s, e, f)      Resize,  size 2, block 1         result 3: the most it may add
 //!   free(p)                  Release, block 1
 //! ```
 //!
@@ -47,6 +48,9 @@ pub enum Given {
     Returned,
     /// In the word that this argument points to, and it returns an `int` that is 0 if all went well.
     Through(Argument),
+    /// Where the block was: it returns how large that is now, less than asked for if it failed, and
+    /// may have added up to this argument to what was asked for.
+    InPlace(Argument),
 }
 
 /// Where a call says to what its block is to be aligned.
@@ -130,7 +134,7 @@ impl Call {
                 };
                 let given = match given {
                     Given::Returned => 0,
-                    Given::Through(argument) => bit(Some(argument)),
+                    Given::Through(argument) | Given::InPlace(argument) => bit(Some(argument)),
                 };
                 bit(Some(size)) | bit(times) | bit(block) | given | alignment
             }
@@ -147,16 +151,17 @@ impl Call {
                     Some(alignment) => alignment.field(),
                     None => 0,
                 };
-                let given = match given {
-                    Given::Returned => 0,
-                    Given::Through(argument) => argument.field(),
+                let (given, action) = match given {
+                    Given::Returned => (0, action::ACQUIRE),
+                    Given::Through(argument) => (argument.field(), action::ACQUIRE),
+                    Given::InPlace(extra) => (extra.field(), action::RESIZE),
                 };
                 api as u32
                     | size.field() << SIZE
                     | field(times) << TIMES
                     | field(block) << BLOCK
                     | given << GIVEN
-                    | action::ACQUIRE << ACTION
+                    | action << ACTION
                     | alignment << ALIGNMENT
             }
             Call::Release { api, block } => {
@@ -187,16 +192,18 @@ const TIMES: u32 = 12;
 const BLOCK: u32 = 16;
 const GIVEN: u32 = 20;
 const ACTION: u32 = 24;
-const ALIGNMENT: u32 = 26;
+const ALIGNMENT: u32 = 27;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
-    /// [`super::Call::Acquire`].
+    /// [`super::Call::Acquire`], unless it is [`RESIZE`].
     pub const ACQUIRE: u32 = 1;
     /// [`super::Call::Release`].
     pub const RELEASE: u32 = 2;
     /// [`super::Call::Ignore`].
     pub const IGNORE: u32 = 3;
+    /// [`super::Call::Acquire`] that is [`super::Given::InPlace`].
+    pub const RESIZE: u32 = 4;
 }
 
 /// What [`Cookie::alignment`] gives, beside the number of an argument.
@@ -237,7 +244,8 @@ impl Cookie {
         self.0 >> BLOCK & 15
     }
 
-    /// The argument that points to where the address of the memory goes.
+    /// The argument that points to where the address of the memory goes; of a resize, the one that
+    /// says how much may be added.
     #[inline(always)]
     pub fn given(self) -> u32 {
         self.0 >> GIVEN & 15
@@ -246,7 +254,7 @@ impl Cookie {
     /// One of [`action`].
     #[inline(always)]
     pub fn action(self) -> u32 {
-        self.0 >> ACTION & 3
+        self.0 >> ACTION & 7
     }
 
     /// Where the alignment is: an argument or one of [`alignment`], or 0.
@@ -282,6 +290,23 @@ mod tests {
         assert_eq!((cookie.api(), cookie.action()), (Api::Reallocarray as u8, action::ACQUIRE));
         assert_eq!(cookie.alignment(), alignment::LOW_BITS | 5);
         assert_eq!(call.arguments(), 0b111011);
+    }
+
+    #[test]
+    fn cookie_of_a_resize_says_what_may_be_added() {
+        let call = Call::Acquire {
+            api: Api::Realloc,
+            size: argument(1),
+            times: None,
+            block: Some(argument(0)),
+            given: Given::InPlace(argument(2)),
+            alignment: None,
+        };
+
+        let cookie = Cookie(call.cookie() as u32);
+
+        assert_eq!((cookie.action(), cookie.given()), (action::RESIZE, 3));
+        assert_eq!(call.arguments(), 0b111);
     }
 
     #[test]

@@ -51,7 +51,8 @@ pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
         slot.alignment = arguments.alignment(call.alignment());
     }
     if slot.ptr != 0 {
-        let kind = if call.action() == action::ACQUIRE { Kind::Retire } else { Kind::Free };
+        let acquires = call.action() == action::ACQUIRE || call.action() == action::RESIZE;
+        let kind = if acquires { Kind::Retire } else { Kind::Free };
         send_block(slot.tid as u32, kind, call, slot.ptr);
     }
     Some(())
@@ -83,10 +84,13 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     }
     let call = Cookie(slot.call);
     slot.call = 0;
-    if call.action() != action::ACQUIRE {
+    let ptr = if call.action() == action::RESIZE {
+        let asked = slot.size;
+        slot.size = regs.rax.min(asked.saturating_add(slot.given));
+        if regs.rax >= asked { slot.ptr } else { 0 }
+    } else if call.action() != action::ACQUIRE {
         return None;
-    }
-    let ptr = if call.given() != 0 {
+    } else if call.given() != 0 {
         // SAFETY: the helper checks the address.
         let ptr = unsafe { bpf_probe_read_user(slot.given as *const u64) }.unwrap_or(0);
         if regs.rax as u32 == 0 { ptr } else { 0 }
@@ -94,7 +98,7 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
         regs.rax
     };
     if ptr == 0 {
-        // `realloc(p, 0)` frees and returns NULL; any other NULL leaves the block alone.
+        // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
         if slot.ptr != 0 && slot.size != 0 {
             send_block(tid, Kind::Restore, call, slot.ptr);
         }
@@ -121,6 +125,7 @@ pub fn send_acquired(
     let header = header_of(slot.tid as u32, Kind::Alloc, api, alignment);
     let event = Alloc { header, ptr, size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
+    emit::hold_back();
 }
 
 /// A function that takes memory back was entered.

@@ -124,8 +124,12 @@ pub mod shared {
     pub const HEARTBEAT_NS: u32 = 0;
     /// The ring's consumer position at which the last event gave up waiting.
     pub const STALLED_AT: u32 = 1;
+    /// The consumer position at which threads were last held back.
+    pub const HELD_AT: u32 = 2;
+    /// `CLOCK_MONOTONIC` when the first of them was, at that position.
+    pub const HELD_SINCE_NS: u32 = 3;
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 4;
 }
 
 /// What a thread is doing. One line of the cache.

@@ -68,6 +68,7 @@ pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;
 pub use self::limits::Limits;
 pub use self::stacks::SiteId;
+pub use self::threads::ThreadId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
@@ -386,6 +387,16 @@ impl Pipeline {
     /// The API and the call path of a site; without the latter while its frames are awaited.
     pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
         self.stacks.known_call_path(site)
+    }
+
+    /// The process and id of every thread seen, in order of appearance: by [`ThreadId::index`].
+    pub fn thread_ids(&self) -> impl ExactSizeIterator<Item = (Pid, Tid)> {
+        self.threads.ids()
+    }
+
+    /// When what is counted began: 0, or the start of the range.
+    pub fn began(&self) -> Time {
+        self.before.began()
     }
 
     /// Blocks so far that turned out to be temporary.

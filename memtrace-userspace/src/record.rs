@@ -209,6 +209,9 @@ pub struct Level {
     pub peak_at: Time,
 }
 
+/// Counter for programs of Go that were traced, whose heap no probe sees.
+pub const GO_PROGRAMS: &str = "go_programs";
+
 /// Who traced, where and how.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Session {

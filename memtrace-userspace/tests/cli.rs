@@ -2,6 +2,8 @@
 
 #[path = "cli/comparison.rs"]
 mod comparison;
+#[path = "cli/timelines.rs"]
+mod timelines;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};

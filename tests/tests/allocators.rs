@@ -140,6 +140,26 @@ fn cost_of_an_alignment_is_what_the_allocator_takes_for_it() -> Result<()> {
     Ok(())
 }
 
+#[test]
+fn extended_functions_of_mimalloc_count_once() -> Result<()> {
+    counts_are_exact(&[allocators::EXTENDED_MIMALLOC], Stacks::Complete)
+}
+
+#[test]
+fn functions_of_a_prefixed_jemalloc_count_once() -> Result<()> {
+    privileged!();
+    let executable = allocators::prefixed_jemalloc()?;
+    let trace = trace_path("allocator-jemalloc-je")?;
+
+    record_attached(&trace, &executable)?;
+
+    let report = report(&trace)?;
+    compare(&allocators::EXTENDED_JEMALLOC.table()?, &report, Stacks::Complete)?;
+    let probes = report.json["capture"]["probes"].as_array().context("probes")?;
+    ensure!(probes.iter().any(|probe| probe["symbol"] == "je_xallocx"), "{probes:?}");
+    Ok(())
+}
+
 fn rust_crate_is_exact(feature: &str) -> Result<()> {
     privileged!();
     let (executable, source) = allocators::rust(feature)?;
@@ -154,6 +174,12 @@ fn rust_crate_is_exact(feature: &str) -> Result<()> {
 #[test]
 fn jemalloc_in_a_rust_program_counts_once() -> Result<()> {
     rust_crate_is_exact("jemalloc")
+}
+
+/// Its functions replace the C library's.
+#[test]
+fn jemalloc_without_a_prefix_in_a_rust_program_counts_once() -> Result<()> {
+    rust_crate_is_exact("jemalloc-unprefixed")
 }
 
 #[test]

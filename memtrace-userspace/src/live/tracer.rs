@@ -35,7 +35,7 @@ use super::process::{self, ProcessError, memory_limit};
 use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
-use crate::record::{EndReason, Pid, Record, Session, Tid, Time};
+use crate::record::{EndReason, GO_PROGRAMS, Pid, Record, Session, Tid, Time};
 
 /// Bytes of a page.
 pub(super) const PAGE_BYTES: u64 = 4096;
@@ -519,6 +519,7 @@ impl Tracer {
             ("perf_map_lines_unread".to_owned(), unread.lines),
             ("perf_map_addresses_unread".to_owned(), unread.addresses),
             ("perf_maps_unreadable".to_owned(), unread.files),
+            (GO_PROGRAMS.to_owned(), self.images.go_programs()),
         ]);
         self.out.push(Record::Counters(counters));
         Ok(())

@@ -4,9 +4,8 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::Posting;
 use super::detect::Holder;
-use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
+use super::mappings::{Mappings, Origin, Outcome, Pages, Released, SiteChange};
 use super::processes::{EntryId, Running, RunningId};
 use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
@@ -191,12 +190,12 @@ impl Pipeline {
     }
 
     /// Changes the accounts that mappings concern, and ends the event.
-    pub(super) fn post_mappings(&mut self, entry: EntryId, postings: &[Posting]) {
+    pub(super) fn post_mappings(&mut self, entry: EntryId, changes: &[SiteChange]) {
         if !self.is_shown(entry) {
             return;
         }
         let epoch = self.mapped_peak.epoch();
-        for &Posting { site, change, blocks, bytes } in postings {
+        for &SiteChange { site, thread: _, change, blocks, bytes } in changes {
             let held = self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
             if let Some(held) = held {
                 self.detectors.first_change(Holder::Site(site), held);
@@ -206,7 +205,8 @@ impl Pipeline {
         }
         self.mapped_peak.settle(self.now);
         if let Some(journal) = &mut self.journal {
-            journal.extend_from_slice(postings);
+            let pid = self.processes.entry(entry).pid;
+            journal.extend(changes.iter().map(|change| change.of(pid)));
         }
         if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
             self.measure_spike(Memory::Mapped);

@@ -334,7 +334,7 @@ impl Pipeline {
                 level: judgement.level,
                 confidence: judgement.confidence,
                 rate: judgement.rate,
-                live_blocks: evidence.survivors.blocks.iter().sum(),
+                live_blocks: evidence.survivors.held_blocks,
                 live_bytes: held_bytes,
                 aged_bytes: evidence.aged_bytes(),
                 oldest: evidence.survivors.oldest,
@@ -384,7 +384,7 @@ impl Pipeline {
             };
         }
         Evidence {
-            now: self.now,
+            watched_ns: self.now.0.saturating_sub(self.began().0),
             memory: Memory::of(self.stacks.api(course.site)),
             earlier_life_ns: histories.longest_life_ns(course),
             held,

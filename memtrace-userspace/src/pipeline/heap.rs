@@ -104,12 +104,14 @@ impl Pipeline {
         let running = self.processes.running(actor.process);
         let (entry, pid) = (running.entry, running.pid);
         self.note_freed(pid, ptr, block.size_bytes);
-        if block.claim == Claim::Own && self.is_shown(entry) {
+        if block.claim != Claim::Inherited && self.is_shown(entry) {
+            // Of what was held before a range, the birth is known too.
             let frees = self.stacks.account(block.site).frees();
             let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
             self.collected.released(block.site, frees, age_units, block.size_bytes);
             let thread = self.threads.get_mut(block.thread);
-            if block.thread == actor.thread
+            if block.claim == Claim::Own
+                && block.thread == actor.thread
                 && thread.newest.take(ptr, self.limits.temporary_between)
             {
                 self.collected.temporary_allocations += 1;
@@ -258,7 +260,8 @@ impl Pipeline {
         self.heap_peak.apply(change, size_bytes);
         self.before.apply(change, 1, size_bytes);
         if let Some(journal) = &mut self.journal {
-            journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
+            let pid = self.processes.entry(entry).pid;
+            journal.push(Posting { pid, site, thread, change, blocks: 1, bytes: size_bytes });
         }
     }
 

@@ -64,6 +64,15 @@ impl Before {
         }
     }
 
+    /// When what is counted began.
+    #[inline(always)]
+    pub(super) fn began(&self) -> Time {
+        match *self {
+            Before::Nothing | Before::Moment => Time(0),
+            Before::Range { from, .. } => from,
+        }
+    }
+
     pub(super) fn scope(&self) -> Scope {
         match *self {
             Before::Nothing => Scope::Run,

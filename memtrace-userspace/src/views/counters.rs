@@ -11,6 +11,7 @@ use memtrace_common::counter::Counter;
 use memtrace_common::unwind::End;
 
 use crate::pipeline::snapshot::Snapshot;
+use crate::record::GO_PROGRAMS;
 use crate::views::frames::Naming;
 use crate::views::printable::printable;
 
@@ -175,6 +176,7 @@ const DAEMON: &[(&str, Weight, &str)] = &[
         Weight::Notice,
         "files /tmp/perf-PID.map too large, of another user, or not readable",
     ),
+    (GO_PROGRAMS, Weight::Notice, "programs of Go, whose own heap is not seen"),
     ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),

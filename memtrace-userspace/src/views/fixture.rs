@@ -22,8 +22,8 @@ use crate::pipeline::findings::{
     ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
-    Totals, Usage,
+    Amount as SnapshotAmount, Memory, Phase, Place, ProcessUsage, Scope, Snapshot, Stack,
+    StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
 };
 use crate::pipeline::statistics::{
     AlignedBlocks, Allocator, HeldMemory, Histogram, Histograms, Reallocations, SiteAligned,
@@ -36,10 +36,61 @@ use crate::record::{
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
+use crate::views::ranking::Ranking;
+use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Timelines};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SECOND: u64 = 1_000_000_000;
+
+/// Two phases, the last one begun by a mark.
+pub(crate) fn phases() -> Vec<Phase> {
+    let start = Phase {
+        begins_with: None,
+        from: Time(0),
+        to: Time(SECOND),
+        allocated: SnapshotAmount::default(),
+        freed: SnapshotAmount::default(),
+        live_bytes_before: 0,
+        live_bytes_after: 15 * MIB,
+        peak_live_bytes: 15 * MIB,
+        peak_at: Time(SECOND),
+    };
+    let load = Phase {
+        begins_with: Some("load\x1b".to_owned()),
+        from: Time(SECOND),
+        to: Time(3 * SECOND),
+        live_bytes_before: 15 * MIB,
+        live_bytes_after: 14 * MIB,
+        peak_live_bytes: 54 * MIB,
+        ..start.clone()
+    };
+    vec![start, load]
+}
+
+/// What a function, a thread and all others did in three steps of a second each.
+pub(crate) fn timelines(ranking: &Ranking, snapshot: &Snapshot) -> Timelines {
+    let course = |live: [u64; 3], allocated: [u64; 3]| Course {
+        live_bytes: live.map(|mib| mib * MIB).to_vec(),
+        allocated_bytes: allocated.map(|mib| mib * MIB).to_vec(),
+        allocations: allocated.map(|mib| mib * 4).to_vec(),
+    };
+    let of_function = FunctionCourse {
+        function: Arc::clone(&ranking.functions[0].function),
+        line: Some(41),
+        course: course([4, 8, 12], [4, 4, 4]),
+    };
+    let thread = snapshot.threads[0].clone();
+    Timelines {
+        start: Time(0),
+        ends: vec![Time(SECOND), Time(2 * SECOND), Time(3 * SECOND)],
+        all: course([4, 10, 13], [4, 6, 5]),
+        functions: vec![of_function],
+        other_functions: Others { count: 2, course: course([0, 2, 1], [0, 2, 1]) },
+        threads: vec![ThreadCourse { thread, course: course([4, 10, 13], [4, 6, 5]) }],
+        other_threads: Others::default(),
+    }
+}
 
 /// The session's state at its end.
 pub(crate) fn snapshot() -> Snapshot {

@@ -167,6 +167,17 @@ fn classify_c(name: &str) -> Option<(Call, Family)> {
         // jemalloc's, each counted as the API that it is nearest to.
         "mallocx" => (aligned(gives(Api::Malloc, A0), Aligned::LowBits(A1)), Variation),
         "rallocx" => (aligned(exchanges(Api::Realloc, A0, A1), Aligned::LowBits(A2)), Variation),
+        "xallocx" => (
+            Call::Acquire {
+                api: Api::Realloc,
+                size: A1,
+                times: None,
+                block: Some(A0),
+                given: Given::InPlace(A2),
+                alignment: Some(Aligned::LowBits(A3)),
+            },
+            Variation,
+        ),
         "dallocx" | "sdallocx" => (takes(Api::Free, A0), Variation),
         _ => return None,
     })
@@ -217,7 +228,10 @@ fn classify_mimalloc(name: &str) -> Option<(Call, Family)> {
         "zalloc" | "zalloc_small" => (gives(api(Api::Calloc), a0), Variation),
         "calloc" => (gives_array(api(Api::Calloc), a0, a1), Variation),
         "mallocn" => (gives_array(api(Api::Malloc), a0, a1), Variation),
-        "realloc" | "rezalloc" | "reallocf" => (exchanges(Api::Realloc, a0, a1), Variation),
+        // `expand` leaves the block where it is, and returns NULL if it is too small.
+        "realloc" | "rezalloc" | "reallocf" | "expand" => {
+            (exchanges(Api::Realloc, a0, a1), Variation)
+        }
         "reallocn" | "recalloc" => (exchanges_array(Api::Reallocarray, a0, a1, a2), Variation),
         "new" | "new_nothrow" | "new_aligned_nothrow" | "alloc_new" => {
             (gives(Api::New, a0), Family::CxxOperator)
@@ -322,6 +336,7 @@ mod tests {
         assert_eq!(api("_rjem_malloc"), Some(Api::Malloc));
         assert_eq!(api("_rjem_sdallocx"), Some(Api::Free));
         assert_eq!(api("je_realloc"), Some(Api::Realloc));
+        assert_eq!(api("je_xallocx"), Some(Api::Realloc));
     }
 
     #[test]
@@ -336,6 +351,7 @@ mod tests {
         assert_eq!(call("mi_new_aligned_nothrow"), aligned(gives(Api::New, A0), A1));
         let recalloc = exchanges_array(Api::Reallocarray, A1, A2, A3);
         assert_eq!(call("mi_heap_recalloc_aligned"), aligned(recalloc, A4));
+        assert_eq!(call("mi_expand"), Some(exchanges(Api::Realloc, A0, A1)));
         assert_eq!(call("mi_free_size_aligned"), Some(takes(Api::Free, A0)));
         // C's order: the alignment first.
         assert_eq!(call("mi_aligned_alloc"), aligned(gives(Api::AlignedAlloc, A1), A0));

@@ -7,6 +7,7 @@
 mod findings;
 mod processes;
 mod statistics;
+mod timelines;
 
 use std::fmt::{self, Write};
 
@@ -85,6 +86,9 @@ impl Report<'_> {
         self.blocks(&ranking.statistics)?;
         self.memory()?;
         self.findings(&ranking.findings)?;
+        if let Some(timelines) = &ranking.timelines {
+            self.timelines(timelines)?;
+        }
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
             None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),
@@ -506,10 +510,26 @@ mod tests {
         insta::assert_snapshot!(text(&fixture::snapshot(), &options));
     }
 
+    /// The section of a report that is about functions and threads over time.
+    fn timelines(width: usize) -> String {
+        let snapshot = fixture::snapshot();
+        let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        ranking.timelines = Some(fixture::timelines(&ranking, &snapshot));
+        let text = render(&snapshot, &mut ranking, &plain(width));
+        let start = text.find("Over time").expect("it is there");
+        text[start..].split("\n\n").next().expect("the first").to_owned()
+    }
+
+    #[test]
+    fn timelines_at_80_columns() {
+        insta::assert_snapshot!(timelines(80));
+    }
+
     #[test]
     fn no_line_is_wider_than_the_terminal() {
         for columns in [70, 80, 100, 200] {
-            for line in text(&fixture::snapshot(), &plain(columns)).lines() {
+            let text = text(&fixture::snapshot(), &plain(columns)) + &timelines(columns);
+            for line in text.lines() {
                 assert!(width(line) <= columns, "{columns}: {line}");
             }
         }
