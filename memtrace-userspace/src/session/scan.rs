@@ -23,10 +23,11 @@ use thiserror::Error;
 
 use crate::hash::Seed;
 use crate::live::heap_scan::{self, Stop};
+use crate::live::process;
 use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
 use crate::pipeline::snapshot::Stack;
 use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, SiteId};
-use crate::reach::{Blocks, Span, judge};
+use crate::reach::{Blocks, Cost, Span, judge};
 use crate::record::{Pid, Record};
 
 /// The most addresses that a log keeps: some 500 MB.
@@ -280,7 +281,9 @@ fn scan(
         .zip(sites.into_values())
         .map(|((stack, api), losses)| LostStack { stack, api, losses })
         .collect();
-    Ok(LostBlocks { pid, stacks, judged, not_judged, cost: seen.cost })
+    let own_peak_bytes = process::peak_resident_bytes(Pid(std::process::id())).unwrap_or(0);
+    let cost = Cost { own_peak_bytes, ..seen.cost };
+    Ok(LostBlocks { pid, stacks, judged, not_judged, cost })
 }
 
 fn ask<T>(

@@ -194,6 +194,8 @@ pub(crate) fn lost() -> LostBlocks {
             threads: 2,
             read_bytes: 88 * MIB,
             unreadable_bytes: 4 * KIB,
+            uncopied_bytes: 0,
+            own_peak_bytes: 200 * MIB,
         },
     }
 }

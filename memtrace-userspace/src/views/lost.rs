@@ -77,7 +77,7 @@ pub fn rank(
 pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     let mut lines = caveats::caveats(snapshot);
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
-    let Cost { stopped, threads: _, read_bytes: _, unreadable_bytes } = lost.cost;
+    let Cost { stopped, unreadable_bytes, .. } = lost.cost;
     if let Some((_, frees)) = snapshot.counters.iter().find(|(name, _)| name == "lost_frees") {
         let frees = counted(*frees, "lost event");
         lines.push(format!("{frees} told of released blocks: as many may be shown as lost memory"));
@@ -109,10 +109,11 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     lines
 }
 
-/// `stopped 12 threads for 84 ms, read 855.2 MiB`.
+/// `stopped 12 threads for 84 ms, read 855.2 MiB; memtrace used up to 1.3 GiB`.
 pub fn cost(cost: &Cost) -> String {
-    let Cost { stopped, threads, read_bytes, unreadable_bytes: _ } = cost;
-    match stopped {
+    let Cost { stopped, threads, read_bytes, unreadable_bytes: _, uncopied_bytes, own_peak_bytes } =
+        cost;
+    let mut text = match stopped {
         Some(stopped) => format!(
             "stopped {} for {}, read {}",
             counted(*threads, "thread"),
@@ -120,7 +121,17 @@ pub fn cost(cost: &Cost) -> String {
             bytes(*read_bytes)
         ),
         None => format!("not stopped, read {} in two passes", bytes(*read_bytes)),
+    };
+    if stopped.is_some() && *uncopied_bytes > 0 {
+        text.push_str(&format!(
+            ", {} of it slowly for want of memory to copy it to",
+            bytes(*uncopied_bytes)
+        ));
     }
+    if *own_peak_bytes > 0 {
+        text.push_str(&format!("; memtrace used up to {}", bytes(*own_peak_bytes)));
+    }
+    text
 }
 
 #[cfg(test)]

@@ -44,6 +44,8 @@ struct Scan {
     threads: u64,
     read_bytes: u64,
     unreadable_bytes: u64,
+    uncopied_bytes: u64,
+    own_peak_bytes: u64,
     judged_blocks: u64,
     judged_bytes: u64,
     contradictory_blocks: u64,
@@ -84,7 +86,8 @@ pub fn write(
     top: Option<usize>,
 ) -> io::Result<()> {
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
-    let Cost { stopped, threads, read_bytes, unreadable_bytes } = lost.cost;
+    let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
+        lost.cost;
     let Ranking { stacks, direct, indirect, suppressed } = ranking;
     let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
@@ -100,6 +103,8 @@ pub fn write(
             threads,
             read_bytes,
             unreadable_bytes,
+            uncopied_bytes,
+            own_peak_bytes,
             judged_blocks: lost.judged.blocks,
             judged_bytes: lost.judged.bytes,
             contradictory_blocks: contradictory,
@@ -184,6 +189,7 @@ mod tests {
         let scan = serde_json::json!({
             "observed_ns": 12_345_000_000u64, "stopped_ns": 12_000_000, "threads": 2,
             "read_bytes": 88 << 20, "unreadable_bytes": 4096,
+            "uncopied_bytes": 0, "own_peak_bytes": 200 << 20,
             "judged_blocks": 12_323, "judged_bytes": 14 << 20,
             "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
         });
