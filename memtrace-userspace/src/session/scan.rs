@@ -36,9 +36,7 @@ const LOG_LIMIT: usize = 1 << 24;
 /// What to look at, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanOptions {
-    /// The process.
-    pub pid: Pid,
-    /// Whether it stands still meanwhile.
+    /// Whether the process stands still meanwhile.
     pub stop: Stop,
 }
 
@@ -73,8 +71,8 @@ pub enum ScanError {
 
 /// What the scanner wants to know from the pipeline.
 pub(super) enum Question {
-    /// The blocks of a process. The log begins.
-    Held(Pid, Sender<Option<Vec<HeldBlock>>>),
+    /// The blocks of a process, once so many batches have been applied. The log begins.
+    Held(Pid, u64, Sender<Option<Vec<HeldBlock>>>),
     /// The log, once so many batches have been applied.
     Changed(u64, Sender<Changes>),
     /// The call paths of these sites.
@@ -96,6 +94,8 @@ pub(super) struct Desk {
     questions: Receiver<Question>,
     batches: u64,
     log: Option<(Pid, Changes)>,
+    /// Who waits for the blocks of a process, and for how many batches.
+    wants_held: Option<(Pid, u64, Sender<Option<Vec<HeldBlock>>>)>,
     /// Who waits for the log, and for how many batches.
     waiting: Option<(u64, Sender<Changes>)>,
 }
@@ -104,7 +104,7 @@ impl Desk {
     /// A place for the questions that are asked through the other end.
     pub(super) fn new() -> (Sender<Question>, Desk) {
         let (sender, questions) = mpsc::channel();
-        (sender, Desk { questions, batches: 0, log: None, waiting: None })
+        (sender, Desk { questions, batches: 0, log: None, wants_held: None, waiting: None })
     }
 
     /// Writes the log and answers questions, after the pipeline has applied a batch.
@@ -116,9 +116,8 @@ impl Desk {
         // A scanner that is gone wants no answers.
         while let Ok(question) = self.questions.try_recv() {
             match question {
-                Question::Held(pid, answer) => {
-                    self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
-                    let _ = answer.send(pipeline.held_blocks(pid));
+                Question::Held(pid, batches, answer) => {
+                    self.wants_held = Some((pid, batches, answer));
                 }
                 Question::Changed(batches, answer) => self.waiting = Some((batches, answer)),
                 Question::CallPaths(sites, answer) => {
@@ -126,6 +125,12 @@ impl Desk {
                     let _ = answer.send(paths.collect());
                 }
             }
+        }
+        if let Some((pid, _, answer)) =
+            self.wants_held.take_if(|(_, batches, _)| *batches <= self.batches)
+        {
+            self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
+            let _ = answer.send(pipeline.held_blocks(pid));
         }
         if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
             && let Some((_, mut changes)) = self.log.take()
@@ -169,6 +174,7 @@ impl Changes {
 
 /// The tracer's side of a scan.
 pub(super) struct Scan {
+    pid: Pid,
     options: ScanOptions,
     questions: Sender<Question>,
     running: Option<Running>,
@@ -182,23 +188,23 @@ struct Running {
 }
 
 impl Scan {
-    pub(super) fn new(options: ScanOptions, questions: Sender<Question>) -> Scan {
-        Scan { options, questions, running: None }
+    pub(super) fn new(pid: Pid, options: ScanOptions, questions: Sender<Question>) -> Scan {
+        Scan { pid, options, questions, running: None }
     }
 
-    /// Begins, unless it has begun.
-    pub(super) fn begin(&mut self) -> std::io::Result<()> {
+    /// Begins with the blocks that are held after so many batches, unless it has begun.
+    pub(super) fn begin(&mut self, batches: u64) -> std::io::Result<()> {
         if self.running.is_some() {
             return Ok(());
         }
         let has_looked = Arc::new(AtomicBool::new(false));
         let (sender, changes) = mpsc::channel();
-        let (options, questions) = (self.options, self.questions.clone());
+        let (pid, options, questions) = (self.pid, self.options, self.questions.clone());
         let thread = {
             let has_looked = Arc::clone(&has_looked);
             std::thread::Builder::new()
                 .name("scanner".to_owned())
-                .spawn(move || scan(options, &questions, &has_looked, &changes))?
+                .spawn(move || scan(pid, options, batches, &questions, &has_looked, &changes))?
         };
         self.running = Some(Running { thread, has_looked, changes: Some(sender) });
         Ok(())
@@ -238,13 +244,14 @@ impl Scan {
 
 /// The scanner thread.
 fn scan(
-    options: ScanOptions,
+    pid: Pid,
+    ScanOptions { stop }: ScanOptions,
+    batches: u64,
     questions: &Sender<Question>,
     has_looked: &AtomicBool,
     changes: &Receiver<Changes>,
 ) -> Result<LostBlocks, ScanError> {
-    let ScanOptions { pid, stop } = options;
-    let held = ask(questions, pid, |answer| Question::Held(pid, answer))?;
+    let held = ask(questions, pid, |answer| Question::Held(pid, batches, answer))?;
     let held = held.ok_or(ScanError::Ended { pid: pid.0 })?;
     let (held, mut not_judged) = judgeable(held);
     let blocks = Blocks::new(held.iter().map(span));
@@ -336,7 +343,7 @@ mod tests {
         let (held_sender, held) = mpsc::channel();
         let (changed_sender, changed) = mpsc::channel();
 
-        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        questions.send(Question::Held(PID, 1, held_sender)).expect("the desk is there");
         apply(&mut desk, &[process(), alloc(0x10), alloc(0x20), free(0x10)]);
         questions.send(Question::Changed(3, changed_sender)).expect("the desk is there");
         apply(&mut desk, &[alloc(0x30)]);
@@ -358,7 +365,7 @@ mod tests {
         let mut pipeline = Pipeline::new(Limits::default());
         let (held_sender, _held) = mpsc::channel();
         let (changed_sender, changed) = mpsc::channel();
-        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        questions.send(Question::Held(PID, 1, held_sender)).expect("the desk is there");
         questions.send(Question::Changed(2, changed_sender)).expect("the desk is there");
 
         for batch in [[process()], [Record::Exit { time: Time(1), pid: PID }]] {

@@ -100,6 +100,9 @@ pub(super) fn start(
             let pid = prepared.pid;
             tracer.begin_session(session(pid, Origin::Launched));
             tracer.expect(pid)?;
+            if options.scan.is_some() {
+                tracer.stop_at_end(pid);
+            }
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
             let name = command.first().cloned().unwrap_or_default();

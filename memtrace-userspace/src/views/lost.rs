@@ -1,13 +1,15 @@
 //! Lost blocks with names, in order, and what a look at a process cannot see.
 
+use std::cmp::Reverse;
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
+use rustc_hash::FxHashMap;
 
-use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
+use crate::lost::{Amount, Births, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
-use crate::views::frames::{Names, SymbolizedStack};
+use crate::views::frames::{Frame, FunctionId, Names, SymbolizedStack};
 use crate::views::quantity::{bytes, counted};
 use crate::views::ranking::compare_frames;
 use crate::views::suppressions::Suppressions;
@@ -24,11 +26,30 @@ pub struct SymbolizedLosses {
     pub losses: Losses,
 }
 
+/// What a function lost, through whichever call paths.
+#[derive(Clone, Debug)]
+pub struct FunctionLosses {
+    /// The function that allocated; `None` if its call path is not known.
+    pub frame: Option<Arc<Frame>>,
+    /// What nothing points to.
+    pub direct: Amount,
+    /// What only that leads to.
+    pub held: Amount,
+    /// In how many call paths something was lost directly.
+    pub call_paths: u64,
+    /// When the directly lost blocks were made.
+    pub born: Births,
+}
+
 /// What a process lost, with names and in order.
 #[derive(Clone, Debug)]
 pub struct Ranking {
     /// First the call paths whose fixing would give back most.
     pub stacks: Vec<SymbolizedLosses>,
+    /// The same by the function that allocated, in the same order.
+    pub functions: Vec<FunctionLosses>,
+    /// When the directly lost blocks were made; `None` if there are none.
+    pub born: Option<Births>,
     /// What was lost directly, without what is suppressed.
     pub direct: Amount,
     /// What is held by that.
@@ -49,6 +70,8 @@ pub fn rank(
     names.learn_jit_names(&snapshot.jit_names);
     let mut ranking = Ranking {
         stacks: Vec::new(),
+        functions: Vec::new(),
+        born: None,
         direct: Amount::default(),
         indirect: Amount::default(),
         suppressed: Amount::default(),
@@ -63,6 +86,8 @@ pub fn rank(
             ranking.stacks.push(SymbolizedLosses { stack, api: *api, losses: *losses });
         }
     }
+    let births = ranking.stacks.iter().filter_map(|stack| stack.losses.born);
+    ranking.born = births.reduce(Births::with);
     let weight = |losses: &Losses| (losses.direct.plus(losses.held), losses.indirect);
     ranking.stacks.sort_by(|a, b| {
         weight(&b.losses)
@@ -70,7 +95,38 @@ pub fn rank(
             .then_with(|| a.api.cmp(&b.api))
             .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
     });
+    ranking.functions = by_function(&ranking.stacks);
     ranking
+}
+
+/// Sums up by the function that allocated. `stacks` are in order, and so is the sum.
+fn by_function(stacks: &[SymbolizedLosses]) -> Vec<FunctionLosses> {
+    let mut functions: Vec<FunctionLosses> = Vec::new();
+    let mut places: FxHashMap<Option<FunctionId>, usize> = FxHashMap::default();
+    for SymbolizedLosses { stack, api: _, losses } in stacks {
+        let Some(born) = losses.born else { continue };
+        let frame = stack.frames.first();
+        let function = frame.map(|frame| frame.function.id);
+        let place = *places.entry(function).or_insert(functions.len());
+        match functions.get_mut(place) {
+            Some(function) => {
+                function.direct = function.direct.plus(losses.direct);
+                function.held = function.held.plus(losses.held);
+                function.call_paths += 1;
+                function.born = function.born.with(born);
+            }
+            None => functions.push(FunctionLosses {
+                frame: frame.cloned(),
+                direct: losses.direct,
+                held: losses.held,
+                call_paths: 1,
+                born,
+            }),
+        }
+    }
+    // A stable sort: equal sums stay in the order of their first call paths.
+    functions.sort_by_key(|function| Reverse(function.direct.plus(function.held)));
+    functions
 }
 
 /// What the numbers do not see, the gravest first; each is one line of printable text.

@@ -69,6 +69,8 @@ struct Stack {
     end: &'static str,
     direct_blocks: u64,
     direct_bytes: u64,
+    first_born_ns: Option<u64>,
+    last_born_ns: Option<u64>,
     held_blocks: u64,
     held_bytes: u64,
     indirect_blocks: u64,
@@ -88,7 +90,7 @@ pub fn write(
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
     let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
         lost.cost;
-    let Ranking { stacks, direct, indirect, suppressed } = ranking;
+    let Ranking { stacks, functions: _, born: _, direct, indirect, suppressed } = ranking;
     let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
         format: "memtrace-leaks",
@@ -135,7 +137,7 @@ pub fn write(
 
 fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
     let SymbolizedLosses { stack, api, losses } = symbolized;
-    let Losses { direct, held, indirect } = *losses;
+    let Losses { direct, born, held, indirect } = *losses;
     let Amount { bytes: direct_bytes, blocks: direct_blocks } = direct;
     let Amount { bytes: held_bytes, blocks: held_blocks } = held;
     let Amount { bytes: indirect_bytes, blocks: indirect_blocks } = indirect;
@@ -144,6 +146,8 @@ fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
         end: stack.end.name(),
         direct_blocks,
         direct_bytes,
+        first_born_ns: born.map(|births| births.first.0),
+        last_born_ns: born.map(|births| births.last.0),
         held_blocks,
         held_bytes,
         indirect_blocks,
@@ -196,6 +200,8 @@ mod tests {
         assert_eq!(report["scan"], scan);
         assert_eq!(report["stacks"][0]["frames"][0]["function"], "leak_per_request");
         assert_eq!(report["stacks"][0]["held_blocks"], 24);
+        assert_eq!(report["stacks"][0]["first_born_ns"], 1_000_000_000u64);
+        assert_eq!(report["stacks"][0]["last_born_ns"], 7_143_500_000u64);
     }
 
     #[test]
