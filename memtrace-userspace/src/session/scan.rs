@@ -360,6 +360,23 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_taken_when_everything_before_was_counted() {
+        let (questions, mut desk) = Desk::new();
+        let mut pipeline = Pipeline::new(Limits::default());
+        let (held_sender, held) = mpsc::channel();
+        questions.send(Question::Held(PID, 2, held_sender)).expect("the desk is there");
+
+        for batch in [vec![process()], vec![alloc(0x10)]] {
+            assert!(held.try_recv().is_err(), "the second batch has not come");
+            pipeline.apply_all(&batch);
+            desk.applied(&pipeline, &batch);
+        }
+
+        let held = held.try_recv().expect("an answer").expect("the process runs");
+        assert_eq!(held.iter().map(|block| block.address).collect::<Vec<_>>(), [Avma(0x10)]);
+    }
+
+    #[test]
     fn process_that_ends_meanwhile_is_noticed() {
         let (questions, mut desk) = Desk::new();
         let mut pipeline = Pipeline::new(Limits::default());

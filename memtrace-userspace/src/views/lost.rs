@@ -2,6 +2,7 @@
 
 use std::cmp::Reverse;
 use std::sync::Arc;
+use std::time::Duration;
 
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
@@ -165,6 +166,13 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     lines
 }
 
+fn stop_time(stopped: Duration) -> String {
+    match stopped.as_millis() {
+        0 => "less than 1 ms".to_owned(),
+        _ => quantity::duration(stopped),
+    }
+}
+
 /// `stopped 12 threads for 84 ms, read 855.2 MiB; memtrace used up to 1.3 GiB`.
 pub fn cost(cost: &Cost) -> String {
     let Cost { stopped, threads, read_bytes, unreadable_bytes: _, uncopied_bytes, own_peak_bytes } =
@@ -173,7 +181,7 @@ pub fn cost(cost: &Cost) -> String {
         Some(stopped) => format!(
             "stopped {} for {}, read {}",
             counted(*threads, "thread"),
-            quantity::duration(*stopped),
+            stop_time(*stopped),
             bytes(*read_bytes)
         ),
         None => format!("not stopped, read {} in two passes", bytes(*read_bytes)),
@@ -193,6 +201,7 @@ pub fn cost(cost: &Cost) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::record::Time;
     use crate::views::fixture;
 
     #[test]
@@ -205,5 +214,45 @@ mod tests {
         assert_eq!(ranking.suppressed, Amount { bytes: (12 << 20) + (3 << 10), blocks: 12_312 });
         assert_eq!(ranking.direct, Amount { bytes: 100, blocks: 3 });
         assert_eq!((ranking.indirect, ranking.stacks.len()), (Amount::default(), 2));
+        assert_eq!(ranking.functions.len(), 1);
+    }
+
+    #[test]
+    fn call_paths_of_a_function_are_added_up() {
+        let mut lost = fixture::lost();
+        let more = LostStack {
+            api: Api::Calloc,
+            losses: Losses {
+                direct: Amount { bytes: 5, blocks: 1 },
+                born: Some(Births { first: Time(1), last: Time(1) }),
+                ..Losses::default()
+            },
+            ..lost.stacks[0].clone()
+        };
+        lost.stacks.push(more);
+        let suppressions = Suppressions::default();
+
+        let ranking = rank(&fixture::snapshot(), &lost, &mut fixture::names(), &suppressions);
+
+        let first = &ranking.functions[0];
+        assert_eq!(first.direct, Amount { bytes: (12 << 20) + 5, blocks: 12_289 });
+        assert_eq!(first.held, Amount { bytes: 3 << 10, blocks: 24 });
+        let last = Time(7_143_500_000);
+        assert_eq!((first.call_paths, first.born), (2, Births { first: Time(1), last }));
+        assert_eq!((ranking.functions.len(), ranking.stacks.len()), (2, 4));
+    }
+
+    #[test]
+    fn cost_says_what_was_slow_and_what_it_took() {
+        let cost = |cost: Cost| super::cost(&cost);
+        let stopped =
+            Cost { stopped: Some(Duration::from_micros(90)), threads: 1, ..Cost::default() };
+
+        assert_eq!(cost(stopped), "stopped 1 thread for less than 1 ms, read 0 B");
+        let slow = Cost { uncopied_bytes: 4 << 20, own_peak_bytes: 1 << 30, ..stopped };
+        assert!(cost(slow).ends_with(
+            "read 0 B, 4.0 MiB of it slowly for want of memory to copy it to; memtrace used up to \
+             1.0 GiB"
+        ));
     }
 }
