@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers, Program};
-use memtrace_tests::recording::{ATTACHED, Finished, Running, memtrace, run, start_waiting};
+use memtrace_tests::recording::{
+    ATTACHED, Finished, Running, memtrace, run, start_waiting, trace_path,
+};
 use serde_json::Value;
 
 /// What of one function's blocks is lost: (directly, indirectly).
@@ -239,13 +241,19 @@ fn stop_that_would_take_too_long_is_given_up_and_the_target_goes_on() -> Result<
 }
 
 /// Runs a command under `memtrace leaks`, with the report in a file beside what the command writes.
-fn leaks_of_command(arguments: &[&str], command: &[&str]) -> Result<(Finished, Option<Value>)> {
-    let directory = tempfile::tempdir()?;
-    let path = directory.path().join("lost.json");
+fn leaks_of_command(
+    test: &str,
+    arguments: &[&str],
+    command: &[&str],
+) -> Result<(Finished, Option<Value>)> {
+    let path = trace_path(test)?.with_extension("json");
     let mut leaks = memtrace()?;
     leaks.args(["leaks", "--definite", "--format", "json", "-o"]).arg(&path).args(arguments);
     let found = run(leaks.arg("--").args(command).stdin(Stdio::null()))?;
     let report = std::fs::read(&path).ok();
+    if report.is_some() {
+        std::fs::remove_file(&path)?;
+    }
     Ok((found, report.as_deref().map(serde_json::from_slice).transpose()?))
 }
 
@@ -256,7 +264,7 @@ fn command_is_looked_at_when_it_exits() -> Result<()> {
         let executable = program.build(FramePointers::Omitted)?;
         let command = executable.to_str().context("the path is text")?;
 
-        let (found, report) = leaks_of_command(&[], &[command])?;
+        let (found, report) = leaks_of_command("lost_of_command", &[], &[command])?;
 
         let report = report.with_context(|| found.stderr.clone())?;
         // What the stacks of `main` and of the threads held is lost as well, or not any more there.
@@ -273,12 +281,13 @@ fn command_is_looked_at_when_it_exits() -> Result<()> {
 fn command_whose_losses_are_suppressed_ends_with_status_0() -> Result<()> {
     privileged!();
     let executable = program::LOST_BLOCKS.build(FramePointers::Omitted)?;
-    let known = tempfile::NamedTempFile::new()?;
-    std::fs::write(known.path(), "leak:lose_*\nleak:main\nleak:thread_with_*\n")?;
-    let (known, command) = (known.path().to_str(), executable.to_str());
+    let known = trace_path("known_losses_list")?.with_extension("txt");
+    std::fs::write(&known, "leak:lose_*\nleak:main\nleak:thread_with_*\n")?;
+    let (known, command) = (known.to_str(), executable.to_str());
     let (known, command) = known.zip(command).context("the paths are text")?;
 
-    let (found, report) = leaks_of_command(&["--suppressions", known], &[command])?;
+    let arguments = ["--suppressions", known];
+    let (found, report) = leaks_of_command("known_losses", &arguments, &[command])?;
 
     ensure!(found.status.success(), "{found:?}");
     let report = report.with_context(|| found.stderr.clone())?;
@@ -290,8 +299,11 @@ fn command_whose_losses_are_suppressed_ends_with_status_0() -> Result<()> {
 fn command_that_fails_is_a_finding_and_its_children_end_by_themselves() -> Result<()> {
     privileged!();
 
-    let (found, report) =
-        leaks_of_command(&[], &["sh", "-c", "sh -c 'exit 0'; /bin/true; exit 3"])?;
+    let (found, report) = leaks_of_command(
+        "failing_command",
+        &[],
+        &["sh", "-c", "sh -c 'exit 0'; /bin/true; exit 3"],
+    )?;
 
     ensure!(found.status.code() == Some(1), "{found:?}");
     ensure!(found.stderr.contains("the command ended with exit status: 3"), "{}", found.stderr);
@@ -303,7 +315,7 @@ fn command_that_fails_is_a_finding_and_its_children_end_by_themselves() -> Resul
 fn command_that_is_ended_by_a_signal_is_an_error() -> Result<()> {
     privileged!();
 
-    let (found, report) = leaks_of_command(&[], &["sh", "-c", "kill -TERM $$"])?;
+    let (found, report) = leaks_of_command("killed_command", &[], &["sh", "-c", "kill -TERM $$"])?;
 
     ensure!(found.status.code() == Some(2), "{found:?}");
     ensure!(found.stderr.contains("ended by signal 15 before"), "{}", found.stderr);

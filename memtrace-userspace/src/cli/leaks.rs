@@ -176,8 +176,8 @@ fn not_read(pid: Option<Pid>, status: Option<ExitStatus>) -> String {
             "the command was ended by signal {signal} before its memory was read, which happens when \
              it calls exit or returns from main; to look while it runs, use --duration"
         ),
-        (None, None) => "the command ended before its memory was read: it did not call its C \
-             library's _exit, or ran another program; to look while it runs, use --duration"
+        (None, None) => "the command ended before its memory was read: it did not end \
+             through its C library's exit; to look while it runs, use --duration"
             .to_owned(),
     }
 }
