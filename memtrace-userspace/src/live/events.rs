@@ -159,12 +159,8 @@ impl Tracer {
             Kind::Ending if self.ending == Ending::Expected(pid) => {
                 self.ending = Ending::Reached(pid);
             }
-            // It has been read, or another of its threads was here.
-            Kind::Ending => {
-                if self.ending != Ending::Reached(pid) {
-                    continue_process(pid);
-                }
-            }
+            // It has been read. Where it stands still, another of its threads has come as far.
+            Kind::Ending if self.ending != Ending::Reached(pid) => continue_process(pid),
             _ => {}
         }
         Ok(())

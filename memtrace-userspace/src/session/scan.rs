@@ -69,10 +69,13 @@ pub enum ScanError {
     },
 }
 
+/// Where the blocks of a process go; `None` if it does not run.
+type HeldSender = Sender<Option<Vec<HeldBlock>>>;
+
 /// What the scanner wants to know from the pipeline.
 pub(super) enum Question {
     /// The blocks of a process, once so many batches have been applied. The log begins.
-    Held(Pid, u64, Sender<Option<Vec<HeldBlock>>>),
+    Held(Pid, u64, HeldSender),
     /// The log, once so many batches have been applied.
     Changed(u64, Sender<Changes>),
     /// The call paths of these sites.
@@ -95,7 +98,7 @@ pub(super) struct Desk {
     batches: u64,
     log: Option<(Pid, Changes)>,
     /// Who waits for the blocks of a process, and for how many batches.
-    wants_held: Option<(Pid, u64, Sender<Option<Vec<HeldBlock>>>)>,
+    wants_held: Option<(Pid, u64, HeldSender)>,
     /// Who waits for the log, and for how many batches.
     waiting: Option<(u64, Sender<Changes>)>,
 }
