@@ -85,6 +85,8 @@ wire_enum! {
         Commit = 21,
         /// A [`Mapping`]: `mprotect` has made a range inaccessible (`PROT_NONE`).
         Decommit = 22,
+        /// A [`Task`]: the process is about to end, and was sent SIGSTOP to be read before.
+        Ending = 23,
     }
 }
 

@@ -13,7 +13,7 @@
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{
-    BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_ktime_get_ns,
@@ -162,7 +162,7 @@ pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
 /// that is left so slowly that a daemon that runs at all empties it in time.
 #[inline(always)]
 pub fn hold_back() {
-    let half = EVENTS.query(BPF_RB_RING_SIZE as u64) / 2;
+    let half = setting!(ring_bytes) / 2;
     if EVENTS.query(BPF_RB_AVAIL_DATA as u64) <= half {
         return;
     }
@@ -195,7 +195,7 @@ fn wait_for_room(context: Context) -> bool {
         return false;
     }
     count(Counter::RingWaits);
-    let most_bytes = EVENTS.query(BPF_RB_RING_SIZE as u64).saturating_sub(WAIT_FOR_BYTES);
+    let most_bytes = setting!(ring_bytes).saturating_sub(WAIT_FOR_BYTES);
     // SAFETY: a helper without preconditions.
     let deadline_ns = unsafe { bpf_ktime_get_ns() }.saturating_add(limit_ns);
     wait(Wait { deadline_ns, most_bytes });

@@ -22,6 +22,7 @@ use memtrace_common::unwind::Regs;
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings = Settings {
     back_pressure_ns: 0,
+    ring_bytes: 0,
     offsets: memtrace_common::config::KernelOffsets {
         task_pid: 0,
         task_tgid: 0,

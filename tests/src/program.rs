@@ -247,6 +247,11 @@ pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolcha
 /// [`LOST_BLOCKS`], which LeakSanitizer judges.
 pub const LOST_BLOCKS_LSAN: Program =
     program("lost_blocks_lsan", "lost_blocks.c", Toolchain::LeakSanitizer);
+/// [`LOST_BLOCKS`], linked statically.
+pub const LOST_BLOCKS_STATIC: Program = Program {
+    startup: Startup::Allocates,
+    ..program("lost_blocks_static", "lost_blocks.c", Toolchain::StaticC)
+};
 /// Loses blocks while other threads replace theirs.
 pub const LOST_UNDER_CHURN: Program =
     program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
@@ -316,6 +321,7 @@ pub const ALL: &[Program] = &[
     REWRITTEN_LIBRARY,
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
+    LOST_BLOCKS_STATIC,
     LOST_UNDER_CHURN,
     BUILD_BEFORE,
     BUILD_AFTER,

@@ -127,7 +127,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         | Kind::Exec
         | Kind::ProcessExit
         | Kind::CodeChanged
-        | Kind::Stopped => Event::Task(kind, read(bytes, header.kind)?.0),
+        | Kind::Stopped
+        | Kind::Ending => Event::Task(kind, read(bytes, header.kind)?.0),
     })
 }
 

@@ -12,7 +12,7 @@ use memtrace_common::event::{Kind, Mapping, Task, flag};
 use super::decode::{Event, RawStack};
 use super::finish::finish;
 use super::guardian::continue_process;
-use super::tracer::{PAGE_BYTES, Tracer, TracerError};
+use super::tracer::{Ending, PAGE_BYTES, Tracer, TracerError};
 use crate::record::{MapKind, Pid, Record, Tid, WireStackId};
 
 impl Tracer {
@@ -157,6 +157,11 @@ impl Tracer {
                 }
                 continue_process(pid);
             }
+            Kind::Ending if self.ending == Ending::Expected(pid) => {
+                self.ending = Ending::Reached(pid);
+            }
+            // It has been read. Where it stands still, another of its threads has come as far.
+            Kind::Ending if self.ending != Ending::Reached(pid) => continue_process(pid),
             _ => {}
         }
         Ok(())

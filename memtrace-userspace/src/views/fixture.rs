@@ -15,7 +15,7 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
+use crate::lost::{Amount, Births, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::add_usage;
 use crate::pipeline::findings::{
     Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
@@ -227,6 +227,11 @@ pub(crate) fn lost() -> LostBlocks {
         (1, Amount::default(), Amount::default(), amount(3 * KIB, 24)),
         (4, amount(100, 3), Amount::default(), Amount::default()),
     ];
+    let first = Time(1_000_000_000);
+    let born = |direct: Amount| {
+        let last = Time(first.0 + 500_000 * direct.blocks.saturating_sub(1));
+        (direct.blocks > 0).then_some(Births { first, last })
+    };
     let stacks = snapshot().stacks;
     LostBlocks {
         pid: Pid(4242),
@@ -235,7 +240,7 @@ pub(crate) fn lost() -> LostBlocks {
             .map(|(stack, direct, held, indirect): (usize, _, _, _)| LostStack {
                 stack: Arc::clone(&stacks[stack].stack),
                 api: stacks[stack].api,
-                losses: Losses { direct, held, indirect },
+                losses: Losses { direct, born: born(direct), held, indirect },
             })
             .collect(),
         judged: amount(14 * MIB, 12_323),
@@ -245,6 +250,8 @@ pub(crate) fn lost() -> LostBlocks {
             threads: 2,
             read_bytes: 88 * MIB,
             unreadable_bytes: 4 * KIB,
+            uncopied_bytes: 0,
+            own_peak_bytes: 200 * MIB,
         },
     }
 }

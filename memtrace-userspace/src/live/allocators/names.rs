@@ -290,6 +290,12 @@ pub(super) fn unwinds(symbol: &str) -> bool {
     )
 }
 
+/// Whether a function of this name ends the process, with all its threads: what `exit` and a `main`
+/// that returns come to.
+pub(super) fn ends(symbol: &str) -> bool {
+    matches!(symbol, "_exit" | "_Exit")
+}
+
 /// What the operators do: each of them takes the size or the block first.
 fn of_operator(api: Api) -> (Call, Family) {
     let call = if api == Api::New { gives(api, A0) } else { takes(api, A0) };
