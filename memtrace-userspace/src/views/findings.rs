@@ -127,7 +127,7 @@ impl Findings {
 const HEADLINE_CELLS: usize = 40;
 
 fn innermost(stack: &SymbolizedStack) -> String {
-    match stack.frames.first() {
+    match stack.frames().next() {
         Some(frame) => function_label(&frame.function, None, HEADLINE_CELLS),
         None => "unknown".to_owned(),
     }

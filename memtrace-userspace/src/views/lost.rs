@@ -68,7 +68,7 @@ pub fn rank(
         weight(&b.losses)
             .cmp(&weight(&a.losses))
             .then_with(|| a.api.cmp(&b.api))
-            .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
+            .then_with(|| compare_frames(&a.stack, &b.stack))
     });
     ranking
 }
