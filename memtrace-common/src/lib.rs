@@ -11,4 +11,5 @@ pub mod call;
 pub mod config;
 pub mod counter;
 pub mod event;
+pub mod midway;
 pub mod unwind;

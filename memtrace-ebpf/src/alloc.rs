@@ -96,11 +96,17 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
-    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
-    let event =
-        Alloc { header: header_of(tid, Kind::Alloc, call.api(), 0), ptr, size: slot.size, stack };
-    emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
+    send_acquired(slot, call.api(), ptr, slot.size, caller);
     Some(())
+}
+
+/// Tells of a block that the current thread has got; `caller` is who asked for it.
+#[inline(always)]
+pub fn send_acquired(slot: &Slot, api: u8, ptr: u64, size: u64, caller: Regs) {
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
+    let header = header_of(slot.tid as u32, Kind::Alloc, api, 0);
+    let event = Alloc { header, ptr, size, stack };
+    emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
 }
 
 /// A function that takes memory back was entered.
@@ -169,7 +175,7 @@ pub fn current_slot() -> Option<*mut Slot> {
 
 /// Whether a call entered at `sp` is inside the slot's outermost call.
 #[inline(always)]
-fn is_nested(slot: &mut Slot, sp: u64) -> bool {
+pub fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     if slot.call == 0 {
         return false;
     }

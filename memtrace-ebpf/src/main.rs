@@ -2,6 +2,7 @@
 //!
 //! ```text
 //!   uprobes       call_enter, call_return, release_enter      the allocator's functions
+//!                 midway_enter                               places inside them
 //!                 unwind_enter                               exceptions that leave them
 //!   functions     {mmap,munmap,mremap,brk,…}_{enter,exit}    mappings
 //!   of the kernel schedule_tail_exit                         the first steps of a process
@@ -17,6 +18,7 @@ mod bounds;
 mod emit;
 mod lookup;
 mod maps;
+mod midway;
 mod process;
 mod remember;
 mod slots;
@@ -53,6 +55,14 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
 pub fn release_enter(ctx: ProbeContext) -> u32 {
     never_taken(&ctx);
     let _ = alloc::enter_release(&ctx);
+    0
+}
+
+/// `malloc` and its kin are at a place where they know the block, or still know its size.
+#[uprobe]
+pub fn midway_enter(ctx: ProbeContext) -> u32 {
+    never_taken(&ctx);
+    let _ = midway::passed(&ctx);
     0
 }
 

@@ -140,11 +140,13 @@ pub struct Slot {
     pub tgid: u32,
     /// A [`memtrace_common::call::Cookie`]: the outermost allocator call that has not returned; 0 if there is none.
     pub call: u32,
-    /// How many probed functions that call has jumped to: all return at once.
+    /// How many probed functions that call has jumped to: all return at once. [`NOTED`] if there is
+    /// no call, but a size that was noted on the way through a function.
     pub tail_calls: u32,
-    /// Stack pointer (AVMA) at the entry of that call, where its return address is.
+    /// Stack pointer (AVMA) at the entry of that call, where its return address is; or where the
+    /// size was noted.
     pub entry_sp: u64,
-    /// Bytes that the call asks for.
+    /// Bytes that the call asks for, or the size that was noted.
     pub size: u64,
     /// `realloc` and its kin: the block that is taken back.
     pub ptr: u64,
@@ -153,6 +155,9 @@ pub struct Slot {
     /// Address of the return-probe trampoline, once it is known; else 0.
     pub trampoline: u64,
 }
+
+/// `Slot::tail_calls` while the slot holds a noted size.
+pub const NOTED: u32 = u32::MAX;
 
 impl Slot {
     /// The slot of a thread that is in no allocator call.

@@ -38,6 +38,7 @@ use self::stop::{Signals, Stop, attend};
 use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
 use crate::control::{Control, Request, Requests};
 use crate::heap_snapshot;
+use crate::live::allocators::Watch;
 use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
 use crate::live::allocators::wanted::WantedError;
@@ -128,6 +129,8 @@ pub struct RecordOptions {
     pub scan: Option<ScanOptions>,
     /// Further functions to probe.
     pub probes: Vec<ProbeSpec>,
+    /// How functions that give memory are watched.
+    pub watch: Watch,
 }
 
 impl RecordOptions {
@@ -156,6 +159,7 @@ impl RecordOptions {
             links: None,
             scan: None,
             probes: Vec::new(),
+            watch: Watch::Inside,
         }
     }
 }

@@ -248,7 +248,8 @@ fn doctor_tells_of_a_process_what_tracing_it_means() -> Result<()> {
     let path = program.display().to_string();
     let wanted = [
         "Allocators\n  glibc",
-        "malloc+0x0                     emulated",
+        "    malloc+0x",
+        "emulated, 0.7 µs a hit",
         &format!("debug info {path}"),
         "debug info ",
         "allocations/s",

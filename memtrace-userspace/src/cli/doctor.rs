@@ -6,6 +6,7 @@ mod host;
 mod overhead;
 mod target;
 
+use std::collections::HashSet;
 use std::io::{self, Write};
 use std::time::Duration;
 
@@ -50,6 +51,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let host = Host::look();
     let mut checks = checks::host(&host);
     let mut sections = String::new();
+    let mut inside = HashSet::new();
     if let Some(pid) = arguments.pid {
         let process = checks::process(&host, pid);
         let can_be_read =
@@ -60,6 +62,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             _ if !can_be_read => {}
             Ok(survey) => {
                 checks.push(checks::allocators(&survey));
+                inside = survey.probed_inside();
                 let find = |module: &Module| debug_files::find(&module.path, &module.facts);
                 let debug: Vec<_> = survey.modules.iter().map(find).collect();
                 let style = terminal::style();
@@ -79,7 +82,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     write!(out, "{sections}").context("cannot write to stdout")?;
     if let Some(pid) = arguments.pid.filter(|_| !failed && !arguments.sample.is_zero()) {
         out.flush().context("cannot write to stdout")?;
-        let lines = match overhead::sample(pid, arguments.sample, arguments.probes) {
+        let lines = match overhead::sample(pid, arguments.sample, arguments.probes, &inside) {
             Ok(sample) => sample.lines(),
             Err(error) => vec![format!("not measured: {error:#}")],
         };

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::Result;
 use clap::Args;
+use memtrace_userspace::live::allocators::Watch;
 use memtrace_userspace::live::allocators::spec::ProbeSpec;
 use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
@@ -127,6 +128,10 @@ pub(crate) struct TraceArguments {
     /// at once has names; its parent may notice, and its system calls may end early
     #[arg(long)]
     stop_for_code: bool,
+    /// Probe the returns of functions that give memory, and not places inside them at which they have
+    /// the block: dearer by a third, for a comparison
+    #[arg(long)]
+    return_probes: bool,
     /// What the probes do: for measurements of what they cost
     #[arg(long, hide = true, value_enum, default_value_t = ProbeCost::Full)]
     probe_cost: ProbeCost,
@@ -178,6 +183,7 @@ impl TraceArguments {
             probes,
             children,
             stop_for_code,
+            return_probes,
             probe_cost,
             probe_links,
         } = self;
@@ -207,6 +213,7 @@ impl TraceArguments {
                 ProbeLinks::Perf => LinkKind::Perf,
             }),
             probes,
+            watch: if return_probes { Watch::Calls } else { usual.watch },
             ..usual
         }
     }

@@ -19,11 +19,13 @@
 //!   start-up, before libc's are there to replace them; since 2.31 it does not export any.
 
 use memtrace_common::addr::{FileOffset, Svma};
-use memtrace_common::call::Call;
+use memtrace_common::call::{Argument, Call, Given};
 use memtrace_common::event::Api;
+use memtrace_common::midway::Midway;
 use object::ReadRef;
 use thiserror::Error;
 
+use crate::live::placement::midway::{self, Calls};
 use crate::live::placement::{self, Need, Site};
 use crate::record;
 
@@ -86,8 +88,19 @@ pub enum Role {
     /// Functions that the user has named, and that do not give memory. An allocator's own `free`
     /// calls no other, so its return is of no interest.
     Enclose,
+    /// Memory is there, or its size is still known, at a place inside it: it needs a probe there.
+    Midway,
     /// It unwinds the stack, past probed functions if need be: it needs a probe at its entry.
     Unwind,
+}
+
+/// How functions that give memory are watched.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Watch {
+    /// Inside, where that is possible; else as [`Watch::Calls`].
+    Inside,
+    /// At their entries and returns.
+    Calls,
 }
 
 /// A function to probe.
@@ -121,10 +134,26 @@ pub struct Probe {
     pub target: Target,
     /// Where in it.
     pub site: Site,
+    /// What is known there, for [`Role::Midway`].
+    pub midway: Option<Midway>,
 }
 
 impl Probe {
-    /// Where in the file the probe goes, at entry and, unless for [`Role::Release`], at return.
+    /// A probe of a call as a whole.
+    pub fn new(target: Target, site: Site) -> Probe {
+        Probe { target, site, midway: None }
+    }
+
+    /// What the kernel is told of it.
+    pub fn cookie(&self) -> u64 {
+        match (self.midway, self.target.call.api()) {
+            (Some(midway), Some(api)) => midway.cookie(api),
+            _ => self.target.call.cookie(),
+        }
+    }
+
+    /// Where in the file the probe goes. Where the role needs the return as well, its probe has the
+    /// same place.
     pub fn offset(&self) -> FileOffset {
         // The site lies in the function, and the function lies in the file.
         FileOffset(self.target.offset.0.saturating_add(self.site.delta))
@@ -209,7 +238,7 @@ impl Plan {
             // C's functions do not throw, and the operators that may not say so in their names.
             Role::Acquire => names::may_throw(&probe.target.symbol),
             Role::Enclose => true,
-            Role::Release | Role::Unwind => false,
+            Role::Midway | Role::Release | Role::Unwind => false,
         })
     }
 
@@ -224,7 +253,8 @@ impl Plan {
             (Role::Enclose, _) => 1,
             (Role::Acquire, Call::Acquire { block: Some(_), .. }) => 2,
             (Role::Acquire, _) => 3,
-            (Role::Unwind, _) => 4,
+            (Role::Midway, _) => 4,
+            (Role::Unwind, _) => 5,
         });
         probes
     }
@@ -239,6 +269,8 @@ pub struct Found {
     pub skipped: Vec<Skipped>,
     /// The functions that unwind the stack, by address.
     pub unwinders: Vec<Target>,
+    /// Where glibc's own `malloc` is.
+    pub glibc_malloc: Option<Svma>,
 }
 
 /// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
@@ -248,8 +280,9 @@ pub struct Found {
 pub fn plan<'data>(
     file: impl ReadRef<'data>,
     named: &[&ProbeSpec],
+    watch: Watch,
 ) -> Result<Plan, AllocatorsError> {
-    let Found { mut targets, mut skipped, unwinders } = find(file)?;
+    let Found { mut targets, mut skipped, unwinders, glibc_malloc } = find(file)?;
     for spec in named {
         match named::resolve(file, spec) {
             Ok(target) => {
@@ -267,10 +300,41 @@ pub fn plan<'data>(
     let place = |target: Target| {
         let need = Need { arguments: target.call.arguments() };
         let site = placement::place(target.code(file), target.svma.0, need);
-        Probe { target, site }
+        Probe::new(target, site)
     };
-    let probes = targets.into_iter().map(place).collect();
+    let mut probes = Vec::new();
+    for target in targets {
+        // A function that the user has named may be one that an allocator's function calls.
+        let sites = if watch == Watch::Inside && named.is_empty() && is_plain(target.call) {
+            let is_glibc = glibc_malloc == Some(target.svma);
+            let calls = if is_glibc { Calls::Inner } else { Calls::Unknown };
+            midway::find(target.code(file), calls)
+        } else {
+            None
+        };
+        let Some(midway::Sites { midway, tail_calls }) = sites else {
+            probes.push(place(target));
+            continue;
+        };
+        for delta in tail_calls {
+            probes.push(Probe::new(target.clone(), Site::emulated(delta)));
+        }
+        for (delta, midway) in midway {
+            let target = Target { role: Role::Midway, ..target.clone() };
+            probes.push(Probe { target, site: Site::emulated(delta), midway: Some(midway) });
+        }
+    }
     Ok(Plan { probes, skipped, unwinders: unwinders.into_iter().map(place).collect() })
+}
+
+/// Whether it is like `malloc`: a size in, a block out.
+fn is_plain(call: Call) -> bool {
+    match call {
+        Call::Acquire { api: _, size, times: None, block: None, given: Given::Returned } => {
+            Argument::new(0) == Some(size)
+        }
+        Call::Acquire { .. } | Call::Release { .. } | Call::Ignore => false,
+    }
 }
 
 /// Finds the allocator functions of the ELF file `file`.
@@ -306,9 +370,20 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> 
         }
     }
     found.unwinders = unwinders(&elf);
+    found.glibc_malloc = glibc_malloc(&elf);
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
     Ok(found)
+}
+
+/// Where glibc's `malloc` is, in its shared library or linked into a program.
+///
+/// tcmalloc calls its own `__libc_malloc`, too.
+fn glibc_malloc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<Svma> {
+    let is_glibc =
+        |symbol: &Symbol<'_>| symbol.name == "_int_malloc" || symbol.name == "gnu_get_libc_version";
+    elf.defined_symbols().find(is_glibc)?;
+    elf.defined_symbols().find(|symbol| symbol.name == "__libc_malloc").map(|symbol| symbol.svma)
 }
 
 /// The functions with which an exception, or the forced end of a thread, starts to unwind.

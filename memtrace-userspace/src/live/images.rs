@@ -21,7 +21,7 @@ use rayon::prelude::*;
 use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::Runtime;
 use super::allocators::wanted::Wanted;
-use super::allocators::{self, Plan};
+use super::allocators::{self, Plan, Watch};
 use super::lazy_file::LazyFile;
 use super::process::{self, Mapped, Mapping};
 use super::table_cache::{FileStamp, Identity, MIN_SECTION_BYTES, TableCache};
@@ -154,7 +154,13 @@ impl Analysis {
     }
 
     /// What the bytes of a file tell. Its table is kept under `identity`, if there is one.
-    fn of_bytes<'data, R>(image: Image, bytes: R, kept: Kept<'_>, named: &[&ProbeSpec]) -> Self
+    fn of_bytes<'data, R>(
+        image: Image,
+        bytes: R,
+        kept: Kept<'_>,
+        named: &[&ProbeSpec],
+        watch: Watch,
+    ) -> Self
     where
         R: ReadRef<'data> + Send + Sync,
     {
@@ -174,8 +180,10 @@ impl Analysis {
             .collect();
         // A file without text that can be unwound is walked by frame pointer; one that is not
         // for this machine has no allocator that this process could call.
-        let ((table, unsaved), plan) =
-            rayon::join(|| kept.table(&elf), || allocators::plan(bytes, named).unwrap_or_default());
+        let ((table, unsaved), plan) = rayon::join(
+            || kept.table(&elf),
+            || allocators::plan(bytes, named, watch).unwrap_or_default(),
+        );
         let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
@@ -228,12 +236,13 @@ pub struct Images {
     cache: Option<Arc<TableCache>>,
     /// The functions that the user has named.
     named: Vec<ProbeSpec>,
+    watch: Watch,
     savers: Vec<JoinHandle<()>>,
 }
 
 impl Images {
     /// Nothing is known yet.
-    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>) -> Self {
+    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>, watch: Watch) -> Self {
         Images {
             known: HashMap::new(),
             current: HashMap::new(),
@@ -242,6 +251,7 @@ impl Images {
             runtime: Runtime::Other,
             cache: cache.map(Arc::new),
             named,
+            watch,
             savers: Vec::new(),
         }
     }
@@ -283,7 +293,7 @@ impl Images {
         let wanted = Wanted::of(pid, &self.named);
         let analyses: Vec<Analysis> = new
             .par_iter()
-            .map(|(mapping, key)| analyse(pid, mapping, key, cache, &wanted))
+            .map(|(mapping, key)| analyse(pid, mapping, key, cache, &wanted, self.watch))
             .collect();
         for ((_, key), analysis) in new.into_iter().zip(analyses) {
             let before = self.current.get(&key).copied();
@@ -377,6 +387,7 @@ fn analyse(
     key: &Key,
     cache: Option<&TableCache>,
     wanted: &Wanted<'_>,
+    watch: Watch,
 ) -> Analysis {
     if *key == Key::Trampolines {
         return Analysis {
@@ -386,13 +397,13 @@ fn analyse(
         };
     }
     match &mapping.mapped {
-        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted)
+        Mapped::File { path, deleted: _ } => analyse_file(pid, mapping, path, cache, wanted, watch)
             .unwrap_or_else(|| {
                 let image = Image::File { path: path.clone(), build_id: Vec::new() };
                 Analysis::nothing(image, Reading::Failed)
             }),
         Mapped::Vdso => match read_vdso(pid, mapping) {
-            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere, &[]),
+            Ok(bytes) => Analysis::of_bytes(Image::Vdso, &*bytes, Kept::Nowhere, &[], watch),
             Err(_) => Analysis::nothing(Image::Vdso, Reading::Failed),
         },
         Mapped::Anonymous | Mapped::Heap | Mapped::Stack | Mapped::Special { .. } => {
@@ -408,6 +419,7 @@ fn analyse_file(
     path: &[u8],
     cache: Option<&TableCache>,
     wanted: &Wanted<'_>,
+    watch: Watch,
 ) -> Option<Analysis> {
     let file = process::open_mapped(pid, mapping).ok()?;
     // The stamp comes first: what is changed afterwards has another.
@@ -419,7 +431,7 @@ fn analyse_file(
         None => Kept::Nowhere,
     };
     let image = Image::File { path: path.to_vec(), build_id };
-    let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path));
+    let analysis = Analysis::of_bytes(image, &bytes, kept, &wanted.in_file(path), watch);
     drop(bytes);
     let Plan { probes, unwinders, .. } = &analysis.plan;
     let file = (!probes.is_empty() || !unwinders.is_empty()).then_some(file);

@@ -21,6 +21,9 @@
 //!
 //! Every relative branch is itself emulated, so the walk never has to decide which way one goes.
 //! If there is no such site, the probe goes to the entry, stepped.
+//!
+//! A function that gives memory needs a probe of its return besides, which costs as much as two, or
+//! none of both but probes inside: see [`midway`].
 
 use iced_x86::{
     Code, Decoder, DecoderOptions, FlowControl, Instruction, InstructionInfoFactory, OpAccess,
@@ -29,6 +32,7 @@ use iced_x86::{
 
 use crate::record::ProbeCost;
 
+pub mod midway;
 #[cfg(test)]
 mod tests;
 
@@ -65,6 +69,11 @@ pub struct Site {
 
 impl Site {
     const STEPPED_ENTRY: Site = Site { delta: 0, cost: ProbeCost::Stepped };
+
+    /// A place at an instruction that the kernel emulates.
+    pub(super) fn emulated(delta: u64) -> Site {
+        Site { delta, cost: ProbeCost::Emulated }
+    }
 }
 
 /// Chooses the site of a probe in the function whose whole code is `code`, loaded at `ip`.
@@ -79,7 +88,7 @@ pub fn place(code: &[u8], ip: u64, need: Need) -> Site {
     if delta != 0 && may_jump_into(code, ip, delta) {
         return Site::STEPPED_ENTRY;
     }
-    Site { delta, cost: ProbeCost::Emulated }
+    Site::emulated(delta)
 }
 
 /// Offset of the first emulated instruction that is reached with everything `need` intact.

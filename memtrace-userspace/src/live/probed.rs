@@ -218,7 +218,7 @@ impl Tracer {
 }
 
 fn point(probe: &Probe) -> Point {
-    Point { offset: probe.offset(), call: probe.target.call }
+    Point { offset: probe.offset(), cookie: probe.cookie() }
 }
 
 fn chain(error: &LoadError) -> String {

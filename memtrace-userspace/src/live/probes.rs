@@ -24,7 +24,6 @@ use aya::programs::UProbe;
 use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink, UProbeScope};
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use memtrace_common::addr::FileOffset;
-use memtrace_common::call::Call;
 
 use super::allocators::Role;
 use super::loader::{LoadError, Program};
@@ -87,7 +86,7 @@ pub struct Point {
     /// Where it stands in the file.
     pub offset: FileOffset,
     /// What the program is told of it.
-    pub call: Call,
+    pub cookie: u64,
 }
 
 /// Where probes are to be placed.
@@ -174,8 +173,9 @@ impl Probes {
             // The return probes first: an entry without its return would leave a call open.
             (Program::Trace, Role::Acquire | Role::Enclose) => &["call_return", "call_enter"],
             (Program::Trace, Role::Release) => &["release_enter"],
+            (Program::Trace, Role::Midway) => &["midway_enter"],
             (Program::Empty, Role::Acquire | Role::Enclose) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release) => &["empty_enter"],
+            (Program::Empty, Role::Release | Role::Midway) => &["empty_enter"],
             // Empty programs have return probes that an exception must not meet, either.
             (Program::Trace | Program::Empty, Role::Unwind) => &[UNWIND],
         };
@@ -241,7 +241,7 @@ fn perf_link(
         program.load().map_err(LoadError::refused)?;
     }
     let location = UProbeAttachLocation::AbsoluteOffset(point.offset.0);
-    let cookie = Some(point.call.cookie());
+    let cookie = Some(point.cookie);
     let task = NonZeroU32::new(task.0).expect("a traced thread is not the idle task");
     let id = program
         .attach(UProbeAttachPoint { location, cookie }, path, UProbeScope::OneProcess(task))

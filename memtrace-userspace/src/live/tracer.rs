@@ -18,6 +18,7 @@ use memtrace_common::config::MAX_PROCESSES;
 use memtrace_common::event::{Free, Kind};
 use thiserror::Error;
 
+use super::allocators::Watch;
 use super::allocators::spec::ProbeSpec;
 use super::allocators::survey::{Found, Verdict};
 use super::attach::Traced;
@@ -64,6 +65,8 @@ pub struct Options {
     pub new_code: NewCode,
     /// The functions that the user has named.
     pub probes: Vec<ProbeSpec>,
+    /// How functions that give memory are watched.
+    pub watch: Watch,
 }
 
 /// Whether to trace the children of a traced process.
@@ -244,7 +247,7 @@ impl Tracer {
     pub fn new(mut options: Options, pids: &[Pid]) -> Result<Self, TracerError> {
         let guardian = Guardian::start().map_err(TracerError::Guardian)?;
         let cache = options.table_cache.as_deref().and_then(TableCache::open);
-        let mut images = Images::new(cache, std::mem::take(&mut options.probes));
+        let mut images = Images::new(cache, std::mem::take(&mut options.probes), options.watch);
         tracing::debug!("reading the kernel's types and the target's files");
         let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
         let (rows, buckets) = tables::room_for(images.tables());

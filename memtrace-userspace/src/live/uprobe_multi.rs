@@ -174,7 +174,7 @@ pub fn support() -> io::Result<Result<(), Lacking>> {
     let instructions = copy_instructions(&RETURN_0).expect("two whole instructions");
     let code = Code { instructions: &instructions, license: c"GPL", types: None };
     let program = Program { fd: load_program(&code, &mut [])?, flags: 0 };
-    let point = Point { offset: FileOffset(0), call: Call::Ignore };
+    let point = Point { offset: FileOffset(0), cookie: Call::Ignore.cookie() };
     let answer = |pid| create_link(&program, c"/", pid, &[point]).map_err(|e| e.raw_os_error());
     // A kernel with these links looks at the file, and a directory cannot be probed.
     if !matches!(answer(0), Err(Some(libc::EBADF))) {
@@ -278,7 +278,7 @@ fn load_program(code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
 
 fn create_link(program: &Program, file: &CStr, pid: u32, points: &[Point]) -> io::Result<OwnedFd> {
     let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
-    let cookies: Vec<u64> = points.iter().map(|point| point.call.cookie()).collect();
+    let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
     let mut attributes = no_attributes();
     attributes.link_create.__bindgen_anon_1.prog_fd = program.fd.as_raw_fd() as u32;
     attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;

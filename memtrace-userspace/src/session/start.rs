@@ -78,6 +78,7 @@ pub(super) fn start(
         children: options.children,
         new_code: options.new_code,
         probes: options.probes.clone(),
+        watch: options.watch,
     };
     let mut tracer = Tracer::new(tracer_options, pids)?;
     match &options.target {

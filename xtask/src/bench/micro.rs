@@ -1,13 +1,14 @@
 //! What one allocation and its release cost in loops that do nothing else.
 //!
 //! ```text
-//!   round   case 1: bare, floor, memtrace   case 2: bare, floor, memtrace   …
+//!   round   case 1: bare, floor, places, memtrace   case 2: bare, floor, places, memtrace   …
 //! ```
 //!
-//! *Floor* is empty programs on the probe points that memtrace chose: the kernel's own price, below
-//! which no tracer on uprobes can go. The three stand side by side in every round, so a machine that
-//! slows down slows all of them alike, and a case's ratio is the median of its rounds' ratios. The
-//! loop counts its operations, so memtrace's count is compared exactly.
+//! *Floor* is empty programs on the functions' entries and returns, each at the cheapest instruction:
+//! the kernel's own price of watching calls. *Places* is empty programs where memtrace's are, which
+//! may be inside a function and not at its return. They stand side by side in every round, so a
+//! machine that slows down slows all of them alike, and a case's ratio is the median of its rounds'
+//! ratios. The loop counts its operations, so memtrace's count is compared exactly.
 
 use std::time::Duration;
 
@@ -113,6 +114,7 @@ pub(super) struct Traced {
 struct Round {
     bare: Cost,
     floor: Cost,
+    places: Cost,
     traced: Traced,
 }
 
@@ -142,13 +144,17 @@ fn round(stage: &Stage, case: &Case, pairs: u64) -> Result<Round> {
     let bare = batches(&mut target, ops * BARE_FACTOR)?;
     target.finish()?;
 
-    let mut target = case.start(stage)?;
-    let tracer = stage.attach(target.pid(), &["--probe-cost", "empty"])?;
-    let floor = batches(&mut target, ops)?;
-    target.finish()?;
-    tracer.finish(PATIENCE)?;
-
-    Ok(Round { bare, floor, traced: traced(stage, case, ops)? })
+    let empty = |options: &[&str]| -> Result<Cost> {
+        let mut target = case.start(stage)?;
+        let tracer = stage.attach(target.pid(), options)?;
+        let cost = batches(&mut target, ops)?;
+        target.finish()?;
+        tracer.finish(PATIENCE)?;
+        Ok(cost)
+    };
+    let floor = empty(&["--probe-cost", "empty", "--return-probes"])?;
+    let places = empty(&["--probe-cost", "empty"])?;
+    Ok(Round { bare, floor, places, traced: traced(stage, case, ops)? })
 }
 
 pub(super) fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
@@ -194,9 +200,11 @@ pub(super) fn ops_of(pairs: u64) -> u64 {
 struct Summary {
     bare_ns: f64,
     floor_ns: f64,
+    places_ns: f64,
     memtrace_ns: f64,
     ratio: f64,
     ratio_range: (f64, f64),
+    places_ratio: f64,
     wall_ratio: f64,
     /// The daemon's CPU time in units of what memtrace adds to the target's.
     daemon_share: f64,
@@ -220,9 +228,11 @@ fn summarize(rounds: &[Round]) -> Summary {
     Summary {
         bare_ns: each(&|round| round.bare.cpu_ns),
         floor_ns: each(&|round| round.floor.cpu_ns),
+        places_ns: each(&|round| round.places.cpu_ns),
         memtrace_ns: each(&|round| round.traced.cost.cpu_ns),
         ratio: median(ratios()),
         ratio_range: range(ratios()),
+        places_ratio: each(&|round| round.traced.cost.cpu_ns / round.places.cpu_ns),
         wall_ratio: each(&|round| round.traced.cost.wall_ns / round.floor.wall_ns),
         daemon_share: each(&|round| {
             round.traced.daemon_ns / (round.traced.cost.cpu_ns - round.bare.cpu_ns)
@@ -243,10 +253,12 @@ fn section(title: &'static str, measured: &[(&Case, Vec<Round>)], pairs: u64) ->
         "case",
         "bare ns",
         "floor ns",
+        "places ns",
         "memtrace ns",
         "× floor",
         "rounds",
         "target",
+        "× places",
         "daemon",
         "walked",
         "complete",
@@ -261,10 +273,12 @@ fn section(title: &'static str, measured: &[(&Case, Vec<Round>)], pairs: u64) ->
             case.name.to_owned(),
             ns(summary.bare_ns),
             ns(summary.floor_ns),
+            ns(summary.places_ns),
             ns(summary.memtrace_ns),
             factor(summary.ratio),
             format!("{:.2}–{:.2}", summary.ratio_range.0, summary.ratio_range.1),
-            verdict(summary.ratio, case.target),
+            verdict(summary.ratio, summary.places_ratio, case.target),
+            factor(summary.places_ratio),
             format!("{:.2}", summary.daemon_share),
             format!("{:.0} %", summary.walked_percent),
             format!("{:.1} %", summary.complete_percent),
@@ -301,6 +315,7 @@ fn case_json(case: &Case, rounds: &[Round], summary: &Summary) -> Value {
         "preload": case.preload,
         "target": case.target,
         "ratio": summary.ratio,
+        "places_ratio": summary.places_ratio,
         "wall_ratio": summary.wall_ratio,
         "daemon_share": summary.daemon_share,
         "walked_percent": summary.walked_percent,
@@ -310,9 +325,10 @@ fn case_json(case: &Case, rounds: &[Round], summary: &Summary) -> Value {
         "bytes_per_event": summary.bytes_per_event,
         "allocations": summary.made,
         "allocations_counted": summary.counted,
-        "rounds": rounds.iter().map(|Round { bare, floor, traced }| json!({
+        "rounds": rounds.iter().map(|Round { bare, floor, places, traced }| json!({
             "bare": cost(bare),
             "floor": cost(floor),
+            "places": cost(places),
             "memtrace": cost(&traced.cost),
             "daemon_cpu_ns": traced.daemon_ns,
         })).collect::<Vec<_>>(),

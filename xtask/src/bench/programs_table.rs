@@ -62,7 +62,7 @@ fn cells(program: &Measured) -> Vec<String> {
         program.name.to_owned(),
         format!("{:.2}", program.bare_s()),
         factor(slowdown),
-        verdict(slowdown, program.target),
+        verdict(slowdown, slowdown, program.target),
         factor(program.slowdown(|usage| usage.wall_s)),
         format!("{:.2}", daemon_share(program)),
         format!("{allocations:.0}"),

@@ -7,7 +7,7 @@ use std::fmt::Write as _;
 
 use memtrace_userspace::live::allocators::facts::Names;
 use memtrace_userspace::live::allocators::survey::{Module, Survey};
-use memtrace_userspace::live::allocators::{Plan, Skip};
+use memtrace_userspace::live::allocators::{Plan, Role, Skip};
 use memtrace_userspace::record::ProbeCost;
 use memtrace_userspace::views::layout::{cut, fill, wrap};
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -36,7 +36,8 @@ fn allocators(out: &mut String, survey: &Survey, width: usize, style: Style) {
         }
         let name = module.facts.allocator.unwrap_or("unknown");
         let path = printable(&module.path);
-        let line = format!("  {name}  {path}, {} functions", plan.probes.len());
+        let functions: BTreeSet<_> = plan.probes.iter().map(|p| p.target.svma).collect();
+        let line = format!("  {name}  {path}, {} functions", functions.len());
         line_of(out, &line, width);
     }
 }
@@ -51,9 +52,13 @@ fn probes(out: &mut String, survey: &Survey, width: usize, style: Style) {
         line_of(out, &format!("  in {}", printable(&module.path)), width);
         for probe in &plan.probes {
             let place = format!("{}+{:#x}", printable_str(&probe.target.symbol), probe.site.delta);
+            let returns = match probe.target.role {
+                Role::Acquire | Role::Enclose => ", its return 0.6",
+                Role::Release | Role::Midway | Role::Unwind => "",
+            };
             let cost = match probe.site.cost {
-                ProbeCost::Emulated => "emulated, about 0.7 µs a hit",
-                ProbeCost::Stepped => "stepped, about 9 µs on a virtual machine",
+                ProbeCost::Emulated => format!("emulated, 0.7 µs a hit{returns}"),
+                ProbeCost::Stepped => format!("stepped, 9 µs on a virtual machine{returns}"),
             };
             line_of(out, &format!("    {} {cost}", fill(&cut(&place, 30), 30)), width);
         }

@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::facts::Facts;
 use super::spec::ProbeSpec;
 use super::wanted::Wanted;
-use super::{AllocatorsError, Plan, facts, is_go, plan};
+use super::{AllocatorsError, Plan, Role, Watch, facts, is_go, plan};
 use crate::live::lazy_file::LazyFile;
 use crate::live::process::{self, Mapped, Mapping, ProcessError};
 use crate::record::Pid;
@@ -127,6 +127,16 @@ impl Survey {
     }
 }
 
+impl Survey {
+    /// The functions that are probed inside, and not at their entries and returns.
+    pub fn probed_inside(&self) -> HashSet<String> {
+        let plans = self.modules.iter().filter_map(|module| module.plan.as_ref().ok());
+        let probes = plans.flat_map(|plan| &plan.probes);
+        let inside = probes.filter(|probe| probe.target.role == Role::Midway);
+        inside.map(|probe| probe.target.symbol.clone()).collect()
+    }
+}
+
 impl Module {
     /// Whether there is anything to say about it: most libraries have no allocator.
     pub fn is_worth_a_line(&self) -> bool {
@@ -173,7 +183,7 @@ fn search(
     let bytes = LazyFile::new(&file)?;
     let runtime = if is_go(&bytes)? { Runtime::Go } else { Runtime::Other };
     let facts = facts(&bytes)?;
-    Ok((runtime, plan(&bytes, named)?, facts))
+    Ok((runtime, plan(&bytes, named, Watch::Inside)?, facts))
 }
 
 #[cfg(test)]
@@ -205,7 +215,7 @@ mod tests {
         };
         let site = Site { delta: 3, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
-        Plan { probes: vec![Probe { target, site }], skipped: vec![alias], unwinders: Vec::new() }
+        Plan { probes: vec![Probe::new(target, site)], skipped: vec![alias], unwinders: Vec::new() }
     }
 
     #[test]

@@ -343,7 +343,7 @@ fn plan_has_a_site_for_every_target() {
     fixture.function("free", &[0x48, 0x85, 0xff, 0x74, 0x00, 0xc3]); // test; je; ret
     let file = fixture.build();
 
-    let plan = plan(&*file, &[]).unwrap();
+    let plan = plan(&*file, &[], Watch::Inside).unwrap();
 
     let free = &plan.probes[1];
     assert_eq!(free.site, Site { delta: 3, cost: ProbeCost::Emulated });
@@ -392,7 +392,7 @@ fn truncated_file_never_panics() {
 
     for length in 0..file.len() {
         // Any result will do; what is tested is that there is one.
-        let _ = plan(&file[..length], &[]);
+        let _ = plan(&file[..length], &[], Watch::Inside);
     }
 }
 
@@ -403,7 +403,7 @@ fn what_takes_memory_back_is_placed_first() {
         fixture.function(name, BODY);
     }
 
-    let plan = plan(&*fixture.build(), &[]).unwrap();
+    let plan = plan(&*fixture.build(), &[], Watch::Inside).unwrap();
 
     let order: Vec<&str> =
         plan.in_placing_order().iter().map(|probe| probe.target.symbol.as_str()).collect();

@@ -71,7 +71,7 @@ fn build_id(images: &Images, id: ImageId) -> Vec<u8> {
 fn file_is_read_once_as_long_as_it_does_not_change() {
     let file = File::open("/proc/self/exe").unwrap();
     let ((_first, one), (_second, other)) = (mapping_of(&file), mapping_of(&file));
-    let mut images = Images::new(None, Vec::new());
+    let mut images = Images::new(None, Vec::new(), Watch::Inside);
 
     let ids = images.read(own_pid(), &[&one, &other]);
     let again = images.read(own_pid(), &[&other]);
@@ -85,7 +85,7 @@ fn file_rewritten_in_place_is_read_again() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::copy(&mut File::open("/proc/self/exe").unwrap(), &mut file).unwrap();
     let (_memory, mapping) = mapping_of(file.as_file());
-    let mut images = Images::new(None, Vec::new());
+    let mut images = Images::new(None, Vec::new(), Watch::Inside);
     let before = images.read(own_pid(), &[&mapping]);
 
     std::fs::write(file.path(), "not a program any more").unwrap();
@@ -101,7 +101,7 @@ fn file_that_was_only_touched_stays_the_same_image() {
     let mut file = tempfile::NamedTempFile::new().unwrap();
     std::io::copy(&mut File::open("/proc/self/exe").unwrap(), &mut file).unwrap();
     let (_memory, mapping) = mapping_of(file.as_file());
-    let mut images = Images::new(None, Vec::new());
+    let mut images = Images::new(None, Vec::new(), Watch::Inside);
     let before = images.read(own_pid(), &[&mapping]);
 
     file.as_file().set_modified(std::time::SystemTime::UNIX_EPOCH).unwrap();
@@ -114,7 +114,7 @@ fn file_that_was_only_touched_stays_the_same_image() {
 fn image_that_is_forgotten_is_read_again_under_another_id() {
     let file = File::open("/proc/self/exe").unwrap();
     let (_memory, mapping) = mapping_of(&file);
-    let mut images = Images::new(None, Vec::new());
+    let mut images = Images::new(None, Vec::new(), Watch::Inside);
     images.read(own_pid(), &[&mapping]);
 
     let forgotten = images.forget_unless(|_| false);
@@ -131,7 +131,7 @@ fn table_of_a_large_file_is_kept_and_found() {
     let (_memory, mapping) = mapping_of(&file);
     let directory = tempfile::tempdir().unwrap();
     let session = || {
-        let mut images = Images::new(TableCache::open(directory.path()), Vec::new());
+        let mut images = Images::new(TableCache::open(directory.path()), Vec::new(), Watch::Inside);
         let ids = images.read(own_pid(), &[&mapping]);
         let analysis = Arc::clone(images.get(ids[0]).unwrap());
         images.save(&ids);

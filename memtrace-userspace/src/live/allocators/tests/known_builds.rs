@@ -19,7 +19,7 @@ fn plan_of(path: &str, id: &str) -> Option<Plan> {
         eprintln!("skipped: {path} is build {found}, and not {id}");
         return None;
     }
-    Some(plan(&*file, &[]).unwrap())
+    Some(plan(&*file, &[], Watch::Inside).unwrap())
 }
 
 fn sites(plan: &Plan) -> Vec<(&str, u64, ProbeCost)> {
@@ -47,8 +47,12 @@ fn glibc_2_36_of_debian_12() {
         [
             ("aligned_alloc", 7, Emulated), // and memalign: je
             ("calloc", 0, Emulated),
-            ("free", 3, Emulated), // je
-            ("malloc", 0, Emulated),
+            ("free", 3, Emulated),           // je
+            ("malloc", 156, Emulated),       // je: from an arena, unless there is none
+            ("malloc", 343, Emulated),       // jne: from the thread's cache, unless it is corrupted
+            ("malloc", 405, Emulated),       // call: the size, with one thread
+            ("malloc", 413, Emulated),       // je: its block
+            ("malloc", 653, Emulated),       // jne: from another arena
             ("posix_memalign", 7, Emulated), // push
             ("pvalloc", 7, Emulated),        // push
             ("realloc", 0, Emulated),
@@ -70,15 +74,21 @@ fn jemalloc_5_3_of_debian_12() {
     assert_eq!(
         sites(&plan),
         [
-            ("_ZdaPvm", 3, Emulated),             // je
-            ("_ZdlPvm", 3, Emulated),             // je
-            ("_Znwm", 7, Emulated),               // ja
-            ("_ZnwmRKSt9nothrow_t", 7, Emulated), // ja
+            ("_ZdaPvm", 3, Emulated), // je
+            ("_ZdlPvm", 3, Emulated), // je
+            ("_Znwm", 160, Emulated), // jmp, to the slow path
+            ("_Znwm", 110, Emulated), // je: the block, unless the cache is empty
+            ("_Znwm", 176, Emulated), // je: or it was at its low water mark
+            ("_ZnwmRKSt9nothrow_t", 160, Emulated),
+            ("_ZnwmRKSt9nothrow_t", 110, Emulated),
+            ("_ZnwmRKSt9nothrow_t", 176, Emulated),
             ("aligned_alloc", 0, Emulated),
             ("calloc", 0, Emulated),
             ("dallocx", 0, Emulated),
-            ("free", 48, Emulated),  // jne
-            ("malloc", 7, Emulated), // ja
+            ("free", 48, Emulated), // jne
+            ("malloc", 160, Emulated),
+            ("malloc", 110, Emulated),
+            ("malloc", 176, Emulated),
             ("mallocx", 0, Emulated),
             ("memalign", 0, Emulated),
             ("posix_memalign", 0, Emulated),

@@ -2,6 +2,7 @@
 
 use memtrace_common::addr::Svma;
 
+use super::super::Watch;
 use super::fixture::{Fixture, LOAD_BIAS};
 use super::{BODY, FixtureSymbol};
 use crate::live::allocators::named::{NotFound, resolve};
@@ -84,7 +85,7 @@ fn what_the_user_says_of_a_known_function_holds() {
     fixture.function("malloc", BODY);
     let spec = "ignore:malloc".parse().unwrap();
 
-    let Plan { probes, skipped, .. } = plan(&*fixture.build(), &[&spec]).unwrap();
+    let Plan { probes, skipped, .. } = plan(&*fixture.build(), &[&spec], Watch::Inside).unwrap();
 
     let roles: Vec<Role> = probes.iter().map(|probe| probe.target.role).collect();
     assert_eq!(roles, [Role::Enclose]);
@@ -96,9 +97,9 @@ fn unwinders_are_probed_beside_what_may_throw() {
     let mut fixture = Fixture::default();
     fixture.function("malloc", BODY);
     fixture.function("_Unwind_RaiseException", BODY);
-    let silent = plan(&*fixture.build(), &[]).unwrap();
+    let silent = plan(&*fixture.build(), &[], Watch::Inside).unwrap();
     fixture.function("_Znwm", BODY);
-    let throwing = plan(&*fixture.build(), &[]).unwrap();
+    let throwing = plan(&*fixture.build(), &[], Watch::Inside).unwrap();
 
     assert_eq!((silent.may_throw(), throwing.may_throw()), (false, true));
     assert_eq!(silent.unwinders.len(), 1);

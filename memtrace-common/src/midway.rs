@@ -1,0 +1,249 @@
+//! Probes inside a function that gives memory, where it has the block and still knows its size.
+//!
+//! One of them does what a probe at the entry and another at the return do together, and no return
+//! address is replaced. Where a path loses the size before the block is there, a probe before that
+//! notes it.
+//!
+//! ```text
+//!   malloc(size)  …  mov rbx, rdi  …  call _int_malloc    Note: the size is in rsi
+//!                                     test rax, rax
+//!                                     je   no_memory      Known unless ZF: the block is in rax
+//!                 …  test al, 15
+//!                    jne  corrupted                       Known unless ZF … and the size in rbx
+//! ```
+//!
+//! The daemon finds such places (`live::placement::midway`) and makes [`Cookie`]s of them.
+//!
+//! ```text
+//!   bit       0      8      12        16      24     28      32       40      48
+//!   | Api 8   | size 4 | block 4 | flags 8 | when 4 | action 4 | caller 8 | rbp 8 |
+//! ```
+
+use crate::event::Api;
+
+/// A general register except `rsp`, by its place in the kernel's `pt_regs`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+#[repr(u8)]
+#[expect(missing_docs, reason = "they are called what they are")]
+pub enum Register {
+    R15,
+    R14,
+    R13,
+    R12,
+    Rbp,
+    Rbx,
+    R11,
+    R10,
+    R9,
+    R8,
+    Rax,
+    Rcx,
+    Rdx,
+    Rsi,
+    Rdi,
+}
+
+/// Stands for no register.
+pub const NO_REGISTER: u32 = 15;
+
+/// Stands for the register itself, where a word of the stack could be meant.
+pub const IN_REGISTER: u32 = 0xff;
+
+/// How many words of the stack, from `rsp` on, a probe may refer to.
+pub const STACK_WORDS: usize = 8;
+
+/// On which way out of a conditional jump the block is known, by the flags before it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct When {
+    /// Bits of `rflags`, of the lowest eight.
+    pub flags: u8,
+    /// Whether one of them is set.
+    pub any_set: bool,
+}
+
+impl When {
+    /// Either way.
+    pub const ALWAYS: When = When { flags: 0, any_set: false };
+}
+
+/// What a probe inside a function does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Midway {
+    /// Notes the size, until the block is there.
+    Note {
+        /// Where it is.
+        size: Register,
+    },
+    /// The block is there.
+    Known {
+        /// Where the size is; `None` if it was noted.
+        size: Option<Register>,
+        /// Where the block's address is.
+        block: Register,
+        /// Whether it is, or the function goes on to look for one.
+        when: When,
+        /// Where the function's return address is: so many words above `rsp`, less than
+        /// [`STACK_WORDS`].
+        caller_word: u8,
+        /// Where the caller's `rbp` is, likewise; `None` if still in `rbp`.
+        rbp_word: Option<u8>,
+    },
+}
+
+impl Midway {
+    /// What the kernel is told of it; never 0. The blocks are counted as those of `api`.
+    pub const fn cookie(self, api: Api) -> u64 {
+        let cookie = match self {
+            Midway::Note { size } => (size as u64) << SIZE | (action::NOTE as u64) << ACTION,
+            Midway::Known { size, block, when, caller_word, rbp_word } => {
+                let size = match size {
+                    Some(register) => register as u32,
+                    None => NO_REGISTER,
+                };
+                let rbp_word = match rbp_word {
+                    Some(word) => word as u32,
+                    None => IN_REGISTER,
+                };
+                (size as u64) << SIZE
+                    | (block as u64) << BLOCK
+                    | (when.flags as u64) << FLAGS
+                    | (when.any_set as u64) << ANY_SET
+                    | (action::KNOWN as u64) << ACTION
+                    | (caller_word as u64) << CALLER
+                    | (rbp_word as u64) << RBP
+            }
+        };
+        cookie | api as u64
+    }
+}
+
+const SIZE: u32 = 8;
+const BLOCK: u32 = 12;
+const FLAGS: u32 = 16;
+const ANY_SET: u32 = 24;
+const ACTION: u32 = 28;
+const CALLER: u32 = 32;
+const RBP: u32 = 40;
+
+/// What [`Cookie::action`] gives.
+pub mod action {
+    /// [`super::Midway::Note`].
+    pub const NOTE: u32 = 1;
+    /// [`super::Midway::Known`].
+    pub const KNOWN: u32 = 2;
+}
+
+/// An attach cookie, as the kernel reads it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Cookie(pub u64);
+
+impl Cookie {
+    /// An [`Api`].
+    #[inline(always)]
+    pub fn api(self) -> u8 {
+        self.0 as u8
+    }
+
+    /// The register that holds the size, or [`NO_REGISTER`].
+    #[inline(always)]
+    pub fn size(self) -> u32 {
+        (self.0 >> SIZE) as u32 & 15
+    }
+
+    /// The register that holds the block's address.
+    #[inline(always)]
+    pub fn block(self) -> u32 {
+        (self.0 >> BLOCK) as u32 & 15
+    }
+
+    /// Whether the block is known where the flags are these.
+    #[inline(always)]
+    pub fn holds(self, rflags: u64) -> bool {
+        let any_set = rflags & (self.0 >> FLAGS & 0xff) != 0;
+        any_set as u64 == self.0 >> ANY_SET & 1
+    }
+
+    /// One of [`action`].
+    #[inline(always)]
+    pub fn action(self) -> u32 {
+        (self.0 >> ACTION) as u32 & 15
+    }
+
+    /// Which word of the stack is the return address.
+    #[inline(always)]
+    pub fn caller_word(self) -> u32 {
+        (self.0 >> CALLER) as u32 & 0xff
+    }
+
+    /// Which word of the stack is the caller's `rbp`, or [`IN_REGISTER`].
+    #[inline(always)]
+    pub fn rbp_word(self) -> u32 {
+        (self.0 >> RBP) as u32 & 0xff
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ZF: u64 = 1 << 6;
+
+    #[test]
+    fn cookie_gives_back_what_went_in() {
+        let known = Midway::Known {
+            size: Some(Register::Rbx),
+            block: Register::Rax,
+            when: When { flags: ZF as u8, any_set: false },
+            caller_word: 5,
+            rbp_word: Some(3),
+        };
+
+        let cookie = Cookie(known.cookie(Api::Malloc));
+
+        assert_eq!((cookie.api(), cookie.action()), (Api::Malloc as u8, action::KNOWN));
+        assert_eq!((cookie.size(), cookie.block()), (Register::Rbx as u32, Register::Rax as u32));
+        assert_eq!((cookie.caller_word(), cookie.rbp_word()), (5, 3));
+        assert!(cookie.holds(0x202) && !cookie.holds(0x202 | ZF));
+    }
+
+    #[test]
+    fn what_is_not_there_is_told_from_the_first_register_and_word() {
+        let known = Midway::Known {
+            size: None,
+            block: Register::R15,
+            when: When::ALWAYS,
+            caller_word: 0,
+            rbp_word: None,
+        };
+
+        let cookie = Cookie(known.cookie(Api::New));
+
+        assert_eq!((cookie.size(), cookie.block()), (NO_REGISTER, 0));
+        assert_eq!((cookie.caller_word(), cookie.rbp_word()), (0, IN_REGISTER));
+        assert!(cookie.holds(0) && cookie.holds(u64::MAX));
+    }
+
+    #[test]
+    fn note_says_where_the_size_is() {
+        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc));
+
+        assert_eq!((cookie.action(), cookie.size()), (action::NOTE, Register::Rsi as u32));
+    }
+
+    #[test]
+    fn flags_that_must_be_set_hold_with_any_of_them() {
+        let known = Midway::Known {
+            size: None,
+            block: Register::Rax,
+            when: When { flags: 0b100_0001, any_set: true },
+            caller_word: 0,
+            rbp_word: None,
+        };
+        let cookie = Cookie(known.cookie(Api::Malloc));
+
+        let held = [0, 1, ZF, 1 | ZF, 2].map(|flags| cookie.holds(flags));
+
+        assert_eq!(held, [false, true, true, true, false]);
+    }
+}

@@ -1,0 +1,185 @@
+//! Where inside a function its block and its size are both known.
+//!
+//! In: the code of a function that returns the address of a block. Out: [`Sites`] of which each
+//! call that gives memory passes exactly one, or `None` if that cannot be shown. Pure.
+//!
+//! A return probe costs as much as two probes: the kernel replaces the return address at the entry,
+//! and the return traps. But `malloc` knows the block before it returns, and nearly always at an
+//! instruction that the kernel emulates, behind the test whether there is one:
+//!
+//! ```text
+//!   forward    from the entry: where the size and the caller's rbp are      ([`values`])
+//!   backward   from the returns: where the block is, once it is known       ([`outcome`])
+//!   cut        from the entry, the first emulated instruction on each path at which it is known
+//! ```
+//!
+//! What the cut needs to be right: the whole function is decoded, no jump of it goes through a
+//! register, and no function that it calls has probes of its own, since such a call would be one
+//! of its own. A path that ends in a jump to another function gets a probe at the entry and at the
+//! return after all, at that jump. A path that returns NULL or ends the program gets none.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use memtrace_common::midway::{Midway, Register, STACK_WORDS, When};
+
+mod graph;
+mod outcome;
+#[cfg(test)]
+mod tests;
+mod values;
+
+use graph::{Flow, Graph, Node};
+use outcome::Outcome;
+use values::Values;
+
+/// The most instructions in front of a place that are searched for one where the size is known.
+const MAX_NOTE_DISTANCE: usize = 8;
+
+/// What a function's calls may be.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Calls {
+    /// They have no probes: those of glibc's `malloc`, which stay inside the library.
+    Inner,
+    /// Anything, an allocator's function among them.
+    Unknown,
+}
+
+/// Where to probe. All of it is emulated by the kernel; places are bytes from the function's start.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Sites {
+    /// Inside the function.
+    pub midway: Vec<(u64, Midway)>,
+    /// Jumps to another function, at which everything is as on entry: for a probe of that and one
+    /// of the return.
+    pub tail_calls: Vec<u64>,
+}
+
+/// Finds the sites of the function whose whole code is `code`, and whose first argument is the size.
+pub fn find(code: &[u8], calls: Calls) -> Option<Sites> {
+    let mut graph = Graph::of(code, calls)?;
+    let values = values::of(&mut graph)?;
+    let outcomes = outcome::of(&graph, &values);
+    Cut { graph: &graph, values: &values, outcomes: &outcomes }.make()
+}
+
+struct Cut<'a> {
+    graph: &'a Graph,
+    values: &'a BTreeMap<u64, Values>,
+    outcomes: &'a BTreeMap<u64, Outcome>,
+}
+
+impl Cut<'_> {
+    fn make(&self) -> Option<Sites> {
+        let mut sites = BTreeMap::new();
+        let mut tail_calls = Vec::new();
+        // Whether the block is known and told by then, which must be so on all paths or on none.
+        let mut told = BTreeMap::new();
+        let mut pending = vec![(0, false)];
+        while let Some((at, is_told)) = pending.pop() {
+            let is_told = is_told || self.ends_without_a_block(at);
+            match told.insert(at, is_told) {
+                Some(before) if before != is_told => return None,
+                Some(_) => continue,
+                None => {}
+            }
+            let node = self.graph.node(at)?;
+            if is_told {
+                pending.extend(node.successors().map(|next| (next, true)));
+                continue;
+            }
+            match node.flow {
+                Flow::Return => return None,
+                Flow::TailCall => {
+                    if !node.is_emulated || !self.values.get(&at)?.is_as_on_entry() {
+                        return None;
+                    }
+                    tail_calls.push(at);
+                }
+                Flow::Fork { next, target, flags } if node.is_emulated => {
+                    let (stay, jump) = (self.block_at(next), self.block_at(target));
+                    let when = match (stay, jump, flags) {
+                        (Some(a), Some(b), _) if a == b => Some((a, When::ALWAYS)),
+                        (Some(block), None, Some(taken)) => {
+                            Some((block, When { any_set: !taken.any_set, ..taken }))
+                        }
+                        (None, Some(block), Some(taken)) => Some((block, taken)),
+                        _ => None,
+                    };
+                    if let Some((block, when)) = when {
+                        self.tell(&mut sites, at, block, when)?;
+                    }
+                    pending.push((next, when.is_some() && stay.is_some()));
+                    pending.push((target, when.is_some() && jump.is_some()));
+                }
+                Flow::Jump { target: next } | Flow::Next { next } if node.is_emulated => {
+                    let block = self.block_at(next);
+                    if let Some(block) = block {
+                        self.tell(&mut sites, at, block, When::ALWAYS)?;
+                    }
+                    pending.push((next, block.is_some()));
+                }
+                _ => pending.extend(node.successors().map(|next| (next, false))),
+            }
+        }
+        if sites.is_empty() {
+            return None;
+        }
+        Some(Sites { midway: sites.into_iter().collect(), tail_calls })
+    }
+
+    /// Whether every path from here returns NULL or ends the program.
+    fn ends_without_a_block(&self, at: u64) -> bool {
+        matches!(self.outcomes.get(&at), Some(Outcome::Nothing | Outcome::Null))
+    }
+
+    /// The register that holds what is returned, if it is known there.
+    fn block_at(&self, at: u64) -> Option<Register> {
+        match self.outcomes.get(&at)? {
+            Outcome::In(place) => place.register(),
+            Outcome::Nothing | Outcome::Null | Outcome::Unknown => None,
+        }
+    }
+
+    fn tell(
+        &self,
+        sites: &mut BTreeMap<u64, Midway>,
+        at: u64,
+        block: Register,
+        when: When,
+    ) -> Option<()> {
+        let values = self.values.get(&at)?;
+        let caller_word = u8::try_from(values.depth() / 8).ok()?;
+        let rbp_word = values.rbp_word()?;
+        if usize::from(caller_word) >= STACK_WORDS {
+            return None;
+        }
+        let size = values.size_register();
+        if size.is_none() {
+            let (note, size) = self.note(at)?;
+            sites.insert(note, Midway::Note { size });
+        }
+        sites.insert(at, Midway::Known { size, block, when, caller_word, rbp_word });
+        Some(())
+    }
+
+    /// The last place in front of `at` from which each path leads there, and where the size is
+    /// known.
+    fn note(&self, at: u64) -> Option<(u64, Register)> {
+        let depth = self.values.get(&at)?.depth();
+        let mut at = at;
+        for _ in 0..MAX_NOTE_DISTANCE {
+            let before: &BTreeSet<u64> = self.graph.predecessors(at);
+            let (Some(&only), 1) = (before.first(), before.len()) else { return None };
+            let node: &Node = self.graph.node(only)?;
+            if node.successors().count() != 1 {
+                return None;
+            }
+            at = only;
+            let values = self.values.get(&at)?;
+            if node.is_emulated && values.depth() == depth {
+                return values.size_register().map(|size| (at, size));
+            }
+        }
+        None
+    }
+}

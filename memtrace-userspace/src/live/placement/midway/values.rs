@@ -1,0 +1,366 @@
+//! Where the size that a function was asked for is, and its caller's `rbp`.
+//!
+//! A forward analysis: before each instruction, which registers and which words of the frame hold
+//! the one and the other on all paths.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{
+    Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register as Iced,
+};
+use memtrace_common::midway::{Register, STACK_WORDS};
+
+use super::graph::{Flow, Graph};
+
+/// The most words of a frame that are followed.
+const MAX_FRAME_WORDS: u64 = 64;
+
+/// A register, or a word of the frame.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Register(Register),
+    /// So many words below the return address, from 1 on.
+    Word(u64),
+}
+
+impl Place {
+    pub(super) fn register(self) -> Option<Register> {
+        match self {
+            Place::Register(register) => Some(register),
+            Place::Word(_) => None,
+        }
+    }
+}
+
+/// All places of one value, as bits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Places {
+    registers: u16,
+    words: u64,
+}
+
+impl Places {
+    fn only(register: Register) -> Places {
+        Places { registers: 1 << register as u16, words: 0 }
+    }
+
+    fn has(self, place: Place) -> bool {
+        match place {
+            Place::Register(register) => self.registers >> register as u16 & 1 == 1,
+            Place::Word(word) => self.words >> (word - 1) & 1 == 1,
+        }
+    }
+
+    fn set(&mut self, place: Place, has: bool) {
+        match place {
+            Place::Register(register) => {
+                self.registers &= !(1 << register as u16);
+                self.registers |= u16::from(has) << register as u16;
+            }
+            Place::Word(word) => {
+                self.words &= !(1 << (word - 1));
+                self.words |= u64::from(has) << (word - 1);
+            }
+        }
+    }
+
+    fn both(self, other: Places) -> Places {
+        Places { registers: self.registers & other.registers, words: self.words & other.words }
+    }
+}
+
+/// What is known before an instruction.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Values {
+    /// Bytes from `rsp` to the return address.
+    depth: u64,
+    size: Places,
+    rbp: Places,
+}
+
+impl Values {
+    fn on_entry() -> Values {
+        let (size, rbp) = (Places::only(Register::Rdi), Places::only(Register::Rbp));
+        Values { depth: 0, size, rbp }
+    }
+
+    pub(super) fn depth(&self) -> u64 {
+        self.depth
+    }
+
+    /// A register that holds the size.
+    pub(super) fn size_register(&self) -> Option<Register> {
+        REGISTERS.into_iter().find(|register| self.size.has(Place::Register(*register)))
+    }
+
+    /// Which word from `rsp` on is the caller's `rbp`; `Some(None)` if `rbp` still is.
+    pub(super) fn rbp_word(&self) -> Option<Option<u8>> {
+        if self.rbp.has(Place::Register(Register::Rbp)) {
+            return Some(None);
+        }
+        let words = self.depth / 8;
+        let word =
+            (1..=words.min(MAX_FRAME_WORDS)).find(|word| self.rbp.has(Place::Word(*word)))?;
+        let from_sp = words - word;
+        (from_sp < STACK_WORDS as u64).then_some(Some(from_sp as u8))
+    }
+
+    /// Whether another function could be entered here as this one was.
+    pub(super) fn is_as_on_entry(&self) -> bool {
+        self.depth == 0
+            && self.size.has(Place::Register(Register::Rdi))
+            && self.rbp.has(Place::Register(Register::Rbp))
+    }
+
+    /// The word of the frame at `rsp + displacement`.
+    fn word(&self, displacement: u64) -> Option<Place> {
+        let below = self.depth.checked_sub(displacement)?;
+        let word = below / 8;
+        (below % 8 == 0 && (1..=MAX_FRAME_WORDS).contains(&word)).then_some(Place::Word(word))
+    }
+
+    fn both(self, other: Values) -> Option<Values> {
+        (self.depth == other.depth).then_some(Values {
+            depth: self.depth,
+            size: self.size.both(other.size),
+            rbp: self.rbp.both(other.rbp),
+        })
+    }
+
+    fn forget(&mut self, place: Place) {
+        self.size.set(place, false);
+        self.rbp.set(place, false);
+    }
+
+    fn copy(&mut self, from: Place, to: Place) {
+        self.size.set(to, self.size.has(from));
+        self.rbp.set(to, self.rbp.has(from));
+    }
+
+    /// What is known behind `instruction`; `None` if it does what is not followed.
+    fn step(
+        mut self,
+        instruction: &Instruction,
+        info: &mut InstructionInfoFactory,
+    ) -> Option<Self> {
+        match instruction.code() {
+            Code::Push_r64 => {
+                self.depth += 8;
+                let to = self.word(0)?;
+                self.copy(Place::Register(register(instruction.op0_register())?), to);
+                return Some(self);
+            }
+            Code::Pop_r64 => {
+                let from = self.word(0)?;
+                self.copy(from, Place::Register(register(instruction.op0_register())?));
+                self.forget(from);
+                self.depth -= 8;
+                return Some(self);
+            }
+            _ => {}
+        }
+        if let Some(change) = stack_change(instruction) {
+            self.depth = self.depth.checked_add_signed(change)?;
+            return (self.depth.is_multiple_of(8)).then_some(self);
+        }
+        if let Some((from, to)) = self.moved(instruction) {
+            self.copy(from, to);
+            return Some(self);
+        }
+        let used = info.info(instruction);
+        for used in used.used_registers() {
+            let whole = used.register().full_register();
+            if writes(used.access()) {
+                if whole == Iced::RSP {
+                    return None;
+                }
+                if let Some(register) = register(whole) {
+                    self.forget(Place::Register(register));
+                }
+            }
+        }
+        for used in used.used_memory() {
+            if used.base() == Iced::RSP && writes(used.access()) {
+                if used.index() != Iced::None {
+                    return None;
+                }
+                // It may lie across two words, or be longer than one.
+                let first = used.displacement();
+                let last = first.checked_add(used.memory_size().size() as u64)?.checked_sub(1)?;
+                for displacement in (first & !7..=last).step_by(8) {
+                    if let Some(word) = self.word(displacement) {
+                        self.forget(word);
+                    }
+                }
+            }
+        }
+        Some(self)
+    }
+
+    /// From where to where an instruction copies 64 bits.
+    pub(super) fn moved(&self, instruction: &Instruction) -> Option<(Place, Place)> {
+        let place = |operand| match instruction.op_kind(operand) {
+            OpKind::Register => register(instruction.op_register(operand)).map(Place::Register),
+            OpKind::Memory
+                if instruction.memory_base() == Iced::RSP
+                    && instruction.memory_index() == Iced::None
+                    && instruction.segment_prefix() == Iced::None =>
+            {
+                self.word(instruction.memory_displacement64())
+            }
+            _ => None,
+        };
+        match instruction.code() {
+            Code::Mov_r64_rm64 | Code::Mov_rm64_r64 => Some((place(1)?, place(0)?)),
+            _ => None,
+        }
+    }
+}
+
+/// What is known before each instruction; `None` if the frame is not one that is followed.
+///
+/// Finds calls that do not return, and takes their way on out of the graph: where the code behind
+/// one is reached in another way too, and `rsp` is elsewhere then.
+pub(super) fn of(graph: &mut Graph) -> Option<BTreeMap<u64, Values>> {
+    // Whoever takes the frame's address may write to its words later.
+    if graph.nodes().any(|(_, node)| takes_stack_address(&node.instruction)) {
+        return None;
+    }
+    let mut info = InstructionInfoFactory::new();
+    let mut known = BTreeMap::from([(0, Values::on_entry())]);
+    let mut pending = vec![0];
+    // Calls come last, so that what is reached in other ways is known by then.
+    let mut calls = BTreeSet::new();
+    loop {
+        let Some((at, is_call)) =
+            pending.pop().map(|at| (at, false)).or_else(|| calls.pop_first().map(|at| (at, true)))
+        else {
+            return Some(known);
+        };
+        let node = graph.node(at)?;
+        if !is_call && matches!(node.flow, Flow::Call { .. }) {
+            calls.insert(at);
+            continue;
+        }
+        let before = *known.get(&at)?;
+        let after = match node.flow {
+            Flow::Call { .. } => {
+                let mut after = before;
+                for register in CALLER_SAVED {
+                    after.forget(Place::Register(register));
+                }
+                after
+            }
+            Flow::Return if before.depth != 0 => return None,
+            Flow::Next { .. } => before.step(&node.instruction, &mut info)?,
+            Flow::Jump { .. } | Flow::Fork { .. } | Flow::Return | Flow::TailCall | Flow::End => {
+                before
+            }
+        };
+        let successors: Vec<u64> = node.successors().collect();
+        for next in successors {
+            let merged = match known.get(&next).map(|other| after.both(*other)) {
+                Some(Some(both)) => both,
+                Some(None) if is_call => {
+                    graph.end_at(at);
+                    continue;
+                }
+                Some(None) => return None,
+                None => after,
+            };
+            if known.insert(next, merged) != Some(merged) {
+                pending.push(next);
+            }
+        }
+    }
+}
+
+/// How much lower the stack pointer is behind `sub rsp, n` and `add rsp, n`.
+fn stack_change(instruction: &Instruction) -> Option<i64> {
+    if instruction.op_count() != 2
+        || instruction.op0_kind() != OpKind::Register
+        || instruction.op0_register() != Iced::RSP
+    {
+        return None;
+    }
+    let amount = i64::from(instruction.try_immediate(1).ok()? as i32);
+    match instruction.mnemonic() {
+        Mnemonic::Sub => Some(amount),
+        Mnemonic::Add => Some(-amount),
+        _ => None,
+    }
+}
+
+fn takes_stack_address(instruction: &Instruction) -> bool {
+    match instruction.mnemonic() {
+        Mnemonic::Lea => {
+            instruction.memory_base() == Iced::RSP || instruction.memory_index() == Iced::RSP
+        }
+        _ if stack_change(instruction).is_some() => false,
+        _ => (0..instruction.op_count()).any(|i| {
+            instruction.op_kind(i) == OpKind::Register && instruction.op_register(i) == Iced::RSP
+        }),
+    }
+}
+
+pub(super) fn writes(access: OpAccess) -> bool {
+    match access {
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
+            true
+        }
+        OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess => false,
+    }
+}
+
+/// What a call may leave anything in (System V ABI).
+pub(super) const CALLER_SAVED: [Register; 9] = [
+    Register::Rax,
+    Register::Rcx,
+    Register::Rdx,
+    Register::Rsi,
+    Register::Rdi,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
+const REGISTERS: [Register; 15] = [
+    Register::Rdi,
+    Register::Rsi,
+    Register::Rbx,
+    Register::Rbp,
+    Register::R12,
+    Register::R13,
+    Register::R14,
+    Register::R15,
+    Register::Rax,
+    Register::Rcx,
+    Register::Rdx,
+    Register::R8,
+    Register::R9,
+    Register::R10,
+    Register::R11,
+];
+
+/// A 64-bit register by iced's name; `None` for others and for `rsp`.
+pub(super) fn register(register: Iced) -> Option<Register> {
+    Some(match register {
+        Iced::R15 => Register::R15,
+        Iced::R14 => Register::R14,
+        Iced::R13 => Register::R13,
+        Iced::R12 => Register::R12,
+        Iced::RBP => Register::Rbp,
+        Iced::RBX => Register::Rbx,
+        Iced::R11 => Register::R11,
+        Iced::R10 => Register::R10,
+        Iced::R9 => Register::R9,
+        Iced::R8 => Register::R8,
+        Iced::RAX => Register::Rax,
+        Iced::RCX => Register::Rcx,
+        Iced::RDX => Register::Rdx,
+        Iced::RSI => Register::Rsi,
+        Iced::RDI => Register::Rdi,
+        _ => return None,
+    })
+}
