@@ -45,7 +45,8 @@ fn main() {
             let length = Duration::from_nanos(events * EVENT_NS);
             let cost = make(env!("CARGO_BIN_EXE_memtrace"), &trace, length, &room, *report);
             let Cost { status, wall, processor, peak_bytes, made_bytes } = cost;
-            assert!(status.success(), "{}: {status}", report.0);
+            // 1: a check cannot be sure of a program that was attached to.
+            assert!(matches!(status.code(), Some(0 | 1)), "{}: {status}", report.0);
             println!(
                 "| {} | {:.1} | {:.1} | {} | {:.1} |",
                 report.0,

@@ -3,7 +3,7 @@
 use std::ffi::OsString;
 use std::os::unix::process::ExitStatusExt;
 use std::path::Path;
-use std::process::{Command, ExitStatus, Stdio};
+use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::{Duration, Instant};
 
 /// What is made, and the arguments of memtrace that make it.
@@ -65,7 +65,7 @@ pub(crate) fn make(
     command.args(arguments.iter().map(argument)).stdout(Stdio::null());
     let start = Instant::now();
     let child = command.spawn().expect("memtrace was built");
-    let (status, usage) = wait(child.id());
+    let (status, usage) = wait(child);
     let time = |time: libc::timeval| {
         Duration::new(time.tv_sec.unsigned_abs(), time.tv_usec.unsigned_abs() as u32 * 1000)
     };
@@ -84,12 +84,13 @@ pub(crate) fn make(
 }
 
 /// How a child ended, and what it used.
-fn wait(pid: u32) -> (ExitStatus, libc::rusage) {
+fn wait(child: Child) -> (ExitStatus, libc::rusage) {
+    let pid = libc::pid_t::try_from(child.id()).expect("the kernel's ids are positive");
     let mut status = 0;
     let mut usage = std::mem::MaybeUninit::<libc::rusage>::zeroed();
     // SAFETY: both pointers are valid, and the child is ours and was not waited for.
-    let waited = unsafe { libc::wait4(pid as i32, &raw mut status, 0, usage.as_mut_ptr()) };
-    assert_eq!(waited, pid as i32, "{}", std::io::Error::last_os_error());
+    let waited = unsafe { libc::wait4(pid, &raw mut status, 0, usage.as_mut_ptr()) };
+    assert_eq!(waited, pid, "{}", std::io::Error::last_os_error());
     // SAFETY: zeroes are a valid value, and the kernel has filled it.
     (ExitStatus::from_raw(status), unsafe { usage.assume_init() })
 }

