@@ -11,6 +11,7 @@
 //! Bytes per live block: `tests/memory.rs`. `cargo bench --bench events -- apply` runs one group.
 
 mod cpu_time;
+#[expect(dead_code, reason = "not every bench uses all of the program")]
 mod load;
 
 use std::hint::black_box;

@@ -9,18 +9,15 @@
 mod load;
 
 use std::fs::File;
-use std::io::{BufReader, BufWriter};
+use std::io::BufReader;
 use std::path::Path;
 use std::time::Instant;
 
-use memtrace_userspace::batches::BATCH_RECORDS;
-use memtrace_userspace::heap_snapshot::{self, Spacing};
 use memtrace_userspace::part::{Part, Place, read_part};
-use memtrace_userspace::pipeline::{Limits, Pipeline, Purpose};
+use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::record::Time;
-use memtrace_userspace::trace::Writer;
 
-use self::load::{Load, Order, Program};
+use self::load::{Load, Order, Program, Written, write_trace};
 
 fn main() {
     let measures = std::env::args().any(|argument| argument == "--bench");
@@ -34,9 +31,11 @@ fn main() {
         [10_000, 100_000, 1_000_000].into_iter().filter(|blocks| *blocks <= most_blocks)
     {
         let load = Load { threads: 8, stacks: 10_000, live_blocks, order: Order::Any };
-        let (end, events) = write(&path, load, bytes);
+        let written = write_trace(&path, Program::new(load), |written| written.bytes >= bytes);
+        let Written { events, bytes, end, keyframe_bytes } = written;
         println!(
-            "{live_blocks} live blocks: {bytes} bytes, {events} events, {:.1} s",
+            "{live_blocks} live blocks: {bytes} bytes, {keyframe_bytes} of them keyframes, \
+             {events} events, {:.1} s",
             end.0 as f64 / 1e9
         );
         let middle = Time(end.0 / 2);
@@ -65,36 +64,4 @@ fn measure(path: &Path, what: &str, part: &Part) {
         excerpt.snapshot.events,
         excerpt.snapshot.totals.peak_live_bytes,
     );
-}
-
-/// Writes a trace of about `bytes`; gives its last time and how many events it has.
-fn write(path: &Path, load: Load, bytes: u64) -> (Time, u64) {
-    let file = BufWriter::with_capacity(1 << 18, File::create(path).expect("a file"));
-    let mut writer = Writer::new(file).expect("the disk has room");
-    let mut program = Program::new(load);
-    let mut pipeline = Pipeline::new(Limits::default());
-    let mut spacing = Spacing::new();
-    let (mut snapshots, mut most) = (0, 0);
-    let mut batch = program.start();
-    while writer.bytes_written() < bytes {
-        for record in &batch {
-            writer.write(record).expect("the disk has room");
-        }
-        pipeline.apply_all(&batch);
-        if spacing.is_due(writer.bytes_written()) {
-            let start = Instant::now();
-            let snapshot = heap_snapshot::encode(&pipeline, Purpose::GoOn).expect("a Vec");
-            most = most.max(start.elapsed().as_millis());
-            spacing.made(writer.bytes_written(), snapshot.len());
-            snapshots += snapshot.len();
-            writer.write_keyframe(&pipeline.level(), &snapshot).expect("the disk has room");
-            pipeline.restart_level();
-        }
-        batch.clear();
-        batch.extend(program.by_ref().take(BATCH_RECORDS));
-    }
-    writer.write_keyframe(&pipeline.level(), &[]).expect("the disk has room");
-    writer.finish().expect("the disk has room");
-    println!("keyframes: {snapshots} bytes, {most} ms each at most");
-    (pipeline.now(), pipeline.snapshot().events)
 }

@@ -10,8 +10,9 @@
 //! ```
 //!
 //! Offsets are lookup offsets: a caller that starts from a return address has subtracted 1.
-//! Everything is lazy and remembered per build id; the number of loaded objects and their memory
-//! are bounded, and what had to be given up is counted in [`Symbolizer::counters`].
+//! Everything is lazy, and what was parsed is remembered per build id; the number of loaded objects
+//! and their memory are bounded, and what had to be given up is counted in
+//! [`Symbolizer::counters`]. The frames of an offset are for the caller to remember.
 //!
 //! *Could not look* is an [`Err`]; *looked, and there is no name, because* is a [`Miss`]. Files
 //! and names are foreign, perhaps hostile: they cost bounded memory and never a panic, but text is
@@ -208,6 +209,8 @@ pub struct Symbolizer {
     options: Options,
     limits: Limits,
     objects: HashMap<Key, Entry, Seed>,
+    /// The image that was asked for last, if it is loaded: a stack goes through few.
+    last: Option<(Image, Key)>,
     misses: HashMap<Image, Result<Miss, SymbolError>>,
     vdso: Arc<[Frame]>,
     heap_bytes: usize,
@@ -227,6 +230,7 @@ impl Symbolizer {
             options,
             limits,
             objects: HashMap::with_hasher(Seed::random()),
+            last: None,
             misses: HashMap::new(),
             vdso: [vdso].into(),
             heap_bytes: 0,
@@ -241,6 +245,12 @@ impl Symbolizer {
         image: &Image,
         offset: FileOffset,
     ) -> Result<Result<Arc<[Frame]>, Miss>, SymbolError> {
+        if let Some((last, key)) = self.last.take_if(|(last, _)| last == image) {
+            let found = self.ask(&key, offset);
+            self.evict(&key);
+            self.last = Some((last, key));
+            return Ok(found);
+        }
         let (path, build_id) = match image {
             Image::File { path, build_id } => (path, build_id),
             Image::Vdso => return Ok(Ok(Arc::clone(&self.vdso))),
@@ -269,6 +279,8 @@ impl Symbolizer {
         }
         let found = self.ask(&key, offset);
         self.evict(&key);
+        // It is never evicted while it is the last.
+        self.last = Some((image.clone(), key));
         Ok(found)
     }
 

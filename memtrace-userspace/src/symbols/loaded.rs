@@ -32,7 +32,7 @@ use super::table::{Symbol, Table};
 use super::{Counters, Frame, Miss, Options, SymbolError};
 use crate::hash::Seed;
 
-/// Names and frames that are remembered per object.
+/// Names that are remembered per object.
 const MAX_MEMO_BYTES: usize = 64 << 20;
 
 /// Memory that parsed DWARF takes, per step of the meter: measured 5 on Rust.
@@ -155,19 +155,14 @@ impl Loaded {
         counters: &mut Counters,
         offset: FileOffset,
     ) -> Result<Arc<[Frame]>, Miss> {
-        if let Some(known) = self.memo.frames.get(&offset) {
-            return known.clone();
-        }
         if self.memo.bytes > MAX_MEMO_BYTES {
             self.memo = Memo::new();
             counters.memory_resets += 1;
         }
         let memo = &mut self.memo;
-        let found = self.cell.with_dependent_mut(|files, index| {
+        self.cell.with_dependent_mut(|files, index| {
             find_frames(options, counters, memo, files, index, offset)
-        });
-        self.memo.remember(offset, found.clone());
-        found
+        })
     }
 
     /// Memory used, in bytes; that of parsed DWARF is an estimate.
@@ -202,7 +197,11 @@ fn find_frames<'a>(
             tell_once(told, files, error);
         }
         counters.parser_panics += u64::from(result == Err(DwarfError::ParserBug));
-        counters.debug_info_rebuilds += units.take_rebuilds();
+        let rebuilds = units.take_rebuilds();
+        if rebuilds > 0 {
+            memo.file_places.clear();
+        }
+        counters.debug_info_rebuilds += rebuilds;
     }
     complete(memo, &mut frames, physical_is_mangled, symbol);
     let found: Arc<[Frame]> = frames.drain(..).collect();
@@ -296,11 +295,12 @@ fn load_units<'a>(options: &Options, files: &'a Files) -> Result<Units<'a>, Dwar
 
 /// What has been found out, so that it is found out once.
 struct Memo {
-    frames: HashMap<FileOffset, Result<Arc<[Frame]>, Miss>, Seed>,
     /// Demangled names, by where the mangled one lies: the files stay where they are, and linkers
     /// keep each name once. Hashing names of a hundred bytes costs more than what they name.
     functions: HashMap<(usize, usize), Arc<str>, Seed>,
     files: HashSet<Arc<str>, Seed>,
+    /// The same, by where parsed debug information has them, as long as it is kept.
+    file_places: HashMap<(usize, usize), Arc<str>, Seed>,
     bytes: usize,
     /// Room for the frames of one address.
     room: Vec<Frame>,
@@ -310,20 +310,12 @@ impl Memo {
     fn new() -> Memo {
         let seed = Seed::random();
         Memo {
-            frames: HashMap::with_hasher(seed),
             functions: HashMap::with_hasher(seed),
             files: HashSet::with_hasher(seed),
+            file_places: HashMap::with_hasher(seed),
             bytes: 0,
             room: Vec::new(),
         }
-    }
-
-    fn remember(&mut self, offset: FileOffset, found: Result<Arc<[Frame]>, Miss>) {
-        let frames = found.as_ref().map_or(0, |frames| frames.len());
-        // Twice the entry: hash tables keep room to grow.
-        self.bytes += 2 * size_of::<(FileOffset, Result<Arc<[Frame]>, Miss>)>();
-        self.bytes += frames * size_of::<Frame>();
-        self.frames.insert(offset, found);
     }
 
     fn frame(&mut self, raw: RawFrame<'_>) -> Frame {
@@ -349,13 +341,23 @@ impl Memo {
         demangled
     }
 
+    /// The path of a source file, which parsed debug information holds.
     fn file(&mut self, name: &str) -> Arc<str> {
-        if let Some(known) = self.files.get(name) {
+        let place = (name.as_ptr().addr(), name.len());
+        if let Some(known) = self.file_places.get(&place) {
             return Arc::clone(known);
         }
-        let name: Arc<str> = name.into();
-        self.bytes += name.len() + 2 * size_of::<Arc<str>>();
-        self.files.insert(Arc::clone(&name));
-        name
+        let known = match self.files.get(name) {
+            Some(known) => Arc::clone(known),
+            None => {
+                let name: Arc<str> = name.into();
+                self.bytes += name.len() + 2 * size_of::<Arc<str>>();
+                self.files.insert(Arc::clone(&name));
+                name
+            }
+        };
+        self.bytes += 2 * size_of::<((usize, usize), Arc<str>)>();
+        self.file_places.insert(place, Arc::clone(&known));
+        known
     }
 }

@@ -8,7 +8,8 @@
 //! ```text
 //!   steps taken > STEPS + file size / BYTES_PER_EXTRA_STEP     memory grows by 5 bytes per step
 //!                                                              in honest files, 80 in others
-//!   stack used  > STACK_BYTES      measured from the address of a local variable
+//!   stack used  > STACK_BYTES      measured from the address of a local variable, whenever a
+//!                                  ULEB128 is read: every entry begins with one
 //! ```
 //!
 //! The limits are for one [`Meter`]; whoever owns it decides when to start anew.
@@ -19,7 +20,7 @@
 use std::borrow::Cow;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use gimli::{Error, LittleEndian, Reader, ReaderOffsetId, Result};
+use gimli::{EndianSlice, Error, LittleEndian, Reader, ReaderOffsetId, Result};
 
 /// Read operations per context, enough for all of 60 MB of DWARF or for one unit as large.
 const STEPS: u64 = 16 << 20;
@@ -76,7 +77,12 @@ impl Meter {
         // Not `fetch_add`: one thread uses a meter at a time, and a locked instruction is dear.
         let total = self.steps.load(Ordering::Relaxed).saturating_add(steps);
         self.steps.store(total, Ordering::Relaxed);
-        total <= self.limit && stack_address() >= self.stack_floor.load(Ordering::Relaxed)
+        total <= self.limit
+    }
+
+    #[inline]
+    fn has_stack(&self) -> bool {
+        stack_address() >= self.stack_floor.load(Ordering::Relaxed)
     }
 }
 
@@ -112,6 +118,21 @@ impl<'a> Metered<'a> {
         let (head, tail) = self.bytes.split_at_checked(len).ok_or_else(|| self.refusal())?;
         self.bytes = tail;
         Ok(head)
+    }
+
+    /// Reads a number of a few bytes as gimli does where nothing is metered, for one step.
+    #[inline]
+    fn take_number<T>(
+        &mut self,
+        read: impl FnOnce(&mut EndianSlice<'a, LittleEndian>) -> Result<T>,
+    ) -> Result<T> {
+        if !self.meter.charge(1) {
+            return Err(self.refusal());
+        }
+        let mut bytes = EndianSlice::new(self.bytes, LittleEndian);
+        let number = read(&mut bytes)?;
+        self.bytes = bytes.slice();
+        Ok(number)
     }
 
     #[cold]
@@ -161,7 +182,7 @@ impl Reader for Metered<'_> {
     }
 
     fn find(&self, byte: u8) -> Result<usize> {
-        let at = self.bytes.iter().position(|other| *other == byte);
+        let at = memchr::memchr(byte, self.bytes);
         let seen = at.unwrap_or(self.bytes.len());
         if !self.meter.charge(1 + (seen / BYTES_PER_STEP) as u64) {
             return Err(self.refusal());
@@ -201,11 +222,46 @@ impl Reader for Metered<'_> {
         Ok(())
     }
 
-    // The default goes through `read_slice`; this one is called for every byte of a LEB128.
     #[inline]
     fn read_u8(&mut self) -> Result<u8> {
         let byte = self.take(1, 1)?;
         Ok(byte[0])
+    }
+
+    #[inline]
+    fn read_null_terminated_slice(&mut self) -> Result<Self> {
+        let len = self.find(0)?;
+        let (text, rest) = self.bytes.split_at(len);
+        self.bytes = &rest[1..];
+        Ok(Metered { bytes: text, meter: self.meter })
+    }
+
+    // The defaults charge for every byte.
+    #[inline]
+    fn read_uleb128(&mut self) -> Result<u64> {
+        if !self.meter.has_stack() {
+            return Err(self.refusal());
+        }
+        self.take_number(Reader::read_uleb128)
+    }
+
+    #[inline]
+    fn read_uleb128_u16(&mut self) -> Result<u16> {
+        self.take_number(Reader::read_uleb128_u16)
+    }
+
+    #[inline]
+    fn read_sleb128(&mut self) -> Result<i64> {
+        self.take_number(Reader::read_sleb128)
+    }
+
+    #[inline]
+    fn skip_leb128(&mut self) -> Result<()> {
+        let before = self.bytes.len();
+        self.take_number(Reader::skip_leb128)?;
+        // It may be longer than any number.
+        let steps = (before - self.bytes.len()) / BYTES_PER_STEP;
+        if steps == 0 || self.meter.charge(steps as u64) { Ok(()) } else { Err(self.refusal()) }
     }
 }
 
@@ -239,7 +295,8 @@ mod tests {
     fn deep_recursion_is_refused() {
         fn nest(mut reader: Metered<'_>, depth: u32) -> u32 {
             let ballast = std::hint::black_box([0_u8; 1024]);
-            let deepest = if reader.read_u8().is_ok() { nest(reader, depth + 1) } else { depth };
+            let deepest =
+                if reader.read_uleb128().is_ok() { nest(reader, depth + 1) } else { depth };
             deepest + u32::from(std::hint::black_box(ballast)[0])
         }
         let bytes = vec![0; 1 << 20];

@@ -135,7 +135,7 @@ impl Findings {
         let mut functions: Vec<LeakingFunction> = Vec::new();
         let mut places: FxHashMap<FunctionId, usize> = FxHashMap::default();
         for NamedVerdict { verdict, stack } in self.leaks() {
-            let Some(frame) = stack.frames.first() else { continue };
+            let Some(frame) = stack.frames().next() else { continue };
             let rate = verdict.rate.bytes_per_hour.max(0.0);
             let place = *places.entry(frame.function.id).or_insert(functions.len());
             match functions.get_mut(place) {
@@ -164,7 +164,7 @@ impl Findings {
 const HEADLINE_CELLS: usize = 40;
 
 fn innermost(stack: &SymbolizedStack) -> String {
-    match stack.frames.first() {
+    match stack.frames().next() {
         Some(frame) => function_label(&frame.function, None, HEADLINE_CELLS),
         None => "unknown".to_owned(),
     }

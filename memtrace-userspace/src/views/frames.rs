@@ -113,19 +113,48 @@ pub struct Frame {
 /// A compiler makes a hundred thousand of forty frames each, out of a few thousand different ones.
 #[derive(Debug)]
 pub struct SymbolizedStack {
-    /// From the allocating function outwards; empty if nothing of the stack is known. Equal frames
-    /// of one [`Names`] are shared.
-    pub frames: Vec<Arc<Frame>>,
+    /// From the allocating function outwards. A place has five frames where much is inlined, and a
+    /// stack thirty places: so stacks share what stands at a place.
+    places: Box<[Arc<PlaceFrames>]>,
+    /// How many frames of the first place are the allocator's.
+    wrappers: usize,
     /// Where the walk ended, and why.
     pub end: End,
-    /// Where in `frames` each function comes first.
-    firsts: Vec<u32>,
+    /// A bit for each frame: whether its function comes first there.
+    firsts: Box<[u64]>,
 }
 
+/// What stands at a place: inlined frames, then the function that they were inlined into.
+///
+/// In a box, so that a pointer to it is one word.
+#[derive(Debug)]
+struct PlaceFrames(Box<[Arc<Frame>]>);
+
 impl SymbolizedStack {
+    /// The frames from the allocating function outwards; none if nothing of the stack is known.
+    /// Equal frames of one [`Names`] are shared.
+    pub fn frames(&self) -> impl DoubleEndedIterator<Item = &Arc<Frame>> + Clone {
+        self.places().flatten()
+    }
+
+    /// The frames at each place, from the allocating function outwards.
+    pub fn places(&self) -> impl DoubleEndedIterator<Item = &[Arc<Frame>]> + Clone {
+        let wrappers = self.wrappers;
+        self.places
+            .iter()
+            .enumerate()
+            .map(move |(index, place)| if index == 0 { &place.0[wrappers..] } else { &place.0[..] })
+    }
+
+    /// Whether no frame is known.
+    pub fn is_empty(&self) -> bool {
+        self.places.is_empty()
+    }
+
     /// The innermost frame of each function, from the allocating one outwards.
     pub fn functions(&self) -> impl Iterator<Item = &Frame> {
-        self.firsts.iter().map(|&first| &*self.frames[first as usize])
+        let is_first = |index: usize| self.firsts[index / 64] >> (index % 64) & 1 != 0;
+        self.frames().enumerate().filter(move |(index, _)| is_first(*index)).map(|(_, f)| &**f)
     }
 }
 
@@ -136,7 +165,7 @@ type Identity = (Option<Arc<str>>, Arc<str>, Option<Arc<str>>);
 pub struct Names {
     lookup: Box<dyn Lookup>,
     functions: FxHashMap<Identity, Arc<Function>>,
-    places: FxHashMap<Place, Arc<[Arc<Frame>]>>,
+    places: FxHashMap<Place, Arc<PlaceFrames>>,
     stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
     misses: BTreeMap<Arc<str>, Miss>,
     jit_names: Arc<JitNames>,
@@ -190,53 +219,62 @@ impl Names {
         if let Some(known) = self.stacks.get(stack) {
             return Arc::clone(known);
         }
-        let mut frames = Vec::with_capacity(stack.frames.len());
-        for &place in &stack.frames {
-            frames.extend_from_slice(&self.place(images, place));
-        }
-        let candidates = frames.iter().map(|frame| {
-            let Function { name, module, file, id: _ } = &*frame.function;
-            let inlined_from = if frame.inlined { file.as_deref() } else { None };
-            Candidate { function: name.as_deref(), module, inlined_from }
-        });
-        if let Some(first) = attribution::allocating_frame(candidates) {
-            frames.drain(..first);
-        }
-        let symbolized = Arc::new(SymbolizedStack {
-            firsts: self.each_function_once(&frames),
-            frames,
-            end: stack.end,
-        });
+        let symbolized = Arc::new(self.symbolize_once(images, stack));
         self.stacks.insert(Arc::clone(stack), Arc::clone(&symbolized));
         symbolized
     }
 
-    fn place(&mut self, images: &[Arc<Image>], place: Place) -> Arc<[Arc<Frame>]> {
+    /// As [`Names::symbolize`], for a caller that remembers what it makes of the stack.
+    pub fn symbolize_once(&mut self, images: &[Arc<Image>], stack: &Stack) -> SymbolizedStack {
+        let mut places: Vec<Arc<PlaceFrames>> =
+            stack.frames.iter().map(|&place| self.place(images, place)).collect();
+        let candidates = places.iter().flat_map(|place| &place.0).map(|frame| {
+            let Function { name, module, file, id: _ } = &*frame.function;
+            let inlined_from = if frame.inlined { file.as_deref() } else { None };
+            Candidate { function: name.as_deref(), module, inlined_from }
+        });
+        let mut wrappers = attribution::allocating_frame(candidates).unwrap_or(0);
+        let mut whole = 0;
+        while let Some(PlaceFrames(frames)) = places.get(whole).map(|place| &**place)
+            && frames.len() <= wrappers
+        {
+            wrappers -= frames.len();
+            whole += 1;
+        }
+        places.drain(..whole);
+        let (end, firsts) = (stack.end, Box::default());
+        let mut stack = SymbolizedStack { places: places.into(), wrappers, end, firsts };
+        stack.firsts = self.each_function_once(&stack);
+        stack
+    }
+
+    fn place(&mut self, images: &[Arc<Image>], place: Place) -> Arc<PlaceFrames> {
         if let Some(known) = self.places.get(&place) {
             return Arc::clone(known);
         }
-        let frames: Arc<[Arc<Frame>]> = match place {
+        let frames: Box<[Arc<Frame>]> = match place {
             Place::InFile { image, offset } => match images.get(image as usize) {
                 Some(image) => self.look_up(image, offset, place),
-                None => Arc::new([self.nameless("[unknown]".into(), place)]),
+                None => Box::new([self.nameless("[unknown]".into(), place)]),
             },
             Place::Anonymous { pid, address } => {
                 let module = module_name(&Image::Anonymous);
                 match self.jit_names.get(&(pid, address)) {
                     Some(name) => {
                         let frame = symbols::jit_frame(name);
-                        Arc::new([self.named(&frame, &module, place)])
+                        Box::new([self.named(&frame, &module, place)])
                     }
-                    None => Arc::new([self.nameless(module, place)]),
+                    None => Box::new([self.nameless(module, place)]),
                 }
             }
-            Place::Unknown { .. } => Arc::new([self.nameless("[unknown]".into(), place)]),
+            Place::Unknown { .. } => Box::new([self.nameless("[unknown]".into(), place)]),
         };
+        let frames = Arc::new(PlaceFrames(frames));
         self.places.insert(place, Arc::clone(&frames));
         frames
     }
 
-    fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Arc<[Arc<Frame>]> {
+    fn look_up(&mut self, image: &Image, offset: FileOffset, place: Place) -> Box<[Arc<Frame>]> {
         let module = module_name(image);
         let named = match self.lookup.frames(image, offset) {
             Ok(named) => named,
@@ -244,7 +282,7 @@ impl Names {
                 let reason = printable_str(&reason).into_owned();
                 let miss = Miss { addresses: 0, reason };
                 self.misses.entry(Arc::clone(&module)).or_insert(miss).addresses += 1;
-                return Arc::new([self.nameless(module, place)]);
+                return Box::new([self.nameless(module, place)]);
             }
         };
         named.iter().map(|frame| self.named(frame, &module, place)).collect()
@@ -262,16 +300,18 @@ impl Names {
         Arc::new(Frame { function, line: None, inlined: false, place })
     }
 
-    /// Where in `frames` each function comes first.
-    fn each_function_once(&mut self, frames: &[Arc<Frame>]) -> Vec<u32> {
+    /// A bit for each frame of a stack: whether its function comes first there.
+    fn each_function_once(&mut self, stack: &SymbolizedStack) -> Box<[u64]> {
         self.seen_in.resize(self.functions.len(), 0);
         self.named_stacks += 1;
         let this = self.named_stacks;
-        let mut is_first = |frame: &Frame| {
+        let mut firsts = vec![0; stack.frames().count().div_ceil(64)];
+        for (index, frame) in stack.frames().enumerate() {
             let FunctionId(id) = frame.function.id;
-            std::mem::replace(&mut self.seen_in[id], this) != this
-        };
-        (0..).zip(frames).filter(|(_, frame)| is_first(frame)).map(|(index, _)| index).collect()
+            let is_first = std::mem::replace(&mut self.seen_in[id], this) != this;
+            firsts[index / 64] |= u64::from(is_first) << (index % 64);
+        }
+        firsts.into()
     }
 
     fn intern(&mut self, identity: Identity) -> Arc<Function> {
@@ -315,8 +355,7 @@ mod tests {
 
     fn shown_frames(stack: &SymbolizedStack) -> Vec<String> {
         stack
-            .frames
-            .iter()
+            .frames()
             .map(|frame| {
                 let name = frame.function.name.as_deref().unwrap_or("??");
                 format!("{name}{}", if frame.inlined { " (inlined)" } else { "" })
@@ -370,8 +409,9 @@ mod tests {
 
         let stack = names.symbolize(&[], &stack);
         assert_eq!(shown_frames(&stack), ["f\\x1b"]);
-        assert_eq!(stack.frames[0].function.file.as_deref(), Some("/a.js"));
-        assert_eq!((stack.frames[0].line, stack.functions().count()), (Some(3), 1));
+        let frame = stack.frames().next().unwrap();
+        assert_eq!(frame.function.file.as_deref(), Some("/a.js"));
+        assert_eq!((frame.line, stack.functions().count()), (Some(3), 1));
     }
 
     #[test]
@@ -387,7 +427,7 @@ mod tests {
 
         let stack = names.symbolize(&snapshot.images, &snapshot.stacks[0].stack);
 
-        let function = &stack.frames[0].function;
+        let function = &stack.frames().next().unwrap().function;
         assert_eq!(function.name.as_deref(), Some("f\\x1b[2J"));
         assert_eq!(function.file.as_deref(), Some("a\\u{202e}.c"));
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::pipeline::snapshot::Place;
-use crate::views::frames::{Frame, Function, base_name};
+use crate::views::frames::{Frame, Function, SymbolizedStack, base_name};
 use crate::views::layout::{cut, width};
 use crate::views::quantity::{bytes, count};
 use crate::views::ranking::SortKey;
@@ -50,7 +50,8 @@ fn cut_name(name: &str, cells: usize) -> String {
 }
 
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
-pub fn frame_labels(frames: &[Arc<Frame>]) -> Vec<String> {
+pub fn frame_labels(stack: &SymbolizedStack) -> Vec<String> {
+    let frames: Vec<&Arc<Frame>> = stack.frames().collect();
     frames
         .chunk_by(|a, b| {
             let one_function = a.function.name.is_some() || a.place == b.place;
@@ -58,7 +59,7 @@ pub fn frame_labels(frames: &[Arc<Frame>]) -> Vec<String> {
         })
         .map(|run| match run {
             [only] => frame_label(only),
-            _ => format!("{} × {}", frame_label(&run[0]), run.len()),
+            _ => format!("{} × {}", frame_label(run[0]), run.len()),
         })
         .collect()
 }

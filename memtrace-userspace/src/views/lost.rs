@@ -94,7 +94,7 @@ pub fn rank(
         weight(&b.losses)
             .cmp(&weight(&a.losses))
             .then_with(|| a.api.cmp(&b.api))
-            .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
+            .then_with(|| compare_frames(&a.stack, &b.stack))
     });
     ranking.functions = by_function(&ranking.stacks);
     ranking
@@ -106,7 +106,7 @@ fn by_function(stacks: &[SymbolizedLosses]) -> Vec<FunctionLosses> {
     let mut places: FxHashMap<Option<FunctionId>, usize> = FxHashMap::default();
     for SymbolizedLosses { stack, api: _, losses } in stacks {
         let Some(born) = losses.born else { continue };
-        let frame = stack.frames.first();
+        let frame = stack.frames().next();
         let function = frame.map(|frame| frame.function.id);
         let place = *places.entry(function).or_insert(functions.len());
         match functions.get_mut(place) {

@@ -231,7 +231,7 @@ impl Profile {
             .map(|SymbolizedUsage { stack, api, usage }| Stack {
                 memory: Memory::of(*api),
                 is_complete: stack.end == End::Root,
-                frames: stack.frames.iter().map(&mut id_of).collect(),
+                frames: stack.frames().map(&mut id_of).collect(),
                 usage: *usage,
             })
             .collect();
@@ -244,7 +244,7 @@ impl Profile {
                     bytes_per_hour: verdict.rate.bytes_per_hour.max(0.0).ceil() as u64,
                     plus_minus: verdict.rate.plus_minus.max(0.0).ceil() as u64,
                     is_complete: stack.end == End::Root,
-                    frames: stack.frames.iter().map(&mut id_of).collect(),
+                    frames: stack.frames().map(&mut id_of).collect(),
                 })
             });
         let growth = Growth {

@@ -217,14 +217,14 @@ fn compare_stacks(key: SortKey, a: &SymbolizedUsage, b: &SymbolizedUsage) -> Ord
     numbers(b)
         .cmp(&numbers(a))
         .then_with(|| a.api.cmp(&b.api))
-        .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
+        .then_with(|| compare_frames(&a.stack, &b.stack))
 }
 
 /// As slices compare, without a look into what both share.
-pub(super) fn compare_frames(a: &[Arc<Frame>], b: &[Arc<Frame>]) -> Ordering {
-    let differing = a.iter().zip(b).filter(|(a, b)| !Arc::ptr_eq(a, b));
+pub(super) fn compare_frames(a: &SymbolizedStack, b: &SymbolizedStack) -> Ordering {
+    let differing = a.frames().zip(b.frames()).filter(|(a, b)| !Arc::ptr_eq(a, b));
     let order = differing.map(|(a, b)| a.cmp(b)).find(|order| order.is_ne());
-    order.unwrap_or_else(|| a.len().cmp(&b.len()))
+    order.unwrap_or_else(|| a.frames().count().cmp(&b.frames().count()))
 }
 
 #[cfg(test)]
@@ -300,7 +300,7 @@ mod tests {
             ranking
                 .stacks
                 .iter()
-                .map(|s| s.stack.frames[0].function.name.clone())
+                .map(|s| s.stack.frames().next().unwrap().function.name.clone())
                 .collect::<Vec<_>>()
         };
 

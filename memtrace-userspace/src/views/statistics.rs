@@ -142,7 +142,7 @@ fn call_paths(snapshot: &Snapshot, names: &mut Names) -> Vec<CallPath> {
         let by_allocations = b.usage.allocations.cmp(&a.usage.allocations);
         by_allocations
             .then_with(|| a.api.cmp(&b.api))
-            .then_with(|| compare_frames(&a.stack.frames, &b.stack.frames))
+            .then_with(|| compare_frames(&a.stack, &b.stack))
     });
     call_paths
 }

@@ -69,7 +69,7 @@ impl Suppressions {
     pub(super) fn find(&self, stack: &SymbolizedStack) -> Option<usize> {
         self.patterns
             .iter()
-            .position(|pattern| stack.frames.iter().any(|frame| pattern.fits_frame(frame)))
+            .position(|pattern| stack.frames().any(|frame| pattern.fits_frame(frame)))
     }
 }
 

@@ -471,6 +471,8 @@ fn memory_beyond_the_limit_unloads_all_other_objects() {
     let mut symbolizer = Symbolizer::with_limits(looking_in(&[], &[]), limits);
 
     for stripped in [&first, &second, &first] {
+        // So that it holds something: a table of symbols.
+        stripped.add_debug_link(&stripped.debug);
         let _either = symbolizer.symbolize(&stripped.image, stripped.offset).unwrap();
     }
 

@@ -93,7 +93,7 @@ pub fn write(out: impl Write, ranking: &Ranking, top: Option<usize>) -> io::Resu
     for SymbolizedUsage { stack, api, usage } in
         ranking.stacks.iter().take(top.unwrap_or(usize::MAX))
     {
-        let frame = stack.frames.first();
+        let frame = stack.frames().next();
         let function = frame.map(|frame| &frame.function);
         let text = |text: Option<&str>| text.unwrap_or_default().to_owned();
         let &Usage {
@@ -148,7 +148,7 @@ fn io_error(error: csv::Error) -> io::Error {
 /// The names of the functions from the root outwards.
 fn folded(stack: &SymbolizedStack) -> String {
     let names: Vec<String> =
-        stack.frames.iter().rev().map(|frame| folded_name(&Node::Frame(frame).name())).collect();
+        stack.frames().rev().map(|frame| folded_name(&Node::Frame(frame).name())).collect();
     names.join(";")
 }
 

@@ -162,8 +162,8 @@ impl Profile {
         match stack {
             Some(stack) => {
                 names.learn_jit_names(&pipeline.jit_names());
-                let stack = names.symbolize(pipeline.images(), stack);
-                frames.extend(stack.frames.iter().map(|frame| self.frame(label(frame))));
+                let stack = names.symbolize_once(pipeline.images(), stack);
+                frames.extend(stack.frames().map(|frame| self.frame(label(frame))));
                 if stack.end != End::Root {
                     frames.push(self.frame(Node::Cut(stack.end).name()));
                 }

@@ -41,8 +41,9 @@ pub struct Writer<W> {
     out: W,
     begun: bool,
     strings: FxHashMap<Arc<str>, u64>,
-    /// By the first frame: all frames of a place are found together, and perhaps cut together.
-    instructions: FxHashMap<*const Frame, u32>,
+    /// By the first frame: all frames of a place are found together, and perhaps cut together. Each
+    /// is kept, so that no other gets its address.
+    instructions: FxHashMap<*const Frame, (u32, Arc<Frame>)>,
     /// The instructions that stand for callers that are unknown.
     cuts: FxHashMap<u8, u32>,
     instruction_count: u32,
@@ -156,14 +157,12 @@ impl<W: Write> Writer<W> {
         match pipeline.known_call_path(site).1 {
             Some(stack) => {
                 names.learn_jit_names(&pipeline.jit_names());
-                let stack = names.symbolize(pipeline.images(), stack);
-                if stack.end != End::Root || stack.frames.is_empty() {
+                let stack = names.symbolize_once(pipeline.images(), stack);
+                if stack.end != End::Root || stack.is_empty() {
                     let cut = self.cut(stack.end)?;
                     node = self.node(node, cut)?;
                 }
-                let places: Vec<&[Arc<Frame>]> =
-                    stack.frames.split_inclusive(|frame| !frame.inlined).collect();
-                for place in places.into_iter().rev() {
+                for place in stack.places().rev() {
                     let instruction = self.instruction(place)?;
                     node = self.node(node, instruction)?;
                 }
@@ -204,7 +203,7 @@ impl<W: Write> Writer<W> {
 
     fn instruction(&mut self, place: &[Arc<Frame>]) -> io::Result<u32> {
         let key = Arc::as_ptr(&place[0]);
-        if let Some(&known) = self.instructions.get(&key) {
+        if let Some(&(known, _)) = self.instructions.get(&key) {
             return Ok(known);
         }
         let module = self.string(&place[0].function.module)?;
@@ -225,7 +224,7 @@ impl<W: Write> Writer<W> {
         }
         writeln!(self.out)?;
         self.instruction_count += 1;
-        self.instructions.insert(key, self.instruction_count);
+        self.instructions.insert(key, (self.instruction_count, Arc::clone(&place[0])));
         Ok(self.instruction_count)
     }
 

@@ -241,13 +241,13 @@ impl Texts {
 
 impl SiteTexts {
     fn new(stack: &SymbolizedStack) -> SiteTexts {
-        let mut nodes: Vec<Node<'_>> = Vec::with_capacity(stack.frames.len() + 1);
-        if stack.end != End::Root || stack.frames.is_empty() {
+        let mut nodes: Vec<Node<'_>> = Vec::new();
+        if stack.end != End::Root || stack.is_empty() {
             nodes.push(Node::Cut(stack.end));
         }
-        nodes.extend(stack.frames.iter().rev().map(|frame| Node::Frame(frame)));
+        nodes.extend(stack.frames().rev().map(|frame| Node::Frame(frame)));
         let path: Vec<String> = nodes.into_iter().map(|node| folded_name(&node.name())).collect();
-        let function = stack.frames.first().and_then(|frame| frame.function.name.as_deref());
+        let function = stack.frames().next().and_then(|frame| frame.function.name.as_deref());
         SiteTexts { function: function.map(ByteArray::from), stack: path.join(";").as_str().into() }
     }
 }

@@ -241,12 +241,12 @@ impl<W: Write> Writer<W> {
         new: &mut InternedData,
     ) -> HeapSample {
         let SymbolizedUsage { stack, api: _, usage } = usage;
-        let mut frame_ids = Vec::with_capacity(stack.frames.len() + 1);
+        let mut frame_ids = Vec::new();
         // From the root outwards.
-        if stack.end != End::Root || stack.frames.is_empty() {
+        if stack.end != End::Root || stack.is_empty() {
             frame_ids.push(self.cut(stack.end, new));
         }
-        for frame in stack.frames.iter().rev() {
+        for frame in stack.frames().rev() {
             frame_ids.push(self.frame(snapshot, frame, new));
         }
         self.callstacks += 1;

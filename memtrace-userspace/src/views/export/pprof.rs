@@ -163,9 +163,8 @@ impl<W: Write> Writer<W> {
         if value == [0; 4] {
             return Ok(());
         }
-        // A place ends with the function that the others were inlined into.
-        let places = stack.frames.split_inclusive(|frame| !frame.inlined);
-        let location_id = places.map(|place| self.location(place)).collect::<io::Result<_>>()?;
+        let location_id =
+            stack.places().map(|place| self.location(place)).collect::<io::Result<_>>()?;
         let label = vec![Label { key: self.string("api")?, str: self.string(api.name())? }];
         let value = value.map(|value| i64::try_from(value).unwrap_or(i64::MAX)).to_vec();
         self.put(&Profile {

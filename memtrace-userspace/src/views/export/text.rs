@@ -449,7 +449,7 @@ pub(super) fn write_stack(
     width: usize,
     style: Style,
 ) -> fmt::Result {
-    let labels = frame_labels(&stack.frames);
+    let labels = frame_labels(stack);
     let hidden = labels.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
     for (index, label) in labels.iter().enumerate() {
         if hidden > 0 && index == INNER_FRAMES {

@@ -163,10 +163,10 @@ impl<K: Hash + Ord + Clone> Paths<K> {
                 continue;
             }
             let start = nodes.len();
-            if stack.end != End::Root || stack.frames.is_empty() {
+            if stack.end != End::Root || stack.is_empty() {
                 nodes.push(labels.intern(label(Node::Cut(stack.end))));
             }
-            for frame in stack.frames.iter().rev() {
+            for frame in stack.frames().rev() {
                 nodes.push(match by_frame.entry(Arc::as_ptr(frame)) {
                     Entry::Occupied(known) => *known.get(),
                     Entry::Vacant(new) => *new.insert(labels.intern(label(Node::Frame(frame)))),

@@ -271,7 +271,8 @@ impl App {
                 self.selected = if row == 0 { None } else { selected };
             }
             View::Stacks { function, scroll } => {
-                let lines = self.stacks_of(function).iter().map(|s| s.stack.frames.len() + 2).sum();
+                let lines =
+                    self.stacks_of(function).iter().map(|s| s.stack.frames().count() + 2).sum();
                 self.view = View::Stacks { function, scroll: target(scroll).min(lines) };
             }
             View::Processes { selected } => {

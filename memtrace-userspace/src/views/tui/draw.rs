@@ -281,7 +281,7 @@ fn draw_stacks(
                 counted(usage.allocations, "call"),
             )),
         ]));
-        for label in frame_labels(&stack.stack.frames) {
+        for label in frame_labels(&stack.stack) {
             lines.push(Line::raw(format!("    {label}")));
         }
         if stack.stack.end != memtrace_common::unwind::End::Root {

@@ -127,7 +127,7 @@ pub(super) fn rows(
     let mut kept = 0;
     for &(_, index) in &order {
         let used = &ranking.stacks[index];
-        if kept == room.rows || tree.nodes.len() + used.stack.frames.len() > room.nodes {
+        if kept == room.rows || tree.nodes.len() + used.stack.frames().count() > room.nodes {
             break;
         }
         kept += 1;
@@ -310,11 +310,11 @@ impl Tree {
     /// The node at which a stack ends.
     fn path(&mut self, stack: &SymbolizedStack) -> u32 {
         let mut node = ROOT;
-        if stack.end != End::Root || stack.frames.is_empty() {
+        if stack.end != End::Root || stack.is_empty() {
             let call = self.call(Call::Cut(stack.end));
             node = self.node(node, call);
         }
-        for frame in stack.frames.iter().rev() {
+        for frame in stack.frames().rev() {
             let call = self.frame(frame);
             node = self.node(node, call);
         }
@@ -390,9 +390,9 @@ impl Tree {
         for &(_, index) in folded {
             let used = &ranking.stacks[index];
             let mut place = ROOT;
-            let cut = (used.stack.end != End::Root || used.stack.frames.is_empty())
+            let cut = (used.stack.end != End::Root || used.stack.is_empty())
                 .then(|| self.call_ids.get(&Call::Cut(used.stack.end)).copied());
-            let frames = used.stack.frames.iter().rev();
+            let frames = used.stack.frames().rev();
             let calls = frames.map(|frame| self.frame_calls.get(&Arc::as_ptr(frame)).copied());
             for call in cut.into_iter().chain(calls) {
                 let inner = call.and_then(|call| self.node_ids.get(&Node { parent: place, call }));

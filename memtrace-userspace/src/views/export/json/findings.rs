@@ -251,15 +251,15 @@ pub(super) fn leak_detection<'r>(snapshot: &Snapshot, findings: &'r Findings) ->
 }
 
 fn allocating_function(stack: &SymbolizedStack) -> Option<&str> {
-    stack.frames.first().and_then(|frame| frame.function.name.as_deref())
+    stack.frames().next().and_then(|frame| frame.function.name.as_deref())
 }
 
 fn allocating_module(stack: &SymbolizedStack) -> Option<&str> {
-    stack.frames.first().map(|frame| &*frame.function.module)
+    stack.frames().next().map(|frame| &*frame.function.module)
 }
 
 fn frames(stack: &SymbolizedStack) -> Vec<Frame<'_>> {
-    stack.frames.iter().map(|each| frame(each)).collect()
+    stack.frames().map(|each| frame(each)).collect()
 }
 
 /// Rounded, so that reports do not differ in the last bits.

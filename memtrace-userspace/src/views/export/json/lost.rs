@@ -152,7 +152,7 @@ fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
         held_bytes,
         indirect_blocks,
         indirect_bytes,
-        frames: stack.frames.iter().map(|frame| text(frame)).collect::<io::Result<_>>()?,
+        frames: stack.frames().map(|frame| text(frame)).collect::<io::Result<_>>()?,
     })
 }
 

@@ -47,7 +47,7 @@ pub(super) struct Frame<'r> {
 impl<'r> Stacks<'r> {
     pub(super) fn new(stacks: &'r [SymbolizedUsage]) -> io::Result<Stacks<'r>> {
         let mut texts = FxHashMap::default();
-        for frame in stacks.iter().flat_map(|usage| &usage.stack.frames) {
+        for frame in stacks.iter().flat_map(|usage| usage.stack.frames()) {
             if let Entry::Vacant(new) = texts.entry(Arc::as_ptr(frame)) {
                 new.insert(text(frame)?);
             }
@@ -61,7 +61,7 @@ impl<'r> Stacks<'r> {
             api: api.name(),
             end: stack.end.name(),
             usage: usage(used),
-            frames: stack.frames.iter().map(|frame| &*self.texts[&Arc::as_ptr(frame)]).collect(),
+            frames: stack.frames().map(|frame| &*self.texts[&Arc::as_ptr(frame)]).collect(),
         }
     }
 }

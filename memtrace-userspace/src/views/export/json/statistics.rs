@@ -244,7 +244,7 @@ fn call_path<'r>(snapshot: &Snapshot, path: &'r CallPath) -> CallPathStatistics<
         churn: churn(snapshot, usage),
         sizes: buckets(&histograms.sizes, 1),
         lifetimes: buckets(&histograms.lifetimes, LIFETIME_UNIT_NS),
-        frames: stack.frames.iter().map(|of_stack| frame(of_stack)).collect(),
+        frames: stack.frames().map(|of_stack| frame(of_stack)).collect(),
     }
 }
 

@@ -145,7 +145,7 @@ impl Report<'_> {
             Level::Warning | Level::Healthy => head,
         };
         writeln!(self.out, "{head}")?;
-        for line in frame_labels(&named.stack.frames).iter().take(FRAMES) {
+        for line in frame_labels(&named.stack).iter().take(FRAMES) {
             for part in wrap(line, self.options.width.saturating_sub(6)) {
                 writeln!(self.out, "      {part}")?;
             }
@@ -273,7 +273,7 @@ fn moment(time: Time) -> String {
 
 /// The allocating function, or what is known instead.
 fn innermost(stack: &SymbolizedStack, room: usize) -> String {
-    match stack.frames.first() {
+    match stack.frames().next() {
         Some(frame) => label(frame, room),
         None => "unknown".to_owned(),
     }
