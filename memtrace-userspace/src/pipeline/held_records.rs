@@ -520,7 +520,8 @@ impl StackNames {
         let stacks = &pipeline.stacks;
         let all = stacks.ids();
         let mut ids = HashMap::new();
-        for (id, stack) in &all {
+        // Where something is held, 0 stands for no stack; the kernel gives it to none.
+        for (id, stack) in all.iter().filter(|(id, _)| *id != WireStackId(0)) {
             ids.entry(*stack).and_modify(|known| *known = (*id).min(*known)).or_insert(*id);
         }
         let taken: HashSet<WireStackId> = all.iter().map(|(id, _)| *id).collect();
