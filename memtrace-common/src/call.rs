@@ -1,12 +1,15 @@
 //! How a probed function gives or takes memory: what the attach cookie of its probes says.
 //!
 //! ```text
-//!   bit       0      8      12      16      20       24       26
-//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 2 |
+//!   bit       0      8      12      16      20       24       27          31
+//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 3 | alignment 4 |
 //!
 //!   calloc(n, s)             Acquire, size 1, times 2         result 0: the returned value
 //!   realloc(p, s)            Acquire, size 2, block 1
-//!   posix_memalign(o, a, s)  Acquire, size 3,                 result 1: the word at `o`
+//!   posix_memalign(o, a, s)  Acquire, size 3, alignment 2     result 1: the word at `o`
+//!   mallocx(s, f)            Acquire, size 1, alignment 8 + 2: in the low bits of `f`
+//!   valloc(s)                Acquire, size 1, alignment 7: a page
+//!   xallocx(p, s, e, f)      Resize,  size 2, block 1         result 3: the most it may add
 //!   free(p)                  Release, block 1
 //! ```
 //!
@@ -45,6 +48,37 @@ pub enum Given {
     Returned,
     /// In the word that this argument points to, and it returns an `int` that is 0 if all went well.
     Through(Argument),
+    /// Where the block was: it returns how large that is now, less than asked for if it failed, and
+    /// may have added up to this argument to what was asked for.
+    InPlace(Argument),
+}
+
+/// Where a call says to what its block is to be aligned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Aligned {
+    /// In this argument, in bytes.
+    Bytes(Argument),
+    /// In the low six bits of this argument, as a power of two; 0 asks for none.
+    LowBits(Argument),
+    /// Nowhere: to a page.
+    ToPage,
+}
+
+impl Aligned {
+    const fn field(self) -> u32 {
+        match self {
+            Aligned::Bytes(argument) => argument.field(),
+            Aligned::LowBits(argument) => alignment::LOW_BITS | argument.field(),
+            Aligned::ToPage => alignment::PAGE,
+        }
+    }
+
+    const fn argument(self) -> Option<Argument> {
+        match self {
+            Aligned::Bytes(argument) | Aligned::LowBits(argument) => Some(argument),
+            Aligned::ToPage => None,
+        }
+    }
 }
 
 /// What a probed function does with memory.
@@ -62,6 +96,8 @@ pub enum Call {
         block: Option<Argument>,
         /// Where its address is.
         given: Given,
+        /// To what it is aligned, if that is asked for.
+        alignment: Option<Aligned>,
     },
     /// It takes a block back.
     Release {
@@ -91,12 +127,16 @@ impl Call {
     /// The arguments that are read at its entry, as bits by their number.
     pub const fn arguments(self) -> u8 {
         match self {
-            Call::Acquire { api: _, size, times, block, given } => {
+            Call::Acquire { api: _, size, times, block, given, alignment } => {
+                let alignment = match alignment {
+                    Some(alignment) => bit(alignment.argument()),
+                    None => 0,
+                };
                 let given = match given {
                     Given::Returned => 0,
-                    Given::Through(argument) => bit(Some(argument)),
+                    Given::Through(argument) | Given::InPlace(argument) => bit(Some(argument)),
                 };
-                bit(Some(size)) | bit(times) | bit(block) | given
+                bit(Some(size)) | bit(times) | bit(block) | given | alignment
             }
             Call::Release { api: _, block } => bit(Some(block)),
             Call::Ignore => 0,
@@ -106,17 +146,23 @@ impl Call {
     /// What the kernel is told of it; never 0.
     pub const fn cookie(self) -> u64 {
         let cookie = match self {
-            Call::Acquire { api, size, times, block, given } => {
-                let given = match given {
-                    Given::Returned => 0,
-                    Given::Through(argument) => argument.field(),
+            Call::Acquire { api, size, times, block, given, alignment } => {
+                let alignment = match alignment {
+                    Some(alignment) => alignment.field(),
+                    None => 0,
+                };
+                let (given, action) = match given {
+                    Given::Returned => (0, action::ACQUIRE),
+                    Given::Through(argument) => (argument.field(), action::ACQUIRE),
+                    Given::InPlace(extra) => (extra.field(), action::RESIZE),
                 };
                 api as u32
                     | size.field() << SIZE
                     | field(times) << TIMES
                     | field(block) << BLOCK
                     | given << GIVEN
-                    | action::ACQUIRE << ACTION
+                    | action << ACTION
+                    | alignment << ALIGNMENT
             }
             Call::Release { api, block } => {
                 api as u32 | block.field() << BLOCK | action::RELEASE << ACTION
@@ -146,15 +192,26 @@ const TIMES: u32 = 12;
 const BLOCK: u32 = 16;
 const GIVEN: u32 = 20;
 const ACTION: u32 = 24;
+const ALIGNMENT: u32 = 27;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
-    /// [`super::Call::Acquire`].
+    /// [`super::Call::Acquire`], unless it is [`RESIZE`].
     pub const ACQUIRE: u32 = 1;
     /// [`super::Call::Release`].
     pub const RELEASE: u32 = 2;
     /// [`super::Call::Ignore`].
     pub const IGNORE: u32 = 3;
+    /// [`super::Call::Acquire`] that is [`super::Given::InPlace`].
+    pub const RESIZE: u32 = 4;
+}
+
+/// What [`Cookie::alignment`] gives, beside the number of an argument.
+pub mod alignment {
+    /// No argument: to a page.
+    pub const PAGE: u32 = 7;
+    /// Beside the number of an argument: it has the alignment in its low bits.
+    pub const LOW_BITS: u32 = 8;
 }
 
 /// An attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
@@ -187,7 +244,8 @@ impl Cookie {
         self.0 >> BLOCK & 15
     }
 
-    /// The argument that points to where the address of the memory goes.
+    /// The argument that points to where the address of the memory goes; of a resize, the one that
+    /// says how much may be added.
     #[inline(always)]
     pub fn given(self) -> u32 {
         self.0 >> GIVEN & 15
@@ -196,7 +254,13 @@ impl Cookie {
     /// One of [`action`].
     #[inline(always)]
     pub fn action(self) -> u32 {
-        self.0 >> ACTION
+        self.0 >> ACTION & 7
+    }
+
+    /// Where the alignment is: an argument or one of [`alignment`], or 0.
+    #[inline(always)]
+    pub fn alignment(self) -> u32 {
+        self.0 >> ALIGNMENT & 15
     }
 }
 
@@ -216,6 +280,7 @@ mod tests {
             times: Some(argument(5)),
             block: Some(argument(0)),
             given: Given::Through(argument(3)),
+            alignment: Some(Aligned::LowBits(argument(4))),
         };
 
         let cookie = Cookie(call.cookie() as u32);
@@ -223,7 +288,25 @@ mod tests {
         let fields = [cookie.size(), cookie.times(), cookie.block(), cookie.given()];
         assert_eq!(fields, [2, 6, 1, 4]);
         assert_eq!((cookie.api(), cookie.action()), (Api::Reallocarray as u8, action::ACQUIRE));
-        assert_eq!(call.arguments(), 0b101011);
+        assert_eq!(cookie.alignment(), alignment::LOW_BITS | 5);
+        assert_eq!(call.arguments(), 0b111011);
+    }
+
+    #[test]
+    fn cookie_of_a_resize_says_what_may_be_added() {
+        let call = Call::Acquire {
+            api: Api::Realloc,
+            size: argument(1),
+            times: None,
+            block: Some(argument(0)),
+            given: Given::InPlace(argument(2)),
+            alignment: None,
+        };
+
+        let cookie = Cookie(call.cookie() as u32);
+
+        assert_eq!((cookie.action(), cookie.given()), (action::RESIZE, 3));
+        assert_eq!(call.arguments(), 0b111);
     }
 
     #[test]

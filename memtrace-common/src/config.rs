@@ -120,6 +120,8 @@ pub mod process_flag {
 pub struct Settings {
     /// How long an event may wait for room in the ring before it is dropped; 0 to never wait.
     pub back_pressure_ns: u64,
+    /// Size of the ring. A constant is cheaper than to ask for it at every event.
+    pub ring_bytes: u64,
     /// Where the kernel keeps what the programs read from its structures.
     pub offsets: KernelOffsets,
 }
@@ -163,7 +165,7 @@ pub struct KernelOffsets {
 const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 24);
-    assert!(size_of::<Settings>() == 64);
+    assert!(size_of::<Settings>() == 72);
     assert!(FAMILIES.is_power_of_two() && REMEMBERED_SETS.is_power_of_two());
     assert!(SENT_STACKS.is_power_of_two() && RECENT_ROW_PLACES.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);

@@ -85,6 +85,8 @@ wire_enum! {
         Commit = 21,
         /// A [`Mapping`]: `mprotect` has made a range inaccessible (`PROT_NONE`).
         Decommit = 22,
+        /// A [`Task`]: the process is about to end, and was sent SIGSTOP to be read before.
+        Ending = 23,
     }
 }
 
@@ -210,7 +212,8 @@ pub struct Header {
     pub kind: u8,
     /// An [`Api`], or 0.
     pub api: u8,
-    /// Depends on the kind: [`flag`] bits for mappings, an `unwind::End` for stacks.
+    /// Depends on the kind: [`flag`] bits for mappings, an `unwind::End` for stacks, of an
+    /// [`Alloc`] the binary logarithm of the alignment that was asked for (0 if none was).
     pub flags: u16,
     /// The thread that did it, as the initial PID namespace numbers it.
     pub tid: u32,

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
-use memtrace_common::call::{Cookie, action};
+use memtrace_common::call::{Cookie, action, alignment};
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
@@ -21,6 +21,9 @@ use memtrace_common::unwind::{PcKind, Regs};
 use crate::emit::{self, Context, Urgency, header_of};
 use crate::maps::{PROCESS_INDEX, Slot, count};
 use crate::{slots, task, unwind};
+
+/// Pages of x86-64 have 4096 bytes.
+const PAGE_LOGARITHM: u16 = 12;
 
 /// A function whose return is probed as well was entered.
 #[inline(always)]
@@ -44,8 +47,12 @@ pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
     slot.size = arguments.product(call.size(), call.times());
     slot.ptr = arguments.get(call.block());
     slot.given = arguments.get(call.given());
+    if call.alignment() != 0 {
+        slot.alignment = arguments.alignment(call.alignment());
+    }
     if slot.ptr != 0 {
-        let kind = if call.action() == action::ACQUIRE { Kind::Retire } else { Kind::Free };
+        let acquires = call.action() == action::ACQUIRE || call.action() == action::RESIZE;
+        let kind = if acquires { Kind::Retire } else { Kind::Free };
         send_block(slot.tid as u32, kind, call, slot.ptr);
     }
     Some(())
@@ -77,10 +84,13 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     }
     let call = Cookie(slot.call);
     slot.call = 0;
-    if call.action() != action::ACQUIRE {
+    let ptr = if call.action() == action::RESIZE {
+        let asked = slot.size;
+        slot.size = regs.rax.min(asked.saturating_add(slot.given));
+        if regs.rax >= asked { slot.ptr } else { 0 }
+    } else if call.action() != action::ACQUIRE {
         return None;
-    }
-    let ptr = if call.given() != 0 {
+    } else if call.given() != 0 {
         // SAFETY: the helper checks the address.
         let ptr = unsafe { bpf_probe_read_user(slot.given as *const u64) }.unwrap_or(0);
         if regs.rax as u32 == 0 { ptr } else { 0 }
@@ -88,7 +98,7 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
         regs.rax
     };
     if ptr == 0 {
-        // `realloc(p, 0)` frees and returns NULL; any other NULL leaves the block alone.
+        // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
         if slot.ptr != 0 && slot.size != 0 {
             send_block(tid, Kind::Restore, call, slot.ptr);
         }
@@ -96,17 +106,26 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
-    send_acquired(slot, call.api(), ptr, slot.size, caller);
+    let alignment = if call.alignment() != 0 { slot.alignment } else { 0 };
+    send_acquired(slot, call.api(), alignment, ptr, slot.size, caller);
     Some(())
 }
 
 /// Tells of a block that the current thread has got; `caller` is who asked for it.
 #[inline(always)]
-pub fn send_acquired(slot: &Slot, api: u8, ptr: u64, size: u64, caller: Regs) {
+pub fn send_acquired(
+    slot: &Slot,
+    api: u8,
+    alignment: u16,
+    ptr: u64,
+    size: u64,
+    caller: Regs,
+) {
     let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
-    let header = header_of(slot.tid as u32, Kind::Alloc, api, 0);
+    let header = header_of(slot.tid as u32, Kind::Alloc, api, alignment);
     let event = Alloc { header, ptr, size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
+    emit::hold_back();
 }
 
 /// A function that takes memory back was entered.
@@ -195,6 +214,12 @@ pub fn is_nested(slot: &mut Slot, sp: u64) -> bool {
     false
 }
 
+/// The binary logarithm of a number of bytes, rounded up as allocators round alignments.
+#[inline(always)]
+fn logarithm(bytes: u64) -> u16 {
+    if bytes <= 1 { 0 } else { (u64::BITS - (bytes - 1).leading_zeros()) as u16 }
+}
+
 /// What the daemon has attached the probe for.
 #[inline(always)]
 fn attach_cookie<C: EbpfContext>(ctx: &C) -> Cookie {
@@ -219,6 +244,20 @@ impl Arguments {
     fn get(&self, field: u32) -> u64 {
         // SAFETY: the mask keeps the index below 8.
         unsafe { *self.0.get_unchecked((field & 7) as usize) }
+    }
+
+    /// The binary logarithm of the alignment that a call asks for.
+    #[inline(always)]
+    fn alignment(&self, field: u32) -> u16 {
+        if field == alignment::PAGE {
+            return PAGE_LOGARITHM;
+        }
+        let argument = self.get(field);
+        if field & alignment::LOW_BITS != 0 {
+            (argument & 63) as u16
+        } else {
+            logarithm(argument) & 63
+        }
     }
 
     /// The size that a call asks for. One that overflows must not look like a size of 0: the call

@@ -4,11 +4,16 @@
 //! waits a bounded moment for the daemon to make room (back-pressure) and only then drops the
 //! event and counts it. Once a wait was in vain, later events do not wait until the daemon has
 //! moved again, so that a hung daemon slows the target once and not at every event.
+//!
+//! A thread that waits runs in the kernel, and where that is not preempted, as many threads as
+//! there are processors keep the daemon from making the room that they wait for. So threads are
+//! held back while there is room yet ([`hold_back`]), each for no longer than the scheduler takes
+//! to notice: on its way out of the kernel the thread hands its processor to the daemon.
 
 use core::ffi::c_void;
 
 use aya_ebpf::bindings::{
-    BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP, BPF_RB_RING_SIZE,
+    BPF_RB_AVAIL_DATA, BPF_RB_CONS_POS, BPF_RB_FORCE_WAKEUP, BPF_RB_NO_WAKEUP,
 };
 use aya_ebpf::helpers::{
     bpf_get_current_pid_tgid, bpf_ktime_get_ns,
@@ -32,6 +37,10 @@ pub(crate) use tell;
 
 /// Room that a waiting event asks for: the largest event and some for other CPUs.
 const WAIT_FOR_BYTES: u64 = 64 * 1024;
+
+/// How long a thread is held back: a tick of the slowest timers (100 Hz), at which the scheduler
+/// looks whether somebody else is to run.
+const HOLD_NS: u64 = 10_000_000;
 
 /// Bound of the waiting loop; the time limit ends it earlier. 2^23 is the most bpf_loop takes.
 const WAIT_STEPS: u32 = 1 << 23;
@@ -147,6 +156,34 @@ pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
     }
 }
 
+/// Holds the thread back for a moment if the ring is more than half full.
+///
+/// Only where an event has been sent, and the thread may wait: between them, threads fill the half
+/// that is left so slowly that a daemon that runs at all empties it in time.
+#[inline(always)]
+pub fn hold_back() {
+    let half = setting!(ring_bytes) / 2;
+    if EVENTS.query(BPF_RB_AVAIL_DATA as u64) <= half {
+        return;
+    }
+    let Some(position) = position_to_wait_at() else { return };
+    // SAFETY: a helper without preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    if shared_value(shared::HELD_AT) != Some(position) {
+        set_shared_value(shared::HELD_SINCE_NS, now_ns);
+        set_shared_value(shared::HELD_AT, position);
+    }
+    let since_ns = shared_value(shared::HELD_SINCE_NS).unwrap_or(now_ns);
+    let limit_ns = setting!(back_pressure_ns);
+    if now_ns > since_ns.saturating_add(limit_ns) {
+        count(Counter::RingStalls);
+        set_shared_value(shared::STALLED_AT, position);
+        return;
+    }
+    count(Counter::RingWaits);
+    wait(Wait { deadline_ns: now_ns.saturating_add(limit_ns.min(HOLD_NS)), most_bytes: half });
+}
+
 /// Waits until the ring has room; false if it has none in the end.
 #[inline(always)]
 fn wait_for_room(context: Context) -> bool {
@@ -154,39 +191,64 @@ fn wait_for_room(context: Context) -> bool {
         Context::Preemptible => setting!(back_pressure_ns),
         Context::Tracepoint => setting!(back_pressure_ns).min(TRACEPOINT_WAIT_NS),
     };
-    let Some(stalled_at) = shared_value(shared::STALLED_AT) else { return false };
-    // Positions start at 0, and 0 in the map says that nobody gave up.
-    let position = EVENTS.query(BPF_RB_CONS_POS as u64) + 1;
-    // The daemon stops its heart when it detaches, and drains no more.
-    let detaching = shared_value(shared::HEARTBEAT_NS) == Some(0);
-    if limit_ns == 0 || stalled_at == position || detaching {
+    if position_to_wait_at().is_none() {
         return false;
     }
     count(Counter::RingWaits);
+    let most_bytes = setting!(ring_bytes).saturating_sub(WAIT_FOR_BYTES);
     // SAFETY: a helper without preconditions.
-    let mut deadline_ns = unsafe { bpf_ktime_get_ns() } + limit_ns;
-    // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
-    unsafe {
-        bpf_loop(WAIT_STEPS, wait_step as *mut c_void, (&raw mut deadline_ns).cast(), 0);
-    }
-    if has_room() {
+    let deadline_ns = unsafe { bpf_ktime_get_ns() }.saturating_add(limit_ns);
+    wait(Wait { deadline_ns, most_bytes });
+    if has_at_most(most_bytes) {
         return true;
     }
     count(Counter::RingStalls);
-    set_shared_value(shared::STALLED_AT, EVENTS.query(BPF_RB_CONS_POS as u64) + 1);
+    set_shared_value(shared::STALLED_AT, position());
     false
 }
 
+/// The daemon's position, if there is sense in waiting until it moves.
 #[inline(always)]
-fn has_room() -> bool {
-    let used = EVENTS.query(BPF_RB_AVAIL_DATA as u64);
-    used + WAIT_FOR_BYTES <= EVENTS.query(BPF_RB_RING_SIZE as u64)
+fn position_to_wait_at() -> Option<u64> {
+    let stalled_at = shared_value(shared::STALLED_AT)?;
+    let position = position();
+    // The daemon stops its heart when it detaches, and drains no more.
+    let detaching = shared_value(shared::HEARTBEAT_NS) == Some(0);
+    let in_vain = setting!(back_pressure_ns) == 0 || stalled_at == position || detaching;
+    if in_vain { None } else { Some(position) }
 }
 
-unsafe extern "C" fn wait_step(_step: u64, deadline_ns: *mut c_void) -> u64 {
-    // SAFETY: wait_for_room passes a pointer to a u64 on its stack.
-    let deadline_ns = unsafe { *deadline_ns.cast::<u64>() };
+/// How far the daemon has read, and 1: positions start at 0, and 0 in the map says that nobody gave
+/// up.
+#[inline(always)]
+fn position() -> u64 {
+    EVENTS.query(BPF_RB_CONS_POS as u64) + 1
+}
+
+/// What a thread waits for.
+struct Wait {
+    deadline_ns: u64,
+    /// What may be in the ring when it ends.
+    most_bytes: u64,
+}
+
+#[inline(always)]
+fn wait(mut until: Wait) {
+    // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
+    unsafe {
+        bpf_loop(WAIT_STEPS, wait_step as *mut c_void, (&raw mut until).cast(), 0);
+    }
+}
+
+#[inline(always)]
+fn has_at_most(bytes: u64) -> bool {
+    EVENTS.query(BPF_RB_AVAIL_DATA as u64) <= bytes
+}
+
+unsafe extern "C" fn wait_step(_step: u64, until: *mut c_void) -> u64 {
+    // SAFETY: `wait` passes a pointer to one on its stack.
+    let Wait { deadline_ns, most_bytes } = unsafe { until.cast::<Wait>().read() };
     // SAFETY: a helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
-    (has_room() || now_ns > deadline_ns) as u64
+    (has_at_most(most_bytes) || now_ns > deadline_ns) as u64
 }

@@ -4,6 +4,7 @@
 //!   uprobes       call_enter, call_return, release_enter      the allocator's functions
 //!                 midway_enter                               places inside them
 //!                 unwind_enter                               exceptions that leave them
+//!                 end_enter                                  the end of the program
 //!   functions     {mmap,munmap,mremap,brk,…}_{enter,exit}    mappings
 //!   of the kernel schedule_tail_exit                         the first steps of a process
 //!   tracepoints   sched_process_{fork,exec,exit}, task_rename  life of processes and threads
@@ -70,6 +71,14 @@ pub fn midway_enter(ctx: ProbeContext) -> u32 {
 #[uprobe]
 pub fn unwind_enter(ctx: ProbeContext) -> u32 {
     let _ = alloc::unwind_starts(&ctx);
+    0
+}
+
+/// The process ends when this function is through. Placed only where it is to be read before.
+#[uprobe]
+pub fn end_enter(ctx: ProbeContext) -> u32 {
+    never_taken(&ctx);
+    let _ = process::ends(&ctx);
     0
 }
 

@@ -22,6 +22,7 @@ use memtrace_common::unwind::Regs;
 #[unsafe(no_mangle)]
 pub static SETTINGS: Settings = Settings {
     back_pressure_ns: 0,
+    ring_bytes: 0,
     offsets: memtrace_common::config::KernelOffsets {
         task_pid: 0,
         task_tgid: 0,
@@ -124,8 +125,12 @@ pub mod shared {
     pub const HEARTBEAT_NS: u32 = 0;
     /// The ring's consumer position at which the last event gave up waiting.
     pub const STALLED_AT: u32 = 1;
+    /// The consumer position at which threads were last held back.
+    pub const HELD_AT: u32 = 2;
+    /// `CLOCK_MONOTONIC` when the first of them was, at that position.
+    pub const HELD_SINCE_NS: u32 = 3;
     /// How many there are.
-    pub const COUNT: u32 = 2;
+    pub const COUNT: u32 = 4;
 }
 
 /// What a thread is doing. One line of the cache.
@@ -142,7 +147,9 @@ pub struct Slot {
     pub call: u32,
     /// How many probed functions that call has jumped to: all return at once. [`NOTED`] if there is
     /// no call, but a size that was noted on the way through a function.
-    pub tail_calls: u32,
+    pub tail_calls: u16,
+    /// Binary logarithm of the alignment that the call asks for, if its cookie has one.
+    pub alignment: u16,
     /// Stack pointer (AVMA) at the entry of that call, where its return address is; or where the
     /// size was noted.
     pub entry_sp: u64,
@@ -157,7 +164,7 @@ pub struct Slot {
 }
 
 /// `Slot::tail_calls` while the slot holds a noted size.
-pub const NOTED: u32 = u32::MAX;
+pub const NOTED: u16 = u16::MAX;
 
 impl Slot {
     /// The slot of a thread that is in no allocator call.
@@ -168,6 +175,7 @@ impl Slot {
             tgid,
             call: 0,
             tail_calls: 0,
+            alignment: 0,
             entry_sp: 0,
             size: 0,
             ptr: 0,

@@ -3,12 +3,13 @@
 //! A process is stopped only where that disturbs it least: a new child before its first
 //! instruction, a new program before its first instruction, and (for programs that memtrace
 //! started) a call that maps code, before it returns; there, other threads' system calls may end
-//! early (`EINTR`, signal(7)). Nobody is stopped unless the daemon has shown a moment ago that it
-//! lives and the ring has room to tell it, and a guardian continues what a dead daemon left stopped.
+//! early (`EINTR`, signal(7)). A program that is to be read at its end is stopped there. Nobody is
+//! stopped unless the daemon has shown a moment ago that it lives and the ring has room to tell it,
+//! and a guardian continues what a dead daemon left stopped.
 
 use aya_ebpf::helpers::generated::{bpf_ktime_get_ns, bpf_probe_read_kernel_str, bpf_send_signal};
 use aya_ebpf::helpers::{bpf_get_current_comm, bpf_get_current_pid_tgid};
-use aya_ebpf::programs::BtfTracePointContext;
+use aya_ebpf::programs::{BtfTracePointContext, ProbeContext};
 use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Header, Kind, Task};
@@ -188,9 +189,24 @@ fn current_task(kind: Kind) -> Task {
     }
 }
 
+/// The current process is about to end.
+#[inline(always)]
+pub fn ends(ctx: &ProbeContext) -> Option<()> {
+    let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
+    PROCESS_INDEX.get_ptr(tgid)?;
+    tell!(ctx, "process {} is about to end", tgid);
+    stop_and_send(Kind::Ending);
+    Some(())
+}
+
 /// Stops the current process until the daemon continues it, if the daemon lives.
 #[inline(always)]
 pub fn stop_current() {
+    stop_and_send(Kind::Stopped);
+}
+
+#[inline(always)]
+fn stop_and_send(kind: Kind) {
     let Some(heartbeat) = shared_value(shared::HEARTBEAT_NS) else { return };
     // SAFETY: a helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
@@ -198,7 +214,7 @@ pub fn stop_current() {
         return;
     }
     // Room first: whoever is stopped and not told of would stay stopped.
-    emit::reserved(current_task(Kind::Stopped), Counter::LostLifecycle, || {
+    emit::reserved(current_task(kind), Counter::LostLifecycle, || {
         // SAFETY: a helper without preconditions.
         unsafe { bpf_send_signal(SIGSTOP) == 0 }
     });

@@ -23,7 +23,8 @@ use memtrace_userspace::batches::BATCH_RECORDS;
 use memtrace_userspace::heap_snapshot::{self, Spacing};
 use memtrace_userspace::pipeline::{Limits, Pipeline, Purpose};
 use memtrace_userspace::record::{
-    EndReason, Image, Module, Origin, Pid, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, EndReason, Image, Module, Origin, Pid, Process, Record, Session, Tid, Time,
+    WireStackId,
 };
 use memtrace_userspace::trace::Writer;
 use object::{Object, ObjectSection};
@@ -230,7 +231,15 @@ impl Iterator for Program {
         });
         thread.held.push((ptr, class));
         let stack = wire_id(path);
-        Some(Record::Alloc { time, tid, api: Api::Malloc, ptr: Avma(ptr), size, stack })
+        Some(Record::Alloc {
+            time,
+            tid,
+            api: Api::Malloc,
+            ptr: Avma(ptr),
+            size,
+            alignment: Alignment::NONE,
+            stack,
+        })
     }
 }
 

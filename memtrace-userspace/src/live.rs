@@ -9,6 +9,7 @@ mod events;
 pub mod finish;
 mod follow;
 pub mod guardian;
+pub mod hazards;
 pub mod heap_scan;
 mod hooks;
 pub mod images;

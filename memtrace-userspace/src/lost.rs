@@ -11,7 +11,7 @@ use memtrace_common::event::Api;
 use crate::pipeline::snapshot::Stack;
 use crate::pipeline::{HeldBlock, SiteId};
 use crate::reach::{Blocks, Cost, Lost, Span};
-use crate::record::Pid;
+use crate::record::{Pid, Time};
 
 /// Blocks and their bytes, as the program asked for them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default, PartialOrd, Ord)]
@@ -35,11 +35,29 @@ impl Amount {
     }
 }
 
+/// When the first and the last of some blocks were made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Births {
+    /// The first.
+    pub first: Time,
+    /// The last.
+    pub last: Time,
+}
+
+impl Births {
+    /// The span of both.
+    pub fn with(self, other: Births) -> Births {
+        Births { first: self.first.min(other.first), last: self.last.max(other.last) }
+    }
+}
+
 /// What is lost of the blocks of one call path and API.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct Losses {
     /// Nothing points to these.
     pub direct: Amount,
+    /// When those were made; `None` if there are none.
+    pub born: Option<Births>,
     /// Blocks of any call path that only these directly lost ones lead to.
     pub held: Amount,
     /// Blocks of this call path that only other lost blocks lead to.
@@ -127,7 +145,10 @@ pub fn by_site(held: &[HeldBlock], lost: &[Lost]) -> BTreeMap<SiteId, Losses> {
     for Lost { block, holder } in lost {
         let (of_block, of_holder) = (&held[block.index()], &held[holder.index()]);
         if block == holder {
-            sites.entry(of_block.site).or_default().direct.add(of_block);
+            let losses = sites.entry(of_block.site).or_default();
+            let born = Births { first: of_block.born, last: of_block.born };
+            losses.direct.add(of_block);
+            losses.born = Some(losses.born.map_or(born, |births| births.with(born)));
         } else {
             sites.entry(of_block.site).or_default().indirect.add(of_block);
             sites.entry(of_holder.site).or_default().held.add(of_block);
@@ -143,7 +164,8 @@ mod tests {
     use super::*;
 
     fn block(address: u64, size_bytes: u64) -> HeldBlock {
-        HeldBlock { address: Avma(address), size_bytes, site: SiteId::default() }
+        let born = Time(address);
+        HeldBlock { address: Avma(address), size_bytes, born, site: SiteId::default() }
     }
 
     #[test]
@@ -175,12 +197,14 @@ mod tests {
         let held = vec![block(0x100, 16), block(0x200, 24), block(0x300, 8)];
         let blocks = Blocks::new(held.iter().map(span));
         let ids: Vec<_> = blocks.ids().collect();
-        let lost = [Lost { block: ids[1], holder: ids[1] }, Lost { block: ids[0], holder: ids[1] }];
+        let lost = [(1, 1), (0, 1), (2, 2)]
+            .map(|(block, holder): (usize, usize)| Lost { block: ids[block], holder: ids[holder] });
 
         let sites = by_site(&held, &lost);
 
         let losses = Losses {
-            direct: Amount { bytes: 24, blocks: 1 },
+            direct: Amount { bytes: 24 + 8, blocks: 2 },
+            born: Some(Births { first: Time(0x200), last: Time(0x300) }),
             held: Amount { bytes: 16, blocks: 1 },
             indirect: Amount { bytes: 16, blocks: 1 },
         };

@@ -21,7 +21,7 @@ use thiserror::Error;
 use crate::batches::BATCH_RECORDS;
 use crate::heap_snapshot;
 use crate::pipeline::snapshot::Snapshot;
-use crate::pipeline::{Limits, Pipeline, Purpose};
+use crate::pipeline::{Limits, Pipeline, Posting, Purpose};
 use crate::record::{Pid, Record, Time};
 use crate::trace::{Index, Keyframe, Reader, TraceError, Truncation, WriteError, read_snapshot};
 
@@ -116,18 +116,20 @@ enum Stop {
 
 /// Reads a part of a trace. `progress` learns how many bytes of the file have been passed.
 ///
-/// `only` names the processes that count; none for all.
+/// `only` names the processes that count; none for all. `watch` sees every record that is counted;
+/// of a range, first those that tell what was held at its start.
 pub fn read_part<R: Read + Seek>(
     file: R,
     limits: Limits,
     only: &[Pid],
     part: &Part,
+    watch: Option<&mut Watch>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Excerpt, PartError> {
     let mut source = Source::open(file, limits, only, progress)?;
     let mut pipeline = match part {
-        Part::Moment(at) => source.moment(at)?,
-        Part::Range { from, to } => source.range(from, to)?,
+        Part::Moment(at) => source.moment(at, watch)?,
+        Part::Range { from, to } => source.range(from, to, watch)?,
     };
     Ok(Excerpt {
         snapshot: pipeline.snapshot(),
@@ -147,6 +149,31 @@ pub fn read_held<R: Read + Seek>(
     Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
 
+/// Who sees records of a part, what each changed, and the state after it.
+pub type Watch<'w> = dyn FnMut(&Record, &[Posting], &Pipeline) + 'w;
+
+/// A watcher, and where to put what it is shown.
+struct Watched<'w, 'f> {
+    watch: Option<&'w mut Watch<'f>>,
+    postings: Vec<Posting>,
+}
+
+impl Watched<'_, '_> {
+    fn nobody() -> Self {
+        Watched { watch: None, postings: Vec::new() }
+    }
+
+    fn apply(&mut self, pipeline: &mut Pipeline, records: &[Record]) {
+        let Some(watch) = &mut self.watch else {
+            return pipeline.apply_all(records);
+        };
+        for record in records {
+            pipeline.apply_with(record, &mut self.postings);
+            watch(record, &self.postings, pipeline);
+        }
+    }
+}
+
 fn is_backwards(start: Time, position: u64, to: Stop) -> bool {
     match to {
         Stop::Records(records) => records < position,
@@ -156,9 +183,9 @@ fn is_backwards(start: Time, position: u64, to: Stop) -> bool {
 }
 
 /// Lets `to` know what `from` holds.
-fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline) {
+fn tell(from: &Pipeline, purpose: Purpose, to: &mut Pipeline, watched: &mut Watched) {
     let told = from.tell_held(purpose, &mut |record| {
-        to.apply(record);
+        watched.apply(to, std::slice::from_ref(record));
         Ok::<(), std::convert::Infallible>(())
     });
     match told {
@@ -191,10 +218,15 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         Ok(Source { reader, index, limits, only, progress })
     }
 
-    fn moment(&mut self, at: &Place) -> Result<Pipeline, PartError> {
+    fn moment(&mut self, at: &Place, watch: Option<&mut Watch>) -> Result<Pipeline, PartError> {
         let mut moment = Pipeline::of(self.limits.clone(), self.only);
         let cursor = self.run_to_moment(at)?;
-        tell(&cursor.pipeline, Purpose::Show, &mut moment);
+        tell(
+            &cursor.pipeline,
+            Purpose::Show,
+            &mut moment,
+            &mut Watched { watch, postings: Vec::new() },
+        );
         Ok(moment)
     }
 
@@ -209,7 +241,13 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         Ok(cursor)
     }
 
-    fn range(&mut self, from: &Place, to: &Place) -> Result<Pipeline, PartError> {
+    fn range(
+        &mut self,
+        from: &Place,
+        to: &Place,
+        watch: Option<&mut Watch>,
+    ) -> Result<Pipeline, PartError> {
+        let mut watched = Watched { watch, postings: Vec::new() };
         let from = self.find(from, Stop::Before)?;
         let to = self.find(to, Stop::After)?;
         let mut range = Pipeline::of_range(self.limits.clone(), self.only);
@@ -225,15 +263,15 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         if is_backwards(start, cursor.position, to) {
             return Err(PartError::Backwards);
         }
-        tell(&cursor.pipeline, Purpose::GoOn, &mut range);
+        tell(&cursor.pipeline, Purpose::GoOn, &mut range, &mut watched);
         range.go_on_from(cursor.position);
         range.begin_range(start);
         cursor.pipeline = range;
-        let reached = cursor.run_to(to)?;
+        let reached = cursor.run_watched(to, &mut watched)?;
         if let Stop::After(time) = to
             && reached
         {
-            cursor.pipeline.apply(&Record::Tick { time });
+            watched.apply(&mut cursor.pipeline, &[Record::Tick { time }]);
         }
         Ok(cursor.pipeline)
     }
@@ -373,6 +411,10 @@ impl<R: Read> Cursor<'_, R> {
 
     /// Applies records up to `stop`; false if the trace ends before.
     fn run_to(&mut self, stop: Stop) -> Result<bool, TraceError> {
+        self.run_watched(stop, &mut Watched::nobody())
+    }
+
+    fn run_watched(&mut self, stop: Stop, watched: &mut Watched) -> Result<bool, TraceError> {
         loop {
             if self.pending.is_empty() {
                 let first = self.reader.position();
@@ -386,7 +428,7 @@ impl<R: Read> Cursor<'_, R> {
             }
             let count = self.count_before(stop);
             let is_there = count < self.pending.len();
-            self.pipeline.apply_all(&self.pending[..count]);
+            watched.apply(&mut self.pipeline, &self.pending[..count]);
             self.pending.drain(..count);
             self.position += count as u64;
             if is_there {

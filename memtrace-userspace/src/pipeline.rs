@@ -68,6 +68,7 @@ pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;
 pub use self::limits::Limits;
 pub use self::stacks::SiteId;
+pub use self::threads::ThreadId;
 
 use self::account::Peak;
 use self::anomalies::Anomalies;
@@ -80,7 +81,7 @@ use self::processes::{EntryId, Processes};
 use self::range::{Before, Told};
 use self::snapshot::{Place, Snapshot, Stack};
 use self::stacks::Stacks;
-use self::statistics::Collected;
+use self::statistics::{Collected, LiveBlocks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::hash::Seed;
@@ -206,9 +207,9 @@ impl Pipeline {
     pub fn apply(&mut self, record: &Record) {
         self.records += 1;
         match record {
-            &Record::Alloc { time, tid, api, ptr, size, stack } => {
+            &Record::Alloc { time, tid, api, ptr, size, alignment, stack } => {
                 self.event(time);
-                self.alloc(tid, api, ptr, size, stack);
+                self.alloc(tid, api, ptr, size, alignment, stack);
             }
             &Record::Free { time, tid, api: _, ptr } => {
                 self.event(time);
@@ -310,8 +311,8 @@ impl Pipeline {
                 self.advance(*time);
                 self.mark(text);
             }
-            &Record::Held { born, pid, tid, api, start, length, stack } => {
-                self.hold(born, pid, tid, Told { api, start, length, stack });
+            &Record::Held { born, pid, tid, api, start, length, alignment, stack } => {
+                self.hold(born, pid, tid, Told { api, start, length, alignment, stack });
             }
             &Record::Tick { time } => self.advance(time),
             &Record::End { time, reason } => {
@@ -386,6 +387,16 @@ impl Pipeline {
     /// The API and the call path of a site; without the latter while its frames are awaited.
     pub fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
         self.stacks.known_call_path(site)
+    }
+
+    /// The process and id of every thread seen, in order of appearance: by [`ThreadId::index`].
+    pub fn thread_ids(&self) -> impl ExactSizeIterator<Item = (Pid, Tid)> {
+        self.threads.ids()
+    }
+
+    /// When what is counted began: 0, or the start of the range.
+    pub fn began(&self) -> Time {
+        self.before.began()
     }
 
     /// Blocks so far that turned out to be temporary.
@@ -487,7 +498,8 @@ impl Pipeline {
     }
 
     fn probe(&mut self, probe: &Probe) {
-        self.collected.allocator.note(&probe.module, &probe.symbol, self.events);
+        let live = if self.live_blocks > 0 { LiveBlocks::Some } else { LiveBlocks::None };
+        self.collected.allocator.note(&probe.module, &probe.symbol, live);
         if self.probes.len() >= self.limits.probes {
             self.anomalies.probes_beyond_limit += 1;
             return;

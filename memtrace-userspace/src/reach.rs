@@ -36,6 +36,10 @@ pub struct Cost {
     pub read_bytes: u64,
     /// Bytes that should have been read and could not be.
     pub unreadable_bytes: u64,
+    /// Bytes that were looked through while it stood still, for want of memory to copy them to.
+    pub uncopied_bytes: u64,
+    /// The most memory that memtrace itself has used, up to the verdict.
+    pub own_peak_bytes: u64,
 }
 
 /// Bits of an address in user space on x86-64 with four levels of page tables.

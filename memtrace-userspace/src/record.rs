@@ -30,6 +30,30 @@ pub struct Tid(pub u32);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct WireStackId(pub u64);
 
+/// To what a program asks a block to be aligned: a power of two.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Alignment(u8);
+
+impl Alignment {
+    /// The call has none: the block is aligned as the allocator aligns all. To 1 byte is the same.
+    pub const NONE: Alignment = Alignment(0);
+
+    /// The alignment with this binary logarithm; `None` if no address is so large.
+    pub const fn from_log2(log2: u8) -> Option<Alignment> {
+        if log2 < u64::BITS as u8 { Some(Alignment(log2)) } else { None }
+    }
+
+    /// Its binary logarithm.
+    pub const fn log2(self) -> u8 {
+        self.0
+    }
+
+    /// In bytes.
+    pub const fn bytes(self) -> u64 {
+        1 << self.0
+    }
+}
+
 /// One thing that happened.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Record {
@@ -54,7 +78,15 @@ pub enum Record {
     /// The frames behind a stack id, as lookup addresses (return address − 1), innermost first.
     Stack { id: WireStackId, pid: Pid, end: End, frames: Vec<Avma> },
     /// A heap block was acquired.
-    Alloc { time: Time, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId },
+    Alloc {
+        time: Time,
+        tid: Tid,
+        api: Api,
+        ptr: Avma,
+        size: u64,
+        alignment: Alignment,
+        stack: WireStackId,
+    },
     /// A heap block was released.
     Free { time: Time, tid: Tid, api: Api, ptr: Avma },
     /// `realloc` took a block. `Restore` by the same thread gives it back, anything else does not.
@@ -105,6 +137,7 @@ pub enum Record {
         api: Option<Api>,
         start: Avma,
         length: u64,
+        alignment: Alignment,
         stack: WireStackId,
     },
     /// A name for code without a file, as the process itself gave it (`/tmp/perf-PID.map`).
@@ -175,6 +208,9 @@ pub struct Level {
     /// When.
     pub peak_at: Time,
 }
+
+/// Counter for programs of Go that were traced, whose heap no probe sees.
+pub const GO_PROGRAMS: &str = "go_programs";
 
 /// Who traced, where and how.
 #[derive(Clone, Debug, PartialEq)]

@@ -125,7 +125,8 @@ pub struct RecordOptions {
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
-    /// Whether to look for lost blocks before the probes go, unless the target ends before.
+    /// Whether to look for lost blocks of the first process: before the probes go, or before a
+    /// command ends.
     pub scan: Option<ScanOptions>,
     /// Further functions to probe.
     pub probes: Vec<ProbeSpec>,
@@ -329,8 +330,8 @@ pub fn run(
     let (interval, limits) = (options.snapshot_interval, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
-    let watched = options.scan.map(|scan| scan.pid);
-    let scan = options.scan.map(|options| Scan::new(options, questions));
+    let watched = options.scan.and(started.iter().find_map(Started::pid));
+    let scan = watched.zip(options.scan).map(|(pid, how)| Scan::new(pid, how, questions));
     let mut aside = Aside {
         keyframes: maker,
         requests: snapshot_requests,
@@ -384,6 +385,7 @@ fn trace(
             looked_at = Some(tracer.written());
         }
         let drained = tracer.drain(BATCH_RECORDS)?;
+        let is_at_end = tracer.is_at_end();
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
@@ -408,7 +410,8 @@ fn trace(
         }
         let ready = tracer.records();
         let reason = stop.reason();
-        let is_batch = drained == Drained::Some || ready.len() > 1 || looked_at.is_some();
+        let is_batch =
+            drained == Drained::Some || ready.len() > 1 || looked_at.is_some() || is_at_end;
         if !ready.is_empty()
             && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
@@ -424,8 +427,12 @@ fn trace(
             (Some(reason), None) => break reason,
             (Some(reason), Some(scan)) if scan.is_over() => break reason,
             (Some(_), Some(scan)) if !tracer.is_done() => {
-                scan.begin().map_err(SessionError::Thread)?;
+                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
             }
+            (None, Some(scan)) if is_at_end && !scan.is_over() => {
+                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
+            }
+            (None, Some(scan)) if is_at_end => tracer.let_end(),
             (Some(_) | None, _) => {}
         }
         if tracer.is_done()

@@ -12,8 +12,11 @@
 //!
 //! All foreign text goes through [`printable`].
 
+pub mod activity;
 pub mod attribution;
 pub mod budget;
+pub mod by_process;
+mod call_paths;
 pub mod caveats;
 pub mod counters;
 pub mod diff;
@@ -36,4 +39,5 @@ pub mod statistics;
 pub mod style;
 pub mod summary;
 pub mod suppressions;
+pub mod timelines;
 pub mod tui;

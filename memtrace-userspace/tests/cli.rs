@@ -2,6 +2,8 @@
 
 #[path = "cli/comparison.rs"]
 mod comparison;
+#[path = "cli/timelines.rs"]
+mod timelines;
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
@@ -11,7 +13,8 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use memtrace_userspace::record::{
-    EndReason, Image, Module, Origin, Pid, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, EndReason, Image, Module, Origin, Pid, Process, Record, Session, Tid, Time,
+    WireStackId,
 };
 use memtrace_userspace::trace::Writer;
 use tempfile::TempDir;
@@ -53,7 +56,15 @@ fn records(seconds: u64) -> Vec<Record> {
     ];
     for second in 0..seconds {
         let (time, ptr) = (time(second), block(second));
-        records.push(Record::Alloc { time, tid, api: Api::Malloc, ptr, size: 100, stack });
+        records.push(Record::Alloc {
+            time,
+            tid,
+            api: Api::Malloc,
+            ptr,
+            size: 100,
+            alignment: Alignment::NONE,
+            stack,
+        });
     }
     records.push(Record::Free { time: time(seconds), tid, api: Api::Free, ptr: block(0) });
     records.push(Record::End { time: time(seconds), reason: EndReason::TargetExited });

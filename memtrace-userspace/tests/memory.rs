@@ -4,7 +4,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use memtrace_userspace::pipeline::{Limits, Pipeline};
-use memtrace_userspace::record::{Pid, Process, Record, Tid, Time, WireStackId};
+use memtrace_userspace::record::{Alignment, Pid, Process, Record, Tid, Time, WireStackId};
 
 const LIVE_BLOCKS: u64 = 10_000_000;
 
@@ -38,6 +38,7 @@ fn alloc(number: u64) -> Record {
         api: Api::Malloc,
         ptr: Avma(0x7f00_0000_0000 + number * 64),
         size: 48,
+        alignment: Alignment::NONE,
         stack: WireStackId(1),
     }
 }

@@ -3,7 +3,7 @@
 //! They are apart from [`crate::program::ALL`]: they need every allocator's library, and the tests
 //! on other kernels need none of them.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -68,16 +68,96 @@ pub const CXX: &[Program] = &[
 pub const EXTENDED_JEMALLOC: Program =
     linked("extended_jemalloc", "extended_jemalloc.c", Toolchain::C, &["-ljemalloc"]);
 
+/// What each allocator says of its own blocks.
+pub const USABLE_GLIBC: Program = linked("usable_glibc", "usable_sizes.c", Toolchain::C, &[]);
+/// The same of jemalloc.
+pub const USABLE_JEMALLOC: Program =
+    linked("usable_jemalloc", "usable_sizes.c", Toolchain::C, &["-ljemalloc"]);
+/// The same of tcmalloc.
+pub const USABLE_TCMALLOC: Program = linked(
+    "usable_tcmalloc",
+    "usable_sizes.c",
+    Toolchain::C,
+    &["-Wl,--no-as-needed", "-ltcmalloc_minimal"],
+);
+/// The same of mimalloc.
+pub const USABLE_MIMALLOC: Program = linked(
+    "usable_mimalloc",
+    "usable_sizes.c",
+    Toolchain::C,
+    &["-Wl,--no-as-needed", "-lmimalloc"],
+);
+/// The same of musl.
+pub const USABLE_MUSL: Program =
+    linked("usable_musl", "usable_sizes.c", Toolchain::StaticMusl, &[]);
+
+/// mimalloc's own functions.
+pub const EXTENDED_MIMALLOC: Program =
+    linked("extended_mimalloc", "extended_mimalloc.c", Toolchain::C, &["-lmimalloc"]);
+
+/// [`EXTENDED_JEMALLOC`] with a jemalloc whose functions have the prefix `je_`.
+///
+/// No package of Debian has one, so it is made of the sources in Rust's crate.
+pub fn prefixed_jemalloc() -> Result<PathBuf> {
+    let place = crate::target_directory()?.join("test-programs/jemalloc_je");
+    let library = place.join("lib/libjemalloc.a");
+    if !library.exists() {
+        build_prefixed_jemalloc(&place)?;
+    }
+    let program = place.join("extended_jemalloc_je");
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-std=gnu11", "-O2", "-g", "-Wall", "-Wextra", "-Werror", "-DWITH_PREFIX"]);
+    gcc.arg("-I").arg(place.join("include")).arg("-o").arg(&program);
+    gcc.arg(EXTENDED_JEMALLOC.source_path()).arg(&library).args(["-pthread", "-ldl", "-lm"]);
+    succeed(&mut gcc)?;
+    Ok(program)
+}
+
+fn build_prefixed_jemalloc(place: &Path) -> Result<()> {
+    let mut metadata = Command::new(env!("CARGO"));
+    metadata.current_dir(rust_directory());
+    metadata.args(["metadata", "--format-version=1", "--locked", "--features=jemalloc"]);
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&succeed(&mut metadata)?).context("cargo's metadata")?;
+    let packages = metadata["packages"].as_array().context("cargo's packages")?;
+    let package = packages.iter().find(|package| package["name"] == "tikv-jemalloc-sys");
+    let manifest = package.and_then(|package| package["manifest_path"].as_str());
+    let sources = Path::new(manifest.context("jemalloc's crate")?).with_file_name("");
+    let build = place.join("build");
+    std::fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
+    succeed(Command::new("cp").arg("-rT").arg(sources.join("jemalloc")).arg(&build))?;
+    succeed(Command::new("cp").arg(sources.join("configure/configure")).arg(&build))?;
+    let mut configure = Command::new("sh");
+    configure.current_dir(&build).args(["configure", "--with-jemalloc-prefix=je_"]);
+    configure.args(["--with-version=5.3.0-0-g0", "--disable-cxx", "--enable-doc=no"]);
+    configure.arg("--enable-shared=no").arg(format!("--prefix={}", place.display()));
+    succeed(&mut configure)?;
+    let mut make = Command::new("make");
+    make.current_dir(&build).args(["-j2", "install_lib_static", "install_include"]);
+    succeed(&mut make)?;
+    Ok(())
+}
+
+/// Runs a command to its end, and returns what it has printed.
+fn succeed(command: &mut Command) -> Result<Vec<u8>> {
+    let output = command.output().with_context(|| format!("run {command:?}"))?;
+    if !output.status.success() {
+        bail!("{command:?}: {}", String::from_utf8_lossy(&output.stderr));
+    }
+    Ok(output.stdout)
+}
+
+fn rust_directory() -> PathBuf {
+    PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("programs/rust_allocators")
+}
+
 /// A Rust program with the allocator of a crate in it, and its source for the table.
 pub fn rust(feature: &str) -> Result<(PathBuf, PathBuf)> {
-    let directory = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("programs/rust_allocators");
+    let directory = rust_directory();
     let target = crate::target_directory()?.join("test-programs/rust_allocators").join(feature);
     let mut build = Command::new(env!("CARGO"));
     build.current_dir(&directory).args(["build", "--release", "--locked", "--features", feature]);
-    let output = build.arg("--target-dir").arg(&target).output().context("run cargo")?;
-    if !output.status.success() {
-        bail!("{build:?}: {}", String::from_utf8_lossy(&output.stderr));
-    }
+    succeed(build.arg("--target-dir").arg(&target))?;
     Ok((target.join("release/rust-allocators"), directory.join("src/main.rs")))
 }
 

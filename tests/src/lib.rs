@@ -14,10 +14,12 @@
 
 pub mod allocators;
 pub mod compare;
+pub mod complete;
 pub mod container;
 pub mod elf;
 pub mod privilege;
 pub mod program;
+pub mod python;
 pub mod recording;
 pub mod report;
 pub mod table;

@@ -150,6 +150,11 @@ pub const ALIGNED: Program = program("aligned", "aligned.c", Toolchain::C);
 pub const RECURSION: Program = program("recursion", "recursion.c", Toolchain::C);
 /// Allocation in signal handlers.
 pub const SIGNAL_HANDLER: Program = program("signal_handler", "signal_handler.c", Toolchain::C);
+/// Allocation in a signal handler that has interrupted the vDSO.
+pub const SIGNAL_IN_VDSO: Program = program("signal_in_vdso", "signal_in_vdso.c", Toolchain::C);
+/// A signal while a probed function runs.
+pub const SIGNAL_IN_ALLOCATOR: Program =
+    program("signal_in_allocator", "signal_in_allocator.c", Toolchain::C);
 /// `longjmp` past functions that have allocated.
 pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
 /// An allocator in the executable, left by `longjmp`.
@@ -219,6 +224,11 @@ pub const DLOPEN_PLUGINS: Program = Program {
     ],
     ..program("dlopen_plugins", "dlopen_plugins.c", Toolchain::C)
 };
+/// Threads that load and unload libraries all the time.
+pub const DLOPEN_CHURN: Program = Program {
+    companions: DLOPEN_PLUGINS.companions,
+    ..program("dlopen_churn", "dlopen_churn.c", Toolchain::C)
+};
 /// A program, to be compared with its next build.
 pub const BUILD_BEFORE: Program = program("build_before", "build_before.c", Toolchain::C);
 /// The next build of [`BUILD_BEFORE`].
@@ -237,6 +247,11 @@ pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolcha
 /// [`LOST_BLOCKS`], which LeakSanitizer judges.
 pub const LOST_BLOCKS_LSAN: Program =
     program("lost_blocks_lsan", "lost_blocks.c", Toolchain::LeakSanitizer);
+/// [`LOST_BLOCKS`], linked statically.
+pub const LOST_BLOCKS_STATIC: Program = Program {
+    startup: Startup::Allocates,
+    ..program("lost_blocks_static", "lost_blocks.c", Toolchain::StaticC)
+};
 /// Loses blocks while other threads replace theirs.
 pub const LOST_UNDER_CHURN: Program =
     program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
@@ -273,6 +288,8 @@ pub const ALL: &[Program] = &[
     ALIGNED,
     RECURSION,
     SIGNAL_HANDLER,
+    SIGNAL_IN_VDSO,
+    SIGNAL_IN_ALLOCATOR,
     LONGJMP,
     OWN_ALLOCATOR,
     FORK_BOTH,
@@ -300,9 +317,11 @@ pub const ALL: &[Program] = &[
     EXEC_AGAIN,
     EXEC_UNSEEN,
     DLOPEN_PLUGINS,
+    DLOPEN_CHURN,
     REWRITTEN_LIBRARY,
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
+    LOST_BLOCKS_STATIC,
     LOST_UNDER_CHURN,
     BUILD_BEFORE,
     BUILD_AFTER,

@@ -69,6 +69,97 @@ fn extended_functions_of_jemalloc_count_once() -> Result<()> {
     counts_are_exact(&[allocators::EXTENDED_JEMALLOC], Stacks::Complete)
 }
 
+/// Over-aligned blocks by alignment: allocations, bytes, and those smaller than their alignment.
+///
+/// Libraries may ask for 16, which every block has.
+fn aligned(report: &Report) -> Result<Vec<[u64; 4]>> {
+    let functions = report.json["statistics"]["aligned_by_function"].as_array();
+    let number = |of: &serde_json::Value, key: &str| of[key].as_u64().context("a number");
+    let blocks = |of: &serde_json::Value| -> Result<[u64; 4]> {
+        let [alignment, allocations] = [number(of, "alignment")?, number(of, "allocations")?];
+        let [bytes, smaller] = [number(of, "requested_bytes")?, number(of, "smaller_allocations")?];
+        Ok([alignment, allocations, bytes, smaller])
+    };
+    let mut blocks: Vec<_> =
+        functions.context("functions")?.iter().map(blocks).collect::<Result<_>>()?;
+    blocks.retain(|[alignment, ..]| *alignment > 16);
+    blocks.sort_unstable();
+    Ok(blocks)
+}
+
+#[test]
+fn alignments_are_those_that_the_program_asked_for() -> Result<()> {
+    privileged!();
+    // posix_memalign, aligned_alloc, memalign and valloc of `allocators.c`.
+    let of_c = [[64, 23, 2300, 0], [128, 19, 4864, 0], [256, 17, 2873, 17], [4096, 7, 700, 7]];
+    // `new Wide` of `operators.cc`, and `mallocx` of `extended_jemalloc.c`.
+    let (of_cxx, of_mallocx) = ([[128, 13, 3328, 0]], [[64, 21, 4200, 0]]);
+    let with = |expected| move |program| (program, expected);
+    let programs = allocators::C.iter().map(with(&of_c[..]));
+    let programs = programs.chain(allocators::MUSL.iter().map(with(&of_c)));
+    let programs = programs.chain(allocators::CXX.iter().map(with(&of_cxx)));
+    let programs = programs.chain([(&allocators::EXTENDED_JEMALLOC, &of_mallocx[..])]);
+    for (program, expected) in programs {
+        let executable = allocators::build(program)?;
+        let trace = trace_path(&format!("alignments-{}", program.name))?;
+
+        record_attached(&trace, &executable)?;
+
+        let found = aligned(&report(&trace)?)?;
+        ensure!(found == expected, "{}: {found:?}", program.name);
+    }
+    Ok(())
+}
+
+/// `extra_bytes` of a program's over-aligned blocks; null if it is not known.
+fn extra_bytes(program: &Program) -> Result<(serde_json::Value, serde_json::Value)> {
+    let executable = allocators::build(program)?;
+    let trace = trace_path(&format!("extra-{}", program.name))?;
+    record_launched(&trace, &[&executable])?;
+    let statistics = &report(&trace)?.json["statistics"];
+    Ok((statistics["allocator"].clone(), statistics["over_aligned"]["extra_bytes"].clone()))
+}
+
+#[test]
+fn cost_of_an_alignment_is_what_the_allocator_takes_for_it() -> Result<()> {
+    privileged!();
+    let program = |name| {
+        let found = allocators::C.iter().find(|program| program.name == name);
+        found.context("such a program")
+    };
+    // jemalloc: 100 bytes take 128 and not 112, 169 take 256 and not 192, 100 a page.
+    let of_jemalloc = 23 * (128 - 112) + 17 * (256 - 192) + 7 * (4096 - 112);
+    // tcmalloc: 128 and not 112, 256 and not 176, a page of the kernel and not 112.
+    let of_tcmalloc = 23 * (128 - 112) + 17 * (256 - 176) + 7 * (4096 - 112);
+
+    ensure!(extra_bytes(program("c_jemalloc")?)? == ("jemalloc".into(), of_jemalloc.into()));
+    ensure!(extra_bytes(program("c_tcmalloc")?)? == ("tcmalloc".into(), of_tcmalloc.into()));
+    ensure!(extra_bytes(program("c_glibc")?)? == ("glibc".into(), 0.into()));
+    let unknown = serde_json::Value::Null;
+    ensure!(extra_bytes(program("c_mimalloc")?)? == (unknown.clone(), unknown));
+    Ok(())
+}
+
+#[test]
+fn extended_functions_of_mimalloc_count_once() -> Result<()> {
+    counts_are_exact(&[allocators::EXTENDED_MIMALLOC], Stacks::Complete)
+}
+
+#[test]
+fn functions_of_a_prefixed_jemalloc_count_once() -> Result<()> {
+    privileged!();
+    let executable = allocators::prefixed_jemalloc()?;
+    let trace = trace_path("allocator-jemalloc-je")?;
+
+    record_attached(&trace, &executable)?;
+
+    let report = report(&trace)?;
+    compare(&allocators::EXTENDED_JEMALLOC.table()?, &report, Stacks::Complete)?;
+    let probes = report.json["capture"]["probes"].as_array().context("probes")?;
+    ensure!(probes.iter().any(|probe| probe["symbol"] == "je_xallocx"), "{probes:?}");
+    Ok(())
+}
+
 fn rust_crate_is_exact(feature: &str) -> Result<()> {
     privileged!();
     let (executable, source) = allocators::rust(feature)?;
@@ -83,6 +174,12 @@ fn rust_crate_is_exact(feature: &str) -> Result<()> {
 #[test]
 fn jemalloc_in_a_rust_program_counts_once() -> Result<()> {
     rust_crate_is_exact("jemalloc")
+}
+
+/// Its functions replace the C library's.
+#[test]
+fn jemalloc_without_a_prefix_in_a_rust_program_counts_once() -> Result<()> {
+    rust_crate_is_exact("jemalloc-unprefixed")
 }
 
 #[test]

@@ -3,15 +3,17 @@
 //! The same program is built in all the ways in which its code can lie in memory and its unwind
 //! information in the file; and files are taken away under a process that runs them.
 
+use std::ffi::OsStr;
 use std::path::PathBuf;
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::program::{self, FramePointers, Program, Startup};
 use memtrace_tests::recording::{
-    Recorder, Running, record_attached, report, start_waiting, trace_path,
+    Recorder, Running, record_attached, report, run, start_waiting, trace_path,
 };
-use memtrace_tests::report::Report;
+use memtrace_tests::report::{Frame, Report};
 use memtrace_tests::{privileged, scratch_directory};
 
 fn attached(program: Program) -> Result<Report> {
@@ -43,6 +45,54 @@ fn static_position_independent_program_is_walked() -> Result<()> {
 #[test]
 fn program_at_a_fixed_address_is_walked() -> Result<()> {
     require_table(program::LEAK_FIXED)
+}
+
+/// The program without its symbol table, and with that compressed in `.gnu_debugdata` if `packed`,
+/// as Fedora's packages are.
+fn stripped(directory: &str, packed: bool) -> Result<PathBuf> {
+    let program = program::LEAK.build(FramePointers::Omitted)?;
+    let directory = scratch_directory(directory)?;
+    let [stripped, symbols] = ["leak", "symbols"].map(|name| directory.join(name));
+    let objcopy = |arguments: &[&OsStr]| {
+        run(Command::new("objcopy").args(arguments))?.require_success("objcopy")
+    };
+    objcopy(&["--strip-all".as_ref(), program.as_os_str(), stripped.as_os_str()])?;
+    if packed {
+        let only_symbols = ["--only-keep-debug", "--strip-debug"].map(OsStr::new);
+        objcopy(&[&only_symbols[..], &[program.as_os_str(), symbols.as_os_str()]].concat())?;
+        run(Command::new("xz").arg(&symbols))?.require_success("xz")?;
+        let section = format!("--add-section=.gnu_debugdata={}.xz", symbols.display());
+        objcopy(&[section.as_ref(), stripped.as_os_str()])?;
+    }
+    Ok(stripped)
+}
+
+#[test]
+fn stripped_program_has_the_names_of_its_packed_symbols() -> Result<()> {
+    privileged!();
+    let trace = trace_path("hostile-packed")?;
+
+    record_attached(&trace, &stripped("packed-symbols", true)?)?;
+
+    compare(&program::LEAK.table()?, &report(&trace)?, Stacks::Complete)
+}
+
+#[test]
+fn stripped_program_without_symbols_is_walked_without_names() -> Result<()> {
+    privileged!();
+    let trace = trace_path("hostile-stripped")?;
+
+    record_attached(&trace, &stripped("no-symbols", false)?)?;
+
+    let report = report(&trace)?;
+    let names = report.stacks.iter().flat_map(|stack| &stack.frames);
+    let own = |frame: &&Frame| frame.module.ends_with("/leak") && frame.function.is_some();
+    ensure!(names.filter(own).count() == 0, "nothing tells these names: {}", report.json["stacks"]);
+    for total in program::LEAK.table()?.totals {
+        ensure!(report.json["totals"][total.name] == total.expected, "{}", total.name);
+    }
+    ensure!(report.number("/capture/truncated_stacks")? == 0, "{}", report.json["counters"]);
+    Ok(())
 }
 
 /// The program, which waits, and the map that it has written.

@@ -6,7 +6,9 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers, Program};
-use memtrace_tests::recording::{ATTACHED, Finished, Running, memtrace, run, start_waiting};
+use memtrace_tests::recording::{
+    ATTACHED, Finished, Running, memtrace, run, start_waiting, trace_path,
+};
 use serde_json::Value;
 
 /// What of one function's blocks is lost: (directly, indirectly).
@@ -235,5 +237,88 @@ fn stop_that_would_take_too_long_is_given_up_and_the_target_goes_on() -> Result<
     target.wait_for_stdout("done")?;
     target.go_on()?;
     target.finish()?.require_success("the target")?;
+    Ok(())
+}
+
+/// Runs a command under `memtrace leaks`, with the report in a file beside what the command writes.
+fn leaks_of_command(
+    test: &str,
+    arguments: &[&str],
+    command: &[&str],
+) -> Result<(Finished, Option<Value>)> {
+    let path = trace_path(test)?.with_extension("json");
+    let mut leaks = memtrace()?;
+    leaks.args(["leaks", "--definite", "--format", "json", "-o"]).arg(&path).args(arguments);
+    let found = run(leaks.arg("--").args(command).stdin(Stdio::null()))?;
+    let report = std::fs::read(&path).ok();
+    if report.is_some() {
+        std::fs::remove_file(&path)?;
+    }
+    Ok((found, report.as_deref().map(serde_json::from_slice).transpose()?))
+}
+
+#[test]
+fn command_is_looked_at_when_it_exits() -> Result<()> {
+    privileged!();
+    for program in [program::LOST_BLOCKS, program::LOST_BLOCKS_STATIC] {
+        let executable = program.build(FramePointers::Omitted)?;
+        let command = executable.to_str().context("the path is text")?;
+
+        let (found, report) = leaks_of_command("lost_of_command", &[], &[command])?;
+
+        let report = report.with_context(|| found.stderr.clone())?;
+        // What the stacks of `main` and of the threads held is lost as well, or not any more there.
+        let mut lost = by_function(&report)?;
+        lost.retain(|function, _| function.starts_with("lose_") || function.starts_with("keep_"));
+        ensure!(lost == expected(), "{report:#}");
+        ensure!(found.status.code() == Some(1), "{found:?}");
+        ensure!(number(&report, "/scan/threads")? == 1, "{report:#}");
+    }
+    Ok(())
+}
+
+#[test]
+fn command_whose_losses_are_suppressed_ends_with_status_0() -> Result<()> {
+    privileged!();
+    let executable = program::LOST_BLOCKS.build(FramePointers::Omitted)?;
+    let known = trace_path("known_losses_list")?.with_extension("txt");
+    std::fs::write(&known, "leak:lose_*\nleak:main\nleak:thread_with_*\n")?;
+    let (known, command) = (known.to_str(), executable.to_str());
+    let (known, command) = known.zip(command).context("the paths are text")?;
+
+    let arguments = ["--suppressions", known];
+    let (found, report) = leaks_of_command("known_losses", &arguments, &[command])?;
+
+    ensure!(found.status.success(), "{found:?}");
+    let report = report.with_context(|| found.stderr.clone())?;
+    ensure!(number(&report, "/totals/suppressed_blocks")? >= 43, "{report:#}");
+    Ok(())
+}
+
+#[test]
+fn command_that_fails_is_a_finding_and_its_children_end_by_themselves() -> Result<()> {
+    privileged!();
+
+    let (found, report) = leaks_of_command(
+        "failing_command",
+        &[],
+        &["sh", "-c", "sh -c 'exit 0'; /bin/true; exit 3"],
+    )?;
+
+    ensure!(found.status.code() == Some(1), "{found:?}");
+    ensure!(found.stderr.contains("the command ended with exit status: 3"), "{}", found.stderr);
+    ensure!(report.is_some(), "{found:?}");
+    Ok(())
+}
+
+#[test]
+fn command_that_is_ended_by_a_signal_is_an_error() -> Result<()> {
+    privileged!();
+
+    let (found, report) = leaks_of_command("killed_command", &[], &["sh", "-c", "kill -TERM $$"])?;
+
+    ensure!(found.status.code() == Some(2), "{found:?}");
+    ensure!(found.stderr.contains("ended by signal 15 before"), "{}", found.stderr);
+    ensure!(report.is_none(), "{report:?}");
     Ok(())
 }

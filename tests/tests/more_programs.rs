@@ -1,14 +1,11 @@
 //! Servers and interpreters of Debian, as they are installed: no loss, and complete stacks.
-//!
-//! Every stack counts once here, however often it was used: a workload that calls one function a
-//! million times says nothing about the others. What does not reach the root is shown with its
-//! reason.
 
-use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail, ensure};
+use memtrace_tests::complete::{require_complete, require_path};
+use memtrace_tests::python;
 use memtrace_tests::recording::{
     Finished, Recorder, Running, memtrace, record_launched, report, run, trace_path,
 };
@@ -58,40 +55,6 @@ SELECT size, count(*), string_agg(name, ',') FROM item GROUP BY size ORDER BY 2 
 SELECT count(*) FROM item a JOIN item b ON a.size = b.id WHERE a.name LIKE '%7%';
 ";
 
-/// The share of stacks that must reach the root of their thread.
-const COMPLETE: f64 = 0.995;
-
-/// Nothing is lost, and nearly every stack is complete.
-fn require_complete(program: &str, report: &Report) -> Result<()> {
-    let mut ends: BTreeMap<&str, Vec<String>> = BTreeMap::new();
-    for stack in &report.stacks {
-        ends.entry(&stack.end).or_default().push(stack.path());
-    }
-    let all = report.stacks.len();
-    let complete = ends.get("root").map_or(0, Vec::len) as f64 / all as f64;
-    ends.remove("root");
-    println!("{program}: {all} stacks, {:.2} % complete; {:?}", 100.0 * complete, {
-        ends.iter().map(|(end, paths)| (*end, paths.len())).collect::<Vec<_>>()
-    });
-    ensure!(all > 100, "only {all} stacks were seen");
-    let lost = report.number("/capture/lost_events")?;
-    ensure!(lost == 0, "{lost} events were lost: {}", report.json["counters"]);
-    ensure!(complete >= COMPLETE, "{program}: {:.2} % are complete\n{ends:#?}", 100.0 * complete);
-    Ok(())
-}
-
-/// Requires a stack in which `inner` is called by `outer`, if through others.
-fn require_path(report: &Report, inner: &str, outer: &str) -> Result<()> {
-    let found = report.stacks.iter().any(|stack| {
-        let names: Vec<&str> = stack.frames.iter().filter_map(|f| f.function.as_deref()).collect();
-        let inner = names.iter().position(|name| *name == inner);
-        let outer = names.iter().rposition(|name| *name == outer);
-        stack.end == "root" && inner.zip(outer).is_some_and(|(inner, outer)| inner < outer)
-    });
-    ensure!(found, "no stack goes through {inner} and {outer}");
-    Ok(())
-}
-
 fn record(name: &str, command: &[&str]) -> Result<Report> {
     let trace = trace_path(name)?;
     let command: Vec<&Path> = command.iter().map(Path::new).collect();
@@ -134,23 +97,10 @@ fn node_is_complete_and_its_functions_have_names() -> Result<()> {
     require_path(&report, "makeArrays", "onTick")
 }
 
-/// A Python that can name its functions, if there is one: Debian 12 has none.
-fn new_python() -> Option<PathBuf> {
-    let mut pythons = vec![PathBuf::from("/usr/bin/python3")];
-    let versions = std::env::home_dir()?.join(".pyenv/versions");
-    let installed = std::fs::read_dir(versions).into_iter().flatten().flatten();
-    pythons.extend(installed.map(|version| version.path().join("bin/python")));
-    let question = "import sys; sys.exit(not hasattr(sys, 'activate_stack_trampoline'))";
-    pythons.into_iter().find(|python| {
-        let status = Command::new(python).args(["-c", question]).status();
-        status.is_ok_and(|status| status.success())
-    })
-}
-
 #[test]
 fn python_is_complete_and_its_functions_have_names() -> Result<()> {
     privileged!();
-    let Some(python) = new_python() else {
+    let Some(python) = python::with_perf_map() else {
         eprintln!("skipped: no Python 3.12 or later");
         return Ok(());
     };

@@ -75,6 +75,8 @@ tests_of! {
     aligned: ALIGNED, Complete;
     recursion: RECURSION, Complete;
     signal_handler: SIGNAL_HANDLER, Complete;
+    signal_in_vdso: SIGNAL_IN_VDSO, Complete;
+    signal_in_allocator: SIGNAL_IN_ALLOCATOR, Complete;
     longjmp: LONGJMP, Complete;
     own_allocator: OWN_ALLOCATOR, Complete;
     cxx_objects: CXX_OBJECTS, Complete;
@@ -137,6 +139,48 @@ mod dlopen_plugins {
         let plugins = 13 + 127 + 131;
         assert_eq!(report.number("/capture/lost_events")?, 0);
         assert!(report.number("/totals/allocations")? >= plugins);
+        Ok(())
+    }
+}
+
+mod dlopen_churn {
+    use super::*;
+
+    #[test]
+    fn launched_is_exact() -> Result<()> {
+        launched(program::DLOPEN_CHURN, FramePointers::Omitted, Stacks::Complete)
+    }
+
+    #[test]
+    fn attached_and_stopped_for_code_is_exact() -> Result<()> {
+        privileged!();
+        let executable = program::DLOPEN_CHURN.build(FramePointers::Omitted)?;
+        let trace = trace_path("attached-dlopen_churn")?;
+
+        record_attached_with(&trace, &executable, &["--stop-for-code"])?;
+
+        compare(&program::DLOPEN_CHURN.table()?, &report(&trace)?, Stacks::Complete)
+    }
+
+    #[test]
+    fn attached_without_a_stop_loses_names_but_no_allocation() -> Result<()> {
+        privileged!();
+        let executable = program::DLOPEN_CHURN.build(FramePointers::Omitted)?;
+        let trace = trace_path("attached-dlopen_churn-running")?;
+
+        record_attached(&trace, &executable)?;
+
+        let report = report(&trace)?;
+        // What dlopen itself allocates comes on top.
+        let plugins = 5080 + 5240;
+        assert_eq!(report.number("/capture/lost_events")?, 0);
+        assert!(report.number("/totals/allocations")? >= plugins);
+        let ends = report.stacks.iter().map(|stack| stack.end.as_str());
+        let ends: std::collections::BTreeSet<&str> = ends.collect();
+        assert!(
+            ends.iter().all(|end| ["root", "unknown_code", "no_unwind_info"].contains(end)),
+            "{ends:?}"
+        );
         Ok(())
     }
 }

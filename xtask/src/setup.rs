@@ -69,6 +69,9 @@ const PEERS: &[Program] = &[
 pub(crate) const TESTS: &[Program] = &[
     Program { name: "g++", package: "build-essential" },
     Program { name: "go", package: "golang-go" },
+    Program { name: "jcmd", package: "default-jdk-headless" },
+    Program { name: "make", package: "build-essential" },
+    Program { name: "xz", package: "xz-utils" },
     Program { name: "valgrind", package: "valgrind" },
     Program { name: "musl-gcc", package: "musl-tools" },
     Program { name: "/bin/busybox", package: "busybox-static" },

@@ -69,6 +69,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { old, new, format, output, sort, top, per_second, symbols } = arguments;
     let key = sort_key(sort, per_second)?;
     let mut out = Output::open_beside(output.as_deref(), &[&old, &new])?;
+    if let (Err(error), Err(_)) = (old.metadata(), new.metadata()) {
+        let (old, new) = (shown(&old), shown(&new));
+        bail!("cannot read {old} and {new}: {error}; name two traces or JSON reports");
+    }
     let mut words = Vocabulary::default();
     // The program is called as it is called now.
     let new_profile = load(&new, symbols.names(), &mut words)?;

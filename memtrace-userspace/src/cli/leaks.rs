@@ -1,14 +1,19 @@
-//! `memtrace leaks`: the blocks of a running process that nothing points to any more.
+//! `memtrace leaks`: the blocks of a process that nothing points to any more, while it runs or at the
+//! end of a command.
 
+use std::ffi::OsString;
 use std::io::Write;
 use std::ops::ControlFlow;
+use std::os::unix::process::ExitStatusExt as _;
 use std::path::{Path, PathBuf};
+use std::process::ExitStatus;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::heap_scan::Stop;
+use memtrace_userspace::live::tracer::Children;
 use memtrace_userspace::pipeline::findings::Level;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
@@ -26,7 +31,7 @@ use super::output::Output;
 use super::record::{progress_line, tell_started};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::pid;
-use super::{Outcome, quantity, terminal};
+use super::{Outcome, quantity, tell, terminal};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -34,20 +39,23 @@ Examples:
   sudo memtrace leaks -p 4711 --duration 5m               watch for five minutes, then look
   sudo memtrace leaks -p 4711 --duration 5m --definite    only what is lost, not what grows
   sudo memtrace leaks -p 4711 --duration 5m --no-stop     without stopping it for a moment
-  sudo memtrace leaks -p 4711 --duration 1m --format json -o lost.json";
+  sudo memtrace leaks -p 4711 --duration 1m --format json -o lost.json
+  sudo memtrace leaks --suppressions known.txt -- ./test  a command, looked at when it exits";
 
-/// Find memory of a running process that nothing points to any more.
+/// Find memory of a process that nothing points to any more.
 ///
 /// Watches the process allocate, then stops its threads for a moment, reads its registers and
 /// memory, and reports the blocks that no pointer leads to, by allocation stack, and what grows.
-/// Blocks from before the attach cannot be judged; a pointer in them counts. Exit status 1 if
-/// anything is lost, or grows at 50 MB/h or more as leaks do.
+/// A command is looked at when it exits; its children are not. Blocks from before the attach cannot
+/// be judged; a pointer in them counts. Exit status 1 if anything is lost and not suppressed, if
+/// something grows at 50 MB/h or more as leaks do, or if the command fails.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
 pub(crate) struct Arguments {
     /// The process
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid)]
-    pid: Pid,
+    #[arg(required_unless_present = "command")]
+    pid: Option<Pid>,
     /// Tell only what is lost for certain, not what grows
     #[arg(long)]
     definite: bool,
@@ -73,6 +81,9 @@ pub(crate) struct Arguments {
     trace: TraceArguments,
     #[command(flatten)]
     symbols: SymbolArguments,
+    /// The command to run and to look at when it exits
+    #[arg(last = true, value_name = "CMD", conflicts_with = "pid")]
+    command: Vec<OsString>,
 }
 
 /// What a report is for.
@@ -97,6 +108,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         top,
         trace,
         symbols,
+        command,
     } = arguments;
     let suppressions = match suppressions {
         Some(path) => read_suppressions(&path)?,
@@ -104,15 +116,23 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     };
     let mut out = Output::open(output.as_deref(), Path::new("/"))?;
     let stop = if no_stop { Stop::Nothing } else { Stop::All(max_stop) };
+    let target = match pid {
+        Some(pid) => Target::Attach(vec![pid]),
+        None => Target::Launch(command),
+    };
+    // Nobody looks at children, so they need not be traced.
     let options = RecordOptions {
-        scan: Some(ScanOptions { pid, stop }),
-        ..trace.session(Target::Attach(vec![pid]), None)
+        scan: Some(ScanOptions { stop }),
+        children: Children::Ignore,
+        ..trace.session(target, None)
     };
-    let SessionSummary { snapshot, trace_bytes: _, verdict: _, exit_status: _, lost } =
+    let SessionSummary { snapshot, trace_bytes: _, verdict: _, exit_status, lost } =
         watch(options)?;
-    let Some(lost) = lost else {
-        bail!("process {} ended before its memory was read; choose a shorter --duration", pid.0);
-    };
+    let Some(lost) = lost else { bail!("{}", not_read(pid, exit_status)) };
+    let failed = exit_status.filter(|status| !status.success());
+    if let Some(status) = failed {
+        tell(&format!("the command ended with {status}"));
+    }
     let pids: Vec<Pid> = snapshot.processes.iter().map(|process| process.pid).collect();
     let mut names = symbols.names_of_running(&pids);
     let ranking = rank(&snapshot, &lost, &mut names, &suppressions);
@@ -142,11 +162,33 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     out.commit()?;
     let is_alarming = |named: &NamedVerdict| named.verdict.level == Level::Alert;
     let leaks = growth.iter().flat_map(Findings::leaks).any(is_alarming);
-    Ok(if ranking.direct.blocks > 0 || leaks { Outcome::Findings } else { Outcome::Fine })
+    let is_fine = ranking.direct.blocks == 0 && !leaks && failed.is_none();
+    Ok(if is_fine { Outcome::Fine } else { Outcome::Findings })
+}
+
+/// Why nothing was read.
+fn not_read(pid: Option<Pid>, status: Option<ExitStatus>) -> String {
+    match (pid, status.and_then(|status| status.signal())) {
+        (Some(Pid(pid)), _) => {
+            format!("process {pid} ended before its memory was read; choose a shorter --duration")
+        }
+        (None, Some(signal)) => format!(
+            "the command was ended by signal {signal} before its memory was read, which happens when \
+             it calls exit or returns from main; to look while it runs, use --duration"
+        ),
+        (None, None) => "the command ended before its memory was read: it did not end \
+             through its C library's exit; to look while it runs, use --duration"
+            .to_owned(),
+    }
 }
 
 fn watch(options: RecordOptions) -> Result<SessionSummary> {
-    let progress = ProgressBar::new_spinner().with_style(
+    // The command writes where a line of progress would be.
+    let progress = match options.target {
+        Target::Launch(_) => ProgressBar::hidden(),
+        Target::Attach(_) => ProgressBar::new_spinner(),
+    };
+    let progress = progress.with_style(
         ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
     );
     let ended = session::run(options, |step| {

@@ -27,6 +27,11 @@ impl PartArguments {
         self.from.is_some() || self.to.is_some() || self.at.is_some()
     }
 
+    /// Whether a moment is asked for.
+    pub(crate) fn is_moment(&self) -> bool {
+        self.at.is_some()
+    }
+
     /// The part that is asked for; `None` for all of the trace.
     pub(crate) fn part(&self) -> Result<Option<Part>> {
         let PartArguments { from, to, at } = self.clone();

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
-use memtrace_userspace::part::{Excerpt, Part, PartError, Place, read_held, read_part};
+use memtrace_userspace::part::{Excerpt, Part, PartError, Place, Watch, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record, Time};
@@ -122,15 +122,16 @@ fn require_processes(path: &Path, only: &[Pid], snapshot: &Snapshot, pids: &[Pid
     }
 }
 
-/// Reads a part of a trace.
+/// Reads a part of a trace; `watch` sees every record that counts.
 pub(crate) fn replay_part(
     path: &Path,
     only: &[Pid],
     limits: Limits,
     part: &Part,
+    watch: Option<&mut Watch>,
 ) -> Result<Arc<Snapshot>> {
     let Excerpt { snapshot, truncation, pids } =
-        read_at_once(path, |file, progress| read_part(file, limits, only, part, progress))?;
+        read_at_once(path, |file, progress| read_part(file, limits, only, part, watch, progress))?;
     require_processes(path, only, &snapshot, &pids)?;
     Ok(with_truncation(snapshot, truncation, path))
 }

@@ -3,6 +3,7 @@
 mod events;
 mod format;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
@@ -11,21 +12,25 @@ use std::sync::Arc;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::record::Pid;
+use memtrace_userspace::pipeline::{Pipeline, Posting};
+use memtrace_userspace::record::{Pid, Record};
+use memtrace_userspace::views::activity::{Activity, Level};
+use memtrace_userspace::views::by_process::ByProcess;
 use memtrace_userspace::views::export::weights::Weight;
 use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
 };
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{self, Ranking, SortKey, rank};
+use memtrace_userspace::views::ranking::{self, Ranking, SortKey, SymbolizedUsage, rank};
 use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;
+use memtrace_userspace::views::timelines::{self, Timelines};
 
 use self::format::Format;
 use super::detectors::DetectorArguments;
 use super::output::Output;
 use super::part::PartArguments;
-use super::replay::{Pace, replay, replay_part};
+use super::replay::{Pace, replay, replay_events, replay_part};
 use super::source::{Sort, SymbolArguments};
 use super::target::pid;
 use super::{Outcome, terminal};
@@ -36,13 +41,18 @@ Examples:
   memtrace report api.mtrace --sort peak --top 50         what made the peak, more of it
   memtrace report api.mtrace --from 10s --to 25s          what happened then
   memtrace report api.mtrace --at peak                    what was held then
+  memtrace report api.mtrace --timeline                   which functions and threads, when
   memtrace report api.mtrace -p 4711                      one process of several
+  memtrace report api.mtrace --histograms                 sizes and lifetimes by call path
   memtrace report api.mtrace --format json -o api.json    for other programs
   memtrace report api.mtrace -o api.html                  to explore in a browser, and to send
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
   memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
+
+/// Of how many call paths sizes and lifetimes are shown unless told otherwise.
+const HISTOGRAMS: usize = 10;
 
 /// Analyse a trace, on any machine, without root.
 #[derive(Debug, Args)]
@@ -61,9 +71,15 @@ pub(crate) struct Arguments {
     /// Write to this file instead of stdout; it appears when the report is complete
     #[arg(short, long, value_name = "OUT")]
     output: Option<PathBuf>,
+    /// Add what functions and threads held and allocated over time; text, json and csv
+    #[arg(long)]
+    timeline: bool,
     /// The most functions and stacks to list [text: 20 and 10, json: all]
     #[arg(long, value_name = "N")]
     top: Option<usize>,
+    /// Show what sizes the busiest call paths allocate, and how long their blocks live
+    #[arg(long)]
+    histograms: bool,
     /// What to put first [default: live; text: a table each by peak and by live]
     #[arg(long, value_enum)]
     sort: Option<Sort>,
@@ -78,6 +94,9 @@ pub(crate) struct Arguments {
     #[command(flatten)]
     detectors: DetectorArguments,
 }
+
+/// The most functions, and the most threads, that have a timeline of their own.
+const MOST_TIMELINES: usize = 1_000;
 
 /// A kind of memory.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -101,6 +120,8 @@ impl From<Memory> for ranking::Memory {
 struct End {
     snapshot: Arc<Snapshot>,
     ranking: Ranking,
+    /// For Perfetto.
+    by_process: BTreeMap<Pid, Vec<SymbolizedUsage>>,
     sort: Option<SortKey>,
     top: Option<usize>,
     weight: Weight,
@@ -130,12 +151,16 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
                 style: if output.is_none() { terminal::style() } else { Style::Plain },
                 sort: end.sort,
                 top: end.top,
+                histograms: arguments.histograms.then(|| end.top.unwrap_or(HISTOGRAMS)),
             };
             out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
         }),
         Format::Html => events::html(&mut out, arguments, &mut names, &suppressions),
         Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
-        Format::Csv => end(&|out, end| csv::write(out, &end.ranking, end.top)),
+        Format::Csv => end(&|out, end| match &end.ranking.timelines {
+            Some(timelines) => csv::write_timelines(out, timelines),
+            None => csv::write(out, &end.ranking, end.top),
+        }),
         Format::Folded => end(&|out, end| folded::write(out, &end.ranking, end.weight)),
         Format::Svg => {
             end(&|out, end| flamegraph::write(out, &end.snapshot, &end.ranking, end.weight))
@@ -149,7 +174,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
         Format::Firefox => {
             end(&|out, end| firefox::write(out, &end.snapshot, &end.ranking, end.weight))
         }
-        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.ranking)),
+        Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.by_process)),
         Format::Dhat => events::dhat(&mut out, trace, output, &mut names),
         Format::Heaptrack => events::heaptrack(&mut out, trace, output, &mut names),
         Format::Parquet => events::parquet(&mut out, trace, output, &mut names),
@@ -168,13 +193,41 @@ impl End {
     ) -> Result<End> {
         let limits = arguments.detectors.limits();
         let Arguments { file, pids, .. } = arguments;
-        let snapshot = match arguments.part.part()? {
-            Some(part) => replay_part(file, pids, limits, &part)?,
-            None => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+        let part = arguments.part.part()?;
+        let mut activity = arguments.timeline.then(|| Activity::new(Level::Held));
+        let mut by_process = (format == Format::Perfetto).then(ByProcess::default);
+        let is_watched = activity.is_some() || by_process.is_some();
+        let mut watch = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
+            if let Some(activity) = &mut activity {
+                activity.event(record, postings, pipeline);
+            }
+            if let Some(by_process) = &mut by_process {
+                by_process.event(record, postings, pipeline);
+            }
+        };
+        let snapshot = match (part, is_watched) {
+            (Some(part), true) => replay_part(file, pids, limits, &part, Some(&mut watch))?,
+            (Some(part), false) => replay_part(file, pids, limits, &part, None)?,
+            (None, true) => replay_events(file, pids, limits, |record, postings, pipeline| {
+                watch(record, postings, pipeline);
+                Ok(())
+            })?,
+            (None, false) => {
+                replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?
+            }
         };
         let sort = arguments.sort.map(SortKey::from);
         let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
         ranking.findings.suppress(suppressions);
+        if let Some(activity) = activity {
+            let shown = match (arguments.top, format) {
+                (Some(top), _) => top,
+                (None, Format::Text) => timelines::DEFAULT_SHOWN,
+                (None, _) => MOST_TIMELINES,
+            };
+            ranking.timelines =
+                Some(Timelines::new(&snapshot, activity, names, shown.min(MOST_TIMELINES)));
+        }
         let weight = Weight {
             memory: arguments.memory.unwrap_or(Memory::Heap).into(),
             key: arguments.metric.unwrap_or(Sort::Live).into(),
@@ -182,20 +235,29 @@ impl End {
         if format.is_weighed() && weight.is_nothing(&ranking) {
             bail!("no stack has any {}; choose another --metric or --memory", weight.title());
         }
-        Ok(End { snapshot, ranking, sort, top: arguments.top, weight })
+        let by_process = match by_process {
+            Some(by_process) => by_process.finish(&snapshot, names),
+            None => BTreeMap::new(),
+        };
+        Ok(End { snapshot, ranking, by_process, sort, top: arguments.top, weight })
     }
 }
 
 impl Arguments {
     /// An option that would change nothing is a misunderstanding.
     fn refuse_what_means_nothing(&self, format: Format) -> Result<()> {
-        let given = [
+        let given: [(&str, bool, bool); 6] = [
+            ("--timeline", self.timeline, format.is_list()),
             ("--top", self.top.is_some(), format.is_list()),
+            ("--histograms", self.histograms, format == Format::Text),
             ("--sort", self.sort.is_some(), format.is_list()),
             ("--metric", self.metric.is_some(), format.is_weighed()),
             ("--memory", self.memory.is_some(), format.is_weighed() || format == Format::Pprof),
         ];
         let name = format.name();
+        if self.timeline && self.part.is_moment() {
+            bail!("--timeline is about a time and --at about a moment; use --from and --to");
+        }
         if self.part.is_given() && !format.shows_a_part() {
             bail!(
                 "--format {name} is about the whole trace; leave out --from, --to and --at, or \

@@ -49,8 +49,8 @@ use spec::ProbeSpec;
 /// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
 const MAX_FUNCTIONS: usize = 512;
 
-/// The most functions of one file that unwind the stack; libgcc has three.
-const MAX_UNWINDERS: usize = 8;
+/// The most functions of one file that unwind the stack (libgcc has three), or that end the process.
+const MAX_OTHERS: usize = 8;
 
 /// The most bytes of one function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
@@ -92,6 +92,8 @@ pub enum Role {
     Midway,
     /// It unwinds the stack, past probed functions if need be: it needs a probe at its entry.
     Unwind,
+    /// It ends the process: it needs a probe at its entry, where the process is read at its end.
+    End,
 }
 
 /// How functions that give memory are watched.
@@ -224,12 +226,14 @@ pub struct Plan {
     /// Where exceptions start to unwind the stack. They are probed where a probed function of the
     /// process, in whichever file, may be left by one.
     pub unwinders: Vec<Probe>,
+    /// Where the process ends. They are probed where it is to be read before.
+    pub ends: Vec<Probe>,
 }
 
 impl Plan {
     /// Every place at which the file may have a breakpoint.
     pub fn all_probes(&self) -> impl Iterator<Item = &Probe> {
-        self.probes.iter().chain(&self.unwinders)
+        self.probes.iter().chain(&self.unwinders).chain(&self.ends)
     }
 
     /// Whether a function whose return is probed may be left by an exception.
@@ -238,8 +242,17 @@ impl Plan {
             // C's functions do not throw, and the operators that may not say so in their names.
             Role::Acquire => names::may_throw(&probe.target.symbol),
             Role::Enclose => true,
-            Role::Midway | Role::Release | Role::Unwind => false,
+            Role::Midway | Role::Release | Role::Unwind | Role::End => false,
         })
+    }
+
+    /// The probes of functions that are not an allocator's, by their role.
+    pub fn others(&self, role: Role) -> &[Probe] {
+        match role {
+            Role::Unwind => &self.unwinders,
+            Role::End => &self.ends,
+            Role::Acquire | Role::Release | Role::Enclose | Role::Midway => &[],
+        }
     }
 
     /// The probes in the order in which a running process gets them: what takes memory back first.
@@ -254,7 +267,7 @@ impl Plan {
             (Role::Acquire, Call::Acquire { block: Some(_), .. }) => 2,
             (Role::Acquire, _) => 3,
             (Role::Midway, _) => 4,
-            (Role::Unwind, _) => 5,
+            (Role::Unwind | Role::End, _) => 5,
         });
         probes
     }
@@ -269,6 +282,8 @@ pub struct Found {
     pub skipped: Vec<Skipped>,
     /// The functions that unwind the stack, by address.
     pub unwinders: Vec<Target>,
+    /// The functions that end the process, by address.
+    pub ends: Vec<Target>,
     /// Where glibc's own `malloc` is.
     pub glibc_malloc: Option<Svma>,
 }
@@ -282,7 +297,7 @@ pub fn plan<'data>(
     named: &[&ProbeSpec],
     watch: Watch,
 ) -> Result<Plan, AllocatorsError> {
-    let Found { mut targets, mut skipped, unwinders, glibc_malloc } = find(file)?;
+    let Found { mut targets, mut skipped, unwinders, ends, glibc_malloc } = find(file)?;
     for spec in named {
         match named::resolve(file, spec) {
             Ok(target) => {
@@ -324,15 +339,21 @@ pub fn plan<'data>(
             probes.push(Probe { target, site: Site::emulated(delta), midway: Some(midway) });
         }
     }
-    Ok(Plan { probes, skipped, unwinders: unwinders.into_iter().map(place).collect() })
+    let unwinders = unwinders.into_iter().map(place).collect();
+    Ok(Plan { probes, skipped, unwinders, ends: ends.into_iter().map(place).collect() })
 }
 
-/// Whether it is like `malloc`: a size in, a block out.
+/// Whether it is like `malloc`: a size in, a block out, and no alignment asked for.
 fn is_plain(call: Call) -> bool {
     match call {
-        Call::Acquire { api: _, size, times: None, block: None, given: Given::Returned } => {
-            Argument::new(0) == Some(size)
-        }
+        Call::Acquire {
+            api: _,
+            size,
+            times: None,
+            block: None,
+            given: Given::Returned,
+            alignment: None,
+        } => Argument::new(0) == Some(size),
         Call::Acquire { .. } | Call::Release { .. } | Call::Ignore => false,
     }
 }
@@ -369,7 +390,8 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> 
             found.targets.push(target);
         }
     }
-    found.unwinders = unwinders(&elf);
+    found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
+    found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
     found.glibc_malloc = glibc_malloc(&elf);
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
@@ -386,20 +408,25 @@ fn glibc_malloc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<Svma> {
     elf.defined_symbols().find(|symbol| symbol.name == "__libc_malloc").map(|symbol| symbol.svma)
 }
 
-/// The functions with which an exception, or the forced end of a thread, starts to unwind.
-fn unwinders<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<Target> {
+/// The functions of this role, by their names: those that start to unwind the stack, or that end the
+/// process.
+fn not_of_an_allocator<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    role: Role,
+    is_one: impl Fn(&str) -> bool,
+) -> Vec<Target> {
     let mut found: Vec<Target> = elf
         .defined_symbols()
-        .filter(|symbol| names::unwinds(symbol.name) && symbol.kind == SymbolType::Function)
+        .filter(|symbol| is_one(symbol.name) && symbol.kind == SymbolType::Function)
         .filter_map(|Symbol { name, svma, size, .. }| {
             let offset = elf.code_offset(svma, size)?;
             let symbol = name.to_owned();
-            Some(Target { call: Call::Ignore, role: Role::Unwind, symbol, offset, svma, size })
+            Some(Target { call: Call::Ignore, role, symbol, offset, svma, size })
         })
         .collect();
     found.sort_by_key(|target| target.svma);
     found.dedup_by_key(|target| target.svma);
-    found.truncate(MAX_UNWINDERS);
+    found.truncate(MAX_OTHERS);
     found
 }
 

@@ -11,13 +11,14 @@ use memtrace_common::unwind::Row;
 
 use super::allocators::survey::{Found, Verdict};
 use super::clock::monotonic_ns;
+use super::hazards;
 use super::images::{self, ImageId, Images, Key, Reading};
-use super::kernel_version::{KernelVersion, kernel_release};
+use super::kernel_version::kernel_release;
 use super::memory_samples::MemorySamples;
 use super::perf_map::JitNames;
 use super::pidfd::PidFd;
 use super::probed::Probed;
-use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, ProgramId, Seccomp};
+use super::process::{self, Mapped, Mapping, ProcessError, ProcessInfo, ProgramId};
 use super::tables::{self, NoRoom, Placed, Regions};
 use super::tracer::{Children, NewCode, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid, Time};
@@ -91,7 +92,7 @@ impl Tracer {
     /// to follow the mappings alone.
     pub fn attach(&mut self, pid: Pid) -> Result<Verdict, TracerError> {
         let info = process::inspect(pid)?;
-        check_hazards(&info)?;
+        hazards::check(&info, &kernel_release())?;
         self.watch(pid);
         let before = self.out.len();
         let attached = self.attach_running(pid, &info);
@@ -121,7 +122,7 @@ impl Tracer {
     /// Attaches to a child that waits at its first instruction.
     pub(super) fn attach_child(&mut self, pid: Pid, parent: Pid) -> Result<(), TracerError> {
         let begun = process::inspect(pid).map_err(TracerError::from).and_then(|info| {
-            check_hazards(&info)?;
+            hazards::check(&info, &kernel_release())?;
             self.begin(&info, Arrival::Forked(parent))
         });
         self.survive(begun)
@@ -133,7 +134,7 @@ impl Tracer {
             Ok(info) => info,
             Err(error) => return self.survive(Err(error.into())),
         };
-        if let Err(hazard) = check_hazards(&info) {
+        if let Err(hazard) = hazards::check(&info, &kernel_release()) {
             // Its probes would stay, and it waits at its first instruction: they go before it runs.
             self.leave(pid, time);
             return self.survive(Err(hazard));
@@ -503,18 +504,4 @@ fn module_record(
     let image =
         images.get(image).map_or(record::Image::Anonymous, |analysis| analysis.image.clone());
     record::Module { time, pid, start, end, offset, image }
-}
-
-/// Refuses what would harm the process.
-fn check_hazards(info: &ProcessInfo) -> Result<(), TracerError> {
-    let kernel = kernel_release();
-    let version = KernelVersion::parse(&kernel);
-    if info.has_shadow_stack && version.is_some_and(KernelVersion::crashes_shadow_stacks) {
-        return Err(TracerError::ShadowStack { pid: info.identity.pid.0, kernel });
-    }
-    let kills_filtered = version.is_some_and(KernelVersion::kills_filtered);
-    if kills_filtered && info.seccomp != Seccomp::Off {
-        return Err(TracerError::Seccomp { pid: info.identity.pid.0, kernel });
-    }
-    Ok(())
 }

@@ -11,11 +11,13 @@ use memtrace_common::unwind::{End, PcKind, Regs};
 use thiserror::Error;
 use zerocopy::{FromBytes, Immutable, KnownLayout};
 
+use crate::record::Alignment;
+
 /// An entry of the ring.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Event {
     /// A heap block was acquired.
-    Alloc(Api, Alloc),
+    Alloc(Api, Alignment, Alloc),
     /// A heap block was released, retired or restored, as the kind says.
     Free(Kind, Api, Free),
     /// The frames behind a stack id.
@@ -72,7 +74,11 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         Kind::from_wire(header.kind).ok_or_else(|| unknown("event kind", header.kind.into()))?;
     let api = || Api::from_wire(header.api).ok_or_else(|| unknown("api", header.api.into()));
     Ok(match kind {
-        Kind::Alloc => Event::Alloc(api()?, read(bytes, header.kind)?.0),
+        Kind::Alloc => {
+            let alignment = u8::try_from(header.flags).ok().and_then(Alignment::from_log2);
+            let alignment = alignment.ok_or_else(|| unknown("alignment", header.flags.into()))?;
+            Event::Alloc(api()?, alignment, read(bytes, header.kind)?.0)
+        }
         Kind::Free | Kind::Retire | Kind::Restore => {
             Event::Free(kind, api()?, read(bytes, header.kind)?.0)
         }
@@ -121,7 +127,8 @@ pub fn decode(bytes: &[u8]) -> Result<Event, DecodeError> {
         | Kind::Exec
         | Kind::ProcessExit
         | Kind::CodeChanged
-        | Kind::Stopped => Event::Task(kind, read(bytes, header.kind)?.0),
+        | Kind::Stopped
+        | Kind::Ending => Event::Task(kind, read(bytes, header.kind)?.0),
     })
 }
 
@@ -200,7 +207,7 @@ mod tests {
             stack: 9,
         };
 
-        assert_eq!(decode(alloc.as_bytes()), Ok(Event::Alloc(Api::Malloc, alloc)));
+        assert_eq!(decode(alloc.as_bytes()), Ok(Event::Alloc(Api::Malloc, Alignment::NONE, alloc)));
         for length in 0..size_of::<Alloc>() {
             assert!(decode(&alloc.as_bytes()[..length]).is_err());
         }

@@ -12,14 +12,14 @@ use memtrace_common::event::{Kind, Mapping, Task, flag};
 use super::decode::{Event, RawStack};
 use super::finish::finish;
 use super::guardian::continue_process;
-use super::tracer::{PAGE_BYTES, Tracer, TracerError};
+use super::tracer::{Ending, PAGE_BYTES, Tracer, TracerError};
 use crate::record::{MapKind, Pid, Record, Tid, WireStackId};
 
 impl Tracer {
     /// Makes records of an event, and does what it asks for.
     pub(super) fn handle(&mut self, event: Event) -> Result<(), TracerError> {
         match event {
-            Event::Alloc(api, alloc) => {
+            Event::Alloc(api, alignment, alloc) => {
                 let time = self.clock.at(alloc.header.time_ns);
                 self.out.push(Record::Alloc {
                     time,
@@ -27,6 +27,7 @@ impl Tracer {
                     api,
                     ptr: Avma(alloc.ptr),
                     size: alloc.size,
+                    alignment,
                     stack: WireStackId(alloc.stack),
                 });
             }
@@ -156,6 +157,11 @@ impl Tracer {
                 }
                 continue_process(pid);
             }
+            Kind::Ending if self.ending == Ending::Expected(pid) => {
+                self.ending = Ending::Reached(pid);
+            }
+            // It has been read. Where it stands still, another of its threads has come as far.
+            Kind::Ending if self.ending != Ending::Reached(pid) => continue_process(pid),
             _ => {}
         }
         Ok(())

@@ -1,15 +1,17 @@
 //! Reading what may point to the heap blocks of a running process, from outside.
 //!
 //! ```text
-//!   threads:   stop ─→ registers ─────────────────────────→ let go
-//!   memory:            maps ─→ resident pages ─→ read ─→ pieces
+//!   threads:           stop ─→ registers ────────────────────────→ let go
+//!   memory:    room ─→         maps ─→ resident pages ─→ copies           ─→ pieces
 //! ```
 //!
 //! In: the process and its blocks. Out: the words that may point to one ([`Piece`]s and registers)
 //! and what the look took. The threads are stopped by ptrace, so that whatever ends memtrace lets
-//! them go on as well. What is kept of the memory are possible pointers only; judging them is
-//! [`crate::reach`]'s business, when the process has long gone on.
+//! them go on as well. It is copied while they stand still, and looked through when they have gone on;
+//! what there is no room for is looked through at once. What is kept of it are possible pointers only;
+//! judging them is [`crate::reach`]'s business.
 
+mod copies;
 mod kernel_held;
 mod memory;
 mod resident;
@@ -20,12 +22,13 @@ use std::time::{Duration, Instant};
 
 use thiserror::Error;
 
+use self::copies::Copies;
 use self::kernel_held::KernelHeld;
-use self::memory::{Memory, Readers};
+use self::memory::Memory;
 use self::resident::Resident;
 use self::threads::{StopError, Stopped};
 use self::urgent::ComesFirst;
-use super::process::{self, ProcessError};
+use super::process::{self, ProcessError, memory_limit};
 use crate::reach::{Blocks, Cost, Piece};
 use crate::record::Pid;
 
@@ -101,12 +104,8 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let kernel_held = KernelHeld::of(pid);
     let limit = limit.unwrap_or_else(|| usual_limit(super::tracer::resident_bytes(pid)));
     let failed = |source| ScanError::Memory { pid: pid.0, source };
-    // A rehearsal while it runs. What takes longest is to get memory from the kernel for what is
-    // found; this is how much there will be.
-    let mut readers = Readers::new();
     let memory = Memory::of(&process::mappings(pid)?, &[], &resident).map_err(failed)?;
-    let rehearsed = memory.read(pid, blocks, &mut readers, None)?;
-    readers.keep_memory_of(rehearsed.pieces);
+    let mut copies = Copies::new(room_for(memory.bytes())).map_err(failed)?;
     let comes_first = ComesFirst::begin();
     let started = Instant::now();
     let until = started + limit;
@@ -117,11 +116,12 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
     let mappings = process::mappings(pid)?;
     let memory = Memory::of(&mappings, &registers.stack_pointers, &resident).map_err(failed)?;
     let known = started.elapsed();
-    let read = memory.read(pid, blocks, &mut readers, Some(until))?;
+    let read = memory.read(pid, blocks, &mut copies, Some(until))?;
     let loose = kernel_held.words();
     drop(stopped);
     let duration = started.elapsed();
     drop(comes_first);
+    drop(copies);
     tracing::debug!(
         "all threads stood still after {stood_still:?}, what to read was known after {known:?}, \
          the process went on after {duration:?}"
@@ -131,26 +131,29 @@ fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result
         threads,
         read_bytes: read.bytes,
         unreadable_bytes: read.unreadable_bytes,
+        uncopied_bytes: read.uncopied_bytes,
+        own_peak_bytes: 0,
     };
     if read.is_late {
         return Err(ScanError::TooLong { pid: pid.0, limit });
     }
-    Ok(Seen { pieces: read.pieces, loose: [registers.words, loose].concat(), cost })
+    let pieces = read.into_pieces(blocks);
+    Ok(Seen { pieces, loose: [registers.words, loose].concat(), cost })
 }
 
 fn look_at_running(pid: Pid, blocks: &Blocks) -> Result<Seen, ScanError> {
     let resident = Resident::open(pid)?;
     let mut seen = Seen { pieces: Vec::new(), loose: Vec::new(), cost: Cost::default() };
-    let mut readers = Readers::new();
+    let failed = |source| ScanError::Memory { pid: pid.0, source };
+    let mut copies = Copies::new(0).map_err(failed)?;
     for _ in 0..READINGS {
         let mappings = process::mappings(pid)?;
-        let memory = Memory::of(&mappings, &[], &resident)
-            .map_err(|source| ScanError::Memory { pid: pid.0, source })?;
-        let mut read = memory.read(pid, blocks, &mut readers, None)?;
-        seen.pieces.append(&mut read.pieces);
+        let memory = Memory::of(&mappings, &[], &resident).map_err(failed)?;
+        let read = memory.read(pid, blocks, &mut copies, None)?;
         seen.loose.append(&mut KernelHeld::of(pid).words());
         seen.cost.read_bytes += read.bytes;
         seen.cost.unreadable_bytes += read.unreadable_bytes;
+        seen.pieces.append(&mut read.into_pieces(blocks));
     }
     Ok(seen)
 }
@@ -158,4 +161,11 @@ fn look_at_running(pid: Pid, blocks: &Blocks) -> Result<Seen, ScanError> {
 fn usual_limit(resident_bytes: Option<u64>) -> Duration {
     let gibibytes = resident_bytes.unwrap_or(0) as f64 / (1u64 << 30) as f64;
     STOP_AT_MOST + STOP_AT_MOST_PER_GIB.mul_f64(gibibytes)
+}
+
+/// How much memory to have ready for copies of so much: a little more, since the process may grow,
+/// but no more than half of what is left.
+fn room_for(bytes: u64) -> u64 {
+    let left = memory_limit::left_bytes(Pid(std::process::id())).unwrap_or(u64::MAX);
+    (bytes + bytes / 16 + copies::GROUP_BYTES as u64).min(left / 2)
 }

@@ -91,7 +91,7 @@ pub struct Analysis {
     pub table: Option<Arc<cfi::Table>>,
     /// The probes of its allocator functions.
     pub plan: Plan,
-    /// The language runtime that it brings along; looked for only where there are no probes.
+    /// The language runtime that it brings along.
     pub runtime: Runtime,
     /// Whether it could be read at all.
     pub reading: Reading,
@@ -184,7 +184,7 @@ impl Analysis {
             || kept.table(&elf),
             || allocators::plan(bytes, named, watch).unwrap_or_default(),
         );
-        let runtime = match plan.probes.is_empty() && allocators::is_go(bytes).unwrap_or(false) {
+        let runtime = match allocators::is_go(bytes).unwrap_or(false) {
             true => Runtime::Go,
             false => Runtime::Other,
         };
@@ -231,8 +231,8 @@ pub struct Images {
     next: u64,
     /// How many may be known before it is worth to look for some to forget.
     forget_at: usize,
-    /// Whether any file that was ever read is Go's.
-    runtime: Runtime,
+    /// How many files that were ever read are Go's.
+    go_programs: u64,
     cache: Option<Arc<TableCache>>,
     /// The functions that the user has named.
     named: Vec<ProbeSpec>,
@@ -248,7 +248,7 @@ impl Images {
             current: HashMap::new(),
             next: 0,
             forget_at: MAX_IMAGES,
-            runtime: Runtime::Other,
+            go_programs: 0,
             cache: cache.map(Arc::new),
             named,
             watch,
@@ -273,7 +273,12 @@ impl Images {
 
     /// Whether any file that was read is Go's.
     pub fn runtime(&self) -> Runtime {
-        self.runtime
+        if self.go_programs > 0 { Runtime::Go } else { Runtime::Other }
+    }
+
+    /// How many files that were read are Go's; one that was changed in place counts again.
+    pub fn go_programs(&self) -> u64 {
+        self.go_programs
     }
 
     /// Reads what `mappings` show, as far as it is not known; gives the image of each mapping.
@@ -303,9 +308,7 @@ impl Images {
                 self.next += 1;
                 ImageId(self.next - 1)
             });
-            if analysis.runtime == Runtime::Go {
-                self.runtime = Runtime::Go;
-            }
+            self.go_programs += u64::from(same.is_none() && analysis.runtime == Runtime::Go);
             self.current.insert(key, id);
             self.known.insert(id, Arc::new(analysis));
         }

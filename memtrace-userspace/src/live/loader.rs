@@ -193,7 +193,8 @@ impl Kernel {
         back_pressure_ns: u64,
         links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
-        let settings = Settings { back_pressure_ns, offsets };
+        let settings =
+            Settings { back_pressure_ns, ring_bytes: u64::from(capacity.ring_bytes), offsets };
         let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
         let row_chunks = chunks(capacity.rows, ROWS_PER_CHUNK);
         let bucket_chunks = chunks(capacity.buckets, BUCKETS_PER_CHUNK);

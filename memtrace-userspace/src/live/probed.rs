@@ -24,7 +24,7 @@ use super::images::ImageId;
 use super::loader::{LoadError, Program};
 use super::probes::{Attached, Link, LinkKind, Place, Point};
 use super::process;
-use super::tracer::{Tracer, TracerError};
+use super::tracer::{Ending, Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid};
 
 /// The probes of a process.
@@ -35,20 +35,15 @@ pub(super) struct Probed {
     first_thread_ended: bool,
     /// The probes, by the file that they stand in; also files whose probes were refused.
     links: BTreeMap<ImageId, Vec<Link>>,
-    /// The probes of functions that unwind the stack, likewise.
-    unwinders: BTreeMap<ImageId, Vec<Link>>,
+    /// The probes of functions that are not an allocator's, likewise, and by their role.
+    others: BTreeMap<(ImageId, Role), Vec<Link>>,
 }
 
 impl Probed {
     /// No probes.
     pub(super) fn new(pid: Pid) -> Self {
         let task = Tid(pid.0);
-        Probed {
-            task,
-            first_thread_ended: false,
-            links: BTreeMap::new(),
-            unwinders: BTreeMap::new(),
-        }
+        Probed { task, first_thread_ended: false, links: BTreeMap::new(), others: BTreeMap::new() }
     }
 
     /// Whether there are none.
@@ -58,15 +53,15 @@ impl Probed {
 
     /// All of them.
     pub(super) fn into_links(self) -> Vec<Link> {
-        self.links.into_values().chain(self.unwinders.into_values()).flatten().collect()
+        self.links.into_values().chain(self.others.into_values()).flatten().collect()
     }
 
     /// Takes those that stand in files that are not `wanted` any more.
     fn take_unless(&mut self, wanted: impl Fn(ImageId) -> bool) -> Vec<Link> {
-        let Probed { links, unwinders, .. } = self;
-        let taken = links.extract_if(.., |id, _| !wanted(*id));
-        let unwinders = unwinders.extract_if(.., |id, _| !wanted(*id));
-        taken.chain(unwinders).flat_map(|(_, links)| links).collect()
+        let Probed { links, others, .. } = self;
+        let taken = links.extract_if(.., |id, _| !wanted(*id)).map(|(_, links)| links);
+        let others = others.extract_if(.., |(id, _), _| !wanted(*id)).map(|(_, links)| links);
+        taken.chain(others).flatten().collect()
     }
 
     /// The process runs a new program. Gives the links that are to be closed once there are others.
@@ -128,43 +123,60 @@ impl Tracer {
             }
         }
         self.protect_exceptions(pid);
+        self.watch_end(pid);
         Ok(())
     }
 
     /// Has exceptions find their way past probed functions, where there may be such.
     fn protect_exceptions(&mut self, pid: Pid) {
-        let Some(traced) = self.processes.get_mut(&pid) else { return };
-        let probed = &mut traced.probed;
+        let Some(traced) = self.processes.get(&pid) else { return };
         let may_throw = |id: &ImageId| self.images.get(*id).is_some_and(|i| i.plan.may_throw());
-        if !probed.links.keys().any(may_throw) {
+        if !traced.probed.links.keys().any(may_throw) {
             return;
         }
+        let Some(error) = self.place_others(pid, Role::Unwind) else { return };
+        tracing::debug!("no probe of the unwinder: {}", chain(&error));
+        if !self.exceptions_unprotected {
+            tracing::warn!(
+                "should a probed function (an allocator's operator new, or one named with \
+                 --probe) be left by an exception, the program ends: this kernel does not \
+                 let memtrace put return addresses back (lockdown, Secure Boot)"
+            );
+        }
+        self.exceptions_unprotected = true;
+    }
+
+    /// Has the process stop at its end, if it is to be read there.
+    fn watch_end(&mut self, pid: Pid) {
+        if self.ending == Ending::Expected(pid)
+            && let Some(error) = self.place_others(pid, Role::End)
+        {
+            tracing::warn!("the process cannot be stopped at its end: {}", chain(&error));
+        }
+    }
+
+    /// Places the probes of a role that is no allocator's; gives why one was refused.
+    fn place_others(&mut self, pid: Pid, role: Role) -> Option<LoadError> {
+        let traced = self.processes.get_mut(&pid)?;
+        let probed = &mut traced.probed;
         let mapped: BTreeSet<ImageId> =
             traced.modules.values().map(|module| module.image).collect();
+        let mut refused = None;
         for id in mapped {
-            let Entry::Vacant(placed) = probed.unwinders.entry(id) else { continue };
+            let Entry::Vacant(placed) = probed.others.entry((id, role)) else { continue };
             let Some(image) = self.images.get(id) else { continue };
             let Some(file) = &image.file else { continue };
-            let points: Vec<Point> = image.plan.unwinders.iter().map(point).collect();
+            let points: Vec<Point> = image.plan.others(role).iter().map(point).collect();
             if points.is_empty() {
                 continue;
             }
             let place = Place { pid, task: probed.task, file, points: &points };
             let Attached { links, outcomes } =
-                self.kernel.attach(self.options.program, Role::Unwind, &place);
+                self.kernel.attach(self.options.program, role, &place);
             placed.insert(links);
-            if let Some(error) = outcomes.into_iter().find_map(Result::err) {
-                tracing::debug!("no probe of the unwinder: {}", chain(&error));
-                if !self.exceptions_unprotected {
-                    tracing::warn!(
-                        "should a probed function (an allocator's operator new, or one named with \
-                         --probe) be left by an exception, the program ends: this kernel does not \
-                         let memtrace put return addresses back (lockdown, Secure Boot)"
-                    );
-                }
-                self.exceptions_unprotected = true;
-            }
+            refused = outcomes.into_iter().find_map(Result::err).or(refused);
         }
+        refused
     }
 
     /// The first thread has ended, perhaps not the last.
@@ -200,8 +212,9 @@ impl Tracer {
         let mut files: HashMap<ImageId, Pid> = HashMap::new();
         for (pid, traced) in &self.processes {
             if !traced.probed.first_thread_ended {
-                let Probed { links, unwinders, .. } = &traced.probed;
-                files.extend(links.keys().chain(unwinders.keys()).map(|id| (*id, *pid)));
+                let Probed { links, others, .. } = &traced.probed;
+                let others = others.keys().map(|(id, _)| id);
+                files.extend(links.keys().chain(others).map(|id| (*id, *pid)));
             }
         }
         for (id, pid) in files {

@@ -34,6 +34,9 @@ use crate::record::{Pid, Tid};
 /// kernel notes in its log that such a program can write to a process's memory.
 pub(super) const UNWIND: &str = "unwind_enter";
 
+/// The program that stops a process at its end; loaded when it is needed, which is seldom.
+const END: &str = "end_enter";
+
 /// The map that programs mention to be spared a private stack.
 const NO_PROGRAMS: &str = "NO_PROGRAMS";
 
@@ -144,7 +147,7 @@ impl Probes {
                 .map_err(LoadError::refused)?;
                 let no_programs = no_programs.fd().as_fd().try_clone_to_owned();
                 maps.insert(NO_PROGRAMS.to_owned(), no_programs.map_err(LoadError::refused)?);
-                let programs = Programs::load(object, &maps, |name| name != UNWIND)
+                let programs = Programs::load(object, &maps, |name| name != UNWIND && name != END)
                     .map_err(LoadError::refused)?;
                 Ok(Probes::Multi { programs, object, maps })
             }
@@ -178,11 +181,13 @@ impl Probes {
             (Program::Empty, Role::Release | Role::Midway) => &["empty_enter"],
             // Empty programs have return probes that an exception must not meet, either.
             (Program::Trace | Program::Empty, Role::Unwind) => &[UNWIND],
+            (Program::Trace | Program::Empty, Role::End) => &[END],
         };
-        if let (Probes::Multi { programs, object, maps }, Role::Unwind) = (&mut *self, role)
-            && !programs.has(UNWIND)
+        if let (Probes::Multi { programs, object, maps }, [wanted @ (UNWIND | END)]) =
+            (&mut *self, names)
+            && !programs.has(wanted)
         {
-            match Programs::load(object, maps, |name| name == UNWIND) {
+            match Programs::load(object, maps, |name| name == *wanted) {
                 Ok(more) => programs.extend(more),
                 Err(error) => {
                     let error = error.to_string();

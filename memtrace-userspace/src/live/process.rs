@@ -273,6 +273,14 @@ pub fn program(pid: Pid) -> Option<ProgramId> {
     stat(pid).ok().filter(|stat| stat.state == State::Alive).map(|stat| stat.program)
 }
 
+/// The most of its memory that was ever resident at once.
+pub fn peak_resident_bytes(pid: Pid) -> Option<u64> {
+    let text = std::fs::read_to_string(file_of(pid, "status")).ok()?;
+    let value = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: u64 = value.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    kib.checked_mul(1024)
+}
+
 /// All mappings of a process, by address.
 pub fn mappings(pid: Pid) -> Result<Vec<Mapping>, ProcessError> {
     let path = file_of(pid, "maps");

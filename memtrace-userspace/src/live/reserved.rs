@@ -6,7 +6,7 @@
 
 use super::process::{self, Mapping};
 use super::tracer::{Tracer, TracerError};
-use crate::record::{Pid, Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, Pid, Record, Tid, Time, WireStackId};
 
 impl Tracer {
     /// Tells of the mappings without access.
@@ -18,6 +18,7 @@ impl Tracer {
                 pid,
                 tid: Tid(pid.0),
                 api: None,
+                alignment: Alignment::NONE,
                 start: mapping.start,
                 length: mapping.size_bytes(),
                 stack: WireStackId(0),

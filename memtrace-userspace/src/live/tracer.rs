@@ -35,7 +35,7 @@ use super::process::{self, ProcessError, memory_limit};
 use super::ring_meter::RingMeter;
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
-use crate::record::{EndReason, Pid, Record, Session, Tid, Time};
+use crate::record::{EndReason, GO_PROGRAMS, Pid, Record, Session, Tid, Time};
 
 /// Bytes of a page.
 pub(super) const PAGE_BYTES: u64 = 4096;
@@ -88,6 +88,16 @@ pub enum NewCode {
     /// It is stopped until the code is known. Its parent may notice, and its system calls may end
     /// early (`EINTR`, signal(7)).
     Stop,
+}
+
+/// Whose end is waited for, so that it can be read before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Ending {
+    Nobody,
+    /// It will be stopped when it calls `_exit`.
+    Expected(Pid),
+    /// It stands still there.
+    Reached(Pid),
 }
 
 /// Why tracing cannot start or go on.
@@ -208,6 +218,7 @@ pub struct Tracer {
     pub(super) generation: u32,
     pub(super) clock: Clock,
     guardian: Guardian,
+    pub(super) ending: Ending,
     /// Whether the ring was seen empty since the last sample.
     was_drained: bool,
     next_sample_ns: u64,
@@ -274,6 +285,7 @@ impl Tracer {
             generation: 0,
             clock: Clock::start(),
             guardian,
+            ending: Ending::Nobody,
             was_drained: false,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
@@ -378,6 +390,26 @@ impl Tracer {
         Ok(())
     }
 
+    /// Has a process stop when it is about to end, until [`Tracer::let_end`].
+    ///
+    /// That is where it calls `_exit`. One that is ended by a signal, or that calls the kernel itself,
+    /// just ends. To be called before the process is traced.
+    pub fn stop_at_end(&mut self, pid: Pid) {
+        self.ending = Ending::Expected(pid);
+    }
+
+    /// Whether the process stands still at its end.
+    pub fn is_at_end(&self) -> bool {
+        matches!(self.ending, Ending::Reached(_))
+    }
+
+    /// Lets the process end, now or when it comes to it.
+    pub fn let_end(&mut self) {
+        if let Ending::Reached(pid) = std::mem::replace(&mut self.ending, Ending::Nobody) {
+            continue_process(pid);
+        }
+    }
+
     /// Marks this moment.
     pub fn mark(&mut self, text: String) -> Time {
         let time = self.clock.now();
@@ -406,6 +438,7 @@ impl Tracer {
         self.closer.close(links);
         self.closer.finish();
         self.drain_stopped()?;
+        self.let_end();
         if let Err(error) = self.guardian.dismiss() {
             tracing::warn!("the guardian did not end: {error}");
         }
@@ -417,7 +450,7 @@ impl Tracer {
     /// Continues whoever was stopped while the session ended.
     fn drain_stopped(&mut self) -> Result<(), TracerError> {
         while let Some(item) = self.ring.next() {
-            if let Event::Task(Kind::Stopped, task) = decode(&item)? {
+            if let Event::Task(Kind::Stopped | Kind::Ending, task) = decode(&item)? {
                 continue_process(Pid(task.pid));
             }
         }
@@ -519,6 +552,7 @@ impl Tracer {
             ("perf_map_lines_unread".to_owned(), unread.lines),
             ("perf_map_addresses_unread".to_owned(), unread.addresses),
             ("perf_maps_unreadable".to_owned(), unread.files),
+            (GO_PROGRAMS.to_owned(), self.images.go_programs()),
         ]);
         self.out.push(Record::Counters(counters));
         Ok(())

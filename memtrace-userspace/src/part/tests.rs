@@ -7,7 +7,7 @@ use memtrace_common::event::Api;
 use proptest::prelude::*;
 
 use super::*;
-use crate::record::{Origin, Session, Tid, WireStackId};
+use crate::record::{Alignment, Origin, Session, Tid, WireStackId};
 use crate::trace::Writer;
 
 /// A session that allocates and frees by a pattern, one event each microsecond.
@@ -34,6 +34,7 @@ fn records(events: u64) -> Vec<Record> {
                 api: Api::Malloc,
                 ptr: ptr(n),
                 size: 1 + n * 7919 % 1000,
+                alignment: Alignment::NONE,
                 stack: WireStackId(n % 5),
             },
         });
@@ -65,7 +66,7 @@ fn trace(records: &[Record], block: usize, keyframe: usize) -> Vec<u8> {
 }
 
 fn part_of(bytes: &[u8], part: &Part) -> Result<Excerpt, PartError> {
-    read_part(File::new(bytes), Limits::default(), &[], part, &mut |_| {})
+    read_part(File::new(bytes), Limits::default(), &[], part, None, &mut |_| {})
 }
 
 fn shown(excerpt: &Excerpt) -> String {

@@ -20,7 +20,8 @@
 
 use super::snapshot::Usage;
 use super::stacks::SiteId;
-use crate::record::Time;
+use super::threads::ThreadId;
+use crate::record::{Pid, Time};
 
 /// How an account changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -43,11 +44,15 @@ pub enum Change {
     LetGo,
 }
 
-/// A change of the accounts of a site.
+/// A change of the accounts of a site and, for blocks, of a thread.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Posting {
-    /// Whose memory it is.
+    /// The process whose memory it is.
+    pub pid: Pid,
+    /// Where it was allocated.
     pub site: SiteId,
+    /// Who allocated it.
+    pub thread: ThreadId,
     /// What happened to it.
     pub change: Change,
     /// How many blocks, or pieces of mappings.
@@ -252,8 +257,15 @@ impl Account {
     }
 
     /// How many blocks were acquired.
+    #[inline(always)]
     pub(super) fn allocations(&self) -> u64 {
         self.allocations
+    }
+
+    /// Their bytes.
+    #[inline(always)]
+    pub(super) fn allocated_bytes(&self) -> u64 {
+        self.allocated_bytes
     }
 
     /// How many blocks were released.

@@ -4,13 +4,12 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::account::Posting;
 use super::detect::Holder;
-use super::mappings::{Mappings, Origin, Outcome, Pages, Released};
+use super::mappings::{Mappings, Origin, Outcome, Pages, Released, SiteChange};
 use super::processes::{EntryId, Running, RunningId};
 use super::snapshot::Memory;
 use super::threads::{Actor, ThreadId};
-use crate::record::{MapKind, Tid, WireStackId};
+use crate::record::{Alignment, MapKind, Tid, WireStackId};
 
 impl Pipeline {
     pub(super) fn map(
@@ -152,7 +151,7 @@ impl Pipeline {
 
     /// Who maps something now.
     fn origin(&mut self, thread: ThreadId, stack: WireStackId, api: Api) -> Origin {
-        Origin { site: self.stacks.site(stack, api), thread, born: self.now }
+        Origin { site: self.stacks.site(stack, api, Alignment::NONE), thread, born: self.now }
     }
 
     /// What the thread's call under way took, if it was of the memory that the process has now.
@@ -191,12 +190,12 @@ impl Pipeline {
     }
 
     /// Changes the accounts that mappings concern, and ends the event.
-    pub(super) fn post_mappings(&mut self, entry: EntryId, postings: &[Posting]) {
+    pub(super) fn post_mappings(&mut self, entry: EntryId, changes: &[SiteChange]) {
         if !self.is_shown(entry) {
             return;
         }
         let epoch = self.mapped_peak.epoch();
-        for &Posting { site, change, blocks, bytes } in postings {
+        for &SiteChange { site, thread: _, change, blocks, bytes } in changes {
             let held = self.stacks.account_mut(site).apply(change, blocks, bytes, epoch);
             if let Some(held) = held {
                 self.detectors.first_change(Holder::Site(site), held);
@@ -206,7 +205,8 @@ impl Pipeline {
         }
         self.mapped_peak.settle(self.now);
         if let Some(journal) = &mut self.journal {
-            journal.extend_from_slice(postings);
+            let pid = self.processes.entry(entry).pid;
+            journal.extend(changes.iter().map(|change| change.of(pid)));
         }
         if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
             self.measure_spike(Memory::Mapped);

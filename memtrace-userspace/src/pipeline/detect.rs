@@ -29,7 +29,7 @@ use self::judge::{Evidence, judge, judge_allocator};
 pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions};
 use self::spikes::{Look, Measure, Spikes};
 use self::survey::{SPANS, Survivors, survey};
-use super::findings::{Contributor, Leaks, MemoryLimit, Spike, ThreadGrowth, Verdict};
+use super::findings::{Class, Contributor, Leaks, MemoryLimit, Spike, ThreadGrowth, Verdict};
 use super::snapshot::Memory;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
@@ -334,7 +334,7 @@ impl Pipeline {
                 level: judgement.level,
                 confidence: judgement.confidence,
                 rate: judgement.rate,
-                live_blocks: evidence.survivors.blocks.iter().sum(),
+                live_blocks: evidence.survivors.held_blocks,
                 live_bytes: held_bytes,
                 aged_bytes: evidence.aged_bytes(),
                 oldest: evidence.survivors.oldest,
@@ -345,6 +345,7 @@ impl Pipeline {
                     .and_then(|limit| time_to(limit, judgement.rate.bytes_per_hour)),
             });
         }
+        tell_buffers_from_objects(&mut verdicts);
         // A stable sort: equal ones keep the order of their sites.
         verdicts.sort_by(|a: &Verdict, b: &Verdict| {
             let key = |v: &Verdict| (v.class.is_leak(), v.level, v.rate.bytes_per_hour);
@@ -384,7 +385,7 @@ impl Pipeline {
             };
         }
         Evidence {
-            now: self.now,
+            watched_ns: self.now.0.saturating_sub(self.began().0),
             memory: Memory::of(self.stacks.api(course.site)),
             earlier_life_ns: histories.longest_life_ns(course),
             held,
@@ -412,6 +413,26 @@ fn largest<T: Copy>(parts: &mut Vec<(T, u64)>, number: impl Fn(T) -> u64) {
 
 fn hours(ns: u64) -> f64 {
     ns as f64 / 3.6e12
+}
+
+/// Leaves the class of buffers to large blocks that grow while small ones do not.
+///
+/// Where small blocks leak, too, and half as many at least, it is objects that are kept, and their
+/// buffers with them.
+fn tell_buffers_from_objects(verdicts: &mut [Verdict]) {
+    let is_of_objects = |class| match class {
+        Class::LinearGrowth | Class::ListenerLeak | Class::CacheGrowth => true,
+        Class::BufferLeak | Class::Fragmentation | Class::BoundedCache | Class::Undetermined => {
+            false
+        }
+    };
+    let objects = verdicts.iter().filter(|verdict| is_of_objects(verdict.class));
+    let Some(objects) = objects.map(|verdict| verdict.live_blocks).max() else { return };
+    for verdict in verdicts {
+        if verdict.class == Class::BufferLeak && objects >= verdict.live_blocks.div_ceil(2) {
+            verdict.class = Class::LinearGrowth;
+        }
+    }
 }
 
 /// How long until a limit is reached.

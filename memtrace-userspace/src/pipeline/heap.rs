@@ -19,7 +19,7 @@ use super::processes::{EntryId, RunningId};
 use super::snapshot::Memory;
 use super::statistics::NewPlace;
 use super::threads::{Actor, Retired, ThreadId};
-use crate::record::{Pid, Tid, WireStackId};
+use crate::record::{Alignment, Pid, Tid, WireStackId};
 
 /// What `realloc` took, and where.
 struct Taken {
@@ -35,6 +35,7 @@ impl Pipeline {
         api: Api,
         ptr: Avma,
         size_bytes: u64,
+        alignment: Alignment,
         stack: WireStackId,
     ) {
         let Some(Actor { thread, process }) = self.actor(tid) else {
@@ -62,7 +63,7 @@ impl Pipeline {
         if is_beyond_limit {
             return;
         }
-        let site = self.stacks.site(stack, api);
+        let site = self.stacks.site(stack, api, alignment);
         let born = match taken {
             Some(Taken { block, address }) if matches!(api, Api::Realloc | Api::Reallocarray) => {
                 if self.is_shown(self.processes.running(process).entry) {
@@ -78,7 +79,11 @@ impl Pipeline {
         self.post_block(entry, &block, Change::Acquire);
         if self.is_shown(entry) {
             self.timeline.allocated(size_bytes);
-            self.collected.allocated(api, size_bytes);
+            self.collected.allocated(api, site, self.stacks.account(site), size_bytes);
+            // The site has none if there are too many alignments.
+            if alignment != Alignment::NONE && self.stacks.alignment(site) == alignment {
+                self.collected.aligned(site, alignment, ptr, size_bytes);
+            }
         }
         self.settle_heap();
     }
@@ -99,12 +104,14 @@ impl Pipeline {
         let running = self.processes.running(actor.process);
         let (entry, pid) = (running.entry, running.pid);
         self.note_freed(pid, ptr, block.size_bytes);
-        if block.claim == Claim::Own && self.is_shown(entry) {
+        if block.claim != Claim::Inherited && self.is_shown(entry) {
+            // Of what was held before a range, the birth is known too.
             let frees = self.stacks.account(block.site).frees();
             let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
             self.collected.released(block.site, frees, age_units, block.size_bytes);
             let thread = self.threads.get_mut(block.thread);
-            if block.thread == actor.thread
+            if block.claim == Claim::Own
+                && block.thread == actor.thread
                 && thread.newest.take(ptr, self.limits.temporary_between)
             {
                 self.collected.temporary_allocations += 1;
@@ -196,16 +203,14 @@ impl Pipeline {
     /// Puts a block into the process's memory; one that was there was freed, unseen.
     #[inline(always)]
     pub(super) fn put_block(&mut self, process: RunningId, ptr: Avma, block: Block) -> EntryId {
+        let usable_bytes = self.usable_bytes(ptr, &block);
         let running = self.processes.running_mut(process);
         let entry = running.entry;
-        let allocator = self.collected.allocator;
-        running.usable_bytes = running
-            .usable_bytes
-            .wrapping_add(allocator.usable_bytes(ptr, block.size_bytes).unwrap_or(0));
+        running.usable_bytes = running.usable_bytes.wrapping_add(usable_bytes);
         if let Some(lost) = running.heap.insert(ptr, block) {
-            running.usable_bytes = running
-                .usable_bytes
-                .wrapping_sub(allocator.usable_bytes(ptr, lost.size_bytes).unwrap_or(0));
+            let usable_bytes = self.usable_bytes(ptr, &lost);
+            let running = self.processes.running_mut(process);
+            running.usable_bytes = running.usable_bytes.wrapping_sub(usable_bytes);
             self.anomalies.address_reuses += 1;
             self.post_block(entry, &lost, lost.claim.release());
         } else {
@@ -219,12 +224,20 @@ impl Pipeline {
     fn take_block(&mut self, actor: Actor, ptr: Avma) -> Option<Block> {
         let running = self.processes.running_mut(actor.process);
         let block = running.heap.remove(ptr)?;
-        let usable_bytes = self.collected.allocator.usable_bytes(ptr, block.size_bytes);
-        running.usable_bytes = running.usable_bytes.wrapping_sub(usable_bytes.unwrap_or(0));
         let entry = running.entry;
+        let usable_bytes = self.usable_bytes(ptr, &block);
+        let running = self.processes.running_mut(actor.process);
+        running.usable_bytes = running.usable_bytes.wrapping_sub(usable_bytes);
         self.live_blocks -= 1;
         self.post_block(entry, &block, block.claim.release());
         Some(block)
+    }
+
+    /// What the allocator makes of a block's size; 0 if that is not known.
+    #[inline(always)]
+    fn usable_bytes(&self, ptr: Avma, block: &Block) -> u64 {
+        let alignment = self.stacks.alignment(block.site);
+        self.collected.allocator.usable_bytes(ptr, block.size_bytes, alignment).unwrap_or(0)
     }
 
     /// Changes the accounts that a block concerns.
@@ -247,7 +260,8 @@ impl Pipeline {
         self.heap_peak.apply(change, size_bytes);
         self.before.apply(change, 1, size_bytes);
         if let Some(journal) = &mut self.journal {
-            journal.push(Posting { site, change, blocks: 1, bytes: size_bytes });
+            let pid = self.processes.entry(entry).pid;
+            journal.push(Posting { pid, site, thread, change, blocks: 1, bytes: size_bytes });
         }
     }
 

@@ -8,7 +8,7 @@ use memtrace_common::event::Api;
 use super::Pipeline;
 use super::snapshot::Stack;
 use super::stacks::SiteId;
-use crate::record::Pid;
+use crate::record::{Pid, Time};
 
 /// A live block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -17,6 +17,8 @@ pub struct HeldBlock {
     pub address: Avma,
     /// What the program asked for.
     pub size_bytes: u64,
+    /// When it was made; later than that by what a live block keeps less exactly.
+    pub born: Time,
     /// Which call path and API made it; see [`Pipeline::call_path`].
     pub site: SiteId,
 }
@@ -29,6 +31,7 @@ impl Pipeline {
         held.extend(process.heap.blocks_at().map(|(address, block)| HeldBlock {
             address,
             size_bytes: block.size_bytes,
+            born: block.born.time(),
             site: block.site,
         }));
         Some(held)

@@ -31,7 +31,7 @@ use super::snapshot::{Place, Stack};
 use super::stacks::{SiteId, StackId};
 use super::threads::ThreadId;
 use crate::modules::Backing;
-use crate::record::{Image, Module, Pid, Process, Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, Image, Module, Pid, Process, Record, Tid, Time, WireStackId};
 
 /// Where the first file is laid out: one past the highest address of a program.
 const FILES: u64 = 1 << 47;
@@ -92,7 +92,8 @@ impl Pipeline {
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
     ) -> Result<(), E> {
         let mut running: Vec<&Running> = self.processes.all_running().collect();
-        running.sort_by_key(|running| self.processes.entry(running.entry).started);
+        // In order of appearance; times may be equal.
+        running.sort_by_key(|running| running.entry);
         let blocks = held_blocks(&running);
         let pieces = held_pieces(&running);
 
@@ -321,7 +322,10 @@ impl Pipeline {
         };
         let places: BTreeSet<_> = retired.iter().map(|(_, (pid, ptr, _))| (*pid, *ptr)).collect();
         let is_in_place = |block: &ToldBlock| places.contains(&(block.pid, block.ptr));
-        let tids: HashSet<Tid> = running.values().copied().collect();
+        let (retiring, others): (Vec<ThreadId>, Vec<ThreadId>) = threads
+            .into_iter()
+            .partition(|thread| retired.iter().any(|(retiring, _)| retiring == thread));
+        let retiring_tids: HashSet<Tid> = retiring.iter().map(|thread| running[thread]).collect();
 
         let (mut late_threads, mut late_blocks) = (Vec::new(), Vec::new());
         for blocks in blocks.chunk_by(|a, b| a.thread == b.thread) {
@@ -333,7 +337,7 @@ impl Pipeline {
             }
             let (_, tid, _) = self.threads.name(thread);
             match blocks.iter().any(is_in_place) {
-                true if !tids.contains(&tid) => late_threads.push((thread, blocks)),
+                true if !retiring_tids.contains(&tid) => late_threads.push((thread, blocks)),
                 true => {
                     let (late, early): (Vec<_>, Vec<_>) =
                         blocks.iter().copied().partition(is_in_place);
@@ -344,9 +348,12 @@ impl Pipeline {
                 false => self.tell_ended_thread(thread, blocks, stacks, emit)?,
             }
         }
-        for thread in &threads {
+        let started = |thread: &ThreadId| {
             let (pid, _, name) = self.threads.name(*thread);
-            emit(&Record::Thread { time, pid, tid: running[thread], name: name.to_vec() })?;
+            Record::Thread { time, pid, tid: running[thread], name: name.to_vec() }
+        };
+        for thread in &retiring {
+            emit(&started(thread))?;
         }
         for (thread, (pid, ptr, block)) in retired {
             let tid = running[&thread];
@@ -358,6 +365,10 @@ impl Pipeline {
         }
         for (thread, blocks) in late_threads {
             self.tell_ended_thread(thread, blocks, stacks, emit)?;
+        }
+        // Their ids may be those of threads that have ended.
+        for thread in &others {
+            emit(&started(thread))?;
         }
         for (tid, block) in late_blocks {
             emit(&self.held(&block, tid, stacks))?;
@@ -401,13 +412,15 @@ impl Pipeline {
             }
             None => (WireStackId(0), None),
         };
-        Record::Held { born, pid, tid, api, start, length, stack }
+        Record::Held { born, pid, tid, api, start, length, alignment: Alignment::NONE, stack }
     }
 
     fn held(&self, block: &ToldBlock, tid: Tid, stacks: &StackNames) -> Record {
         let &ToldBlock { thread: _, pid, ptr, size_bytes, site, born } = block;
         let (stack, api) = stacks.of_site(self, site);
-        Record::Held { born, pid, tid, api: Some(api), start: ptr, length: size_bytes, stack }
+        let alignment = self.stacks.alignment(site);
+        let (api, start, length) = (Some(api), ptr, size_bytes);
+        Record::Held { born, pid, tid, api, start, length, alignment, stack }
     }
 
     /// Tells what `munmap` and `mremap` under way took, which may come back.

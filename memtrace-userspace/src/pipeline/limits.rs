@@ -7,6 +7,8 @@ use super::DetectorOptions;
 pub struct Limits {
     /// Distinct stacks. Beyond: the event is charged to a stack without frames.
     pub stacks: usize,
+    /// Call paths with the alignments that they ask for. Beyond: as if a call asked for none.
+    pub aligned_sites: usize,
     /// Frames of all stacks together. Beyond: as above.
     pub stack_frames: usize,
     /// Stack ids of the kernel. Beyond: ids not used for half as many new ones are forgotten.
@@ -45,8 +47,9 @@ pub struct Limits {
     pub spike_changes: usize,
     /// Points of the histories of all sites. Beyond: a site's newest growth is not seen.
     pub history_points: usize,
-    /// Call paths of which lifetimes are kept. Beyond: those of a new one count in the total only.
-    pub lifetime_sites: usize,
+    /// Call paths of which lifetimes are kept, and of which sizes if they are of several orders of
+    /// magnitude. Beyond: those of a new one count in the total only.
+    pub histogram_sites: usize,
     /// Call paths of which reallocations are kept. Beyond: as above.
     pub reallocation_sites: usize,
     /// How many allocations of the same thread may lie between the allocation and the release of a
@@ -63,6 +66,7 @@ impl Default for Limits {
     fn default() -> Limits {
         Limits {
             stacks: 1 << 20,
+            aligned_sites: 1 << 16,
             stack_frames: 1 << 25,
             stack_ids: 1 << 22,
             live_blocks: 1 << 25,
@@ -81,7 +85,7 @@ impl Default for Limits {
             timeline_points: 1 << 10,
             spike_changes: 1 << 20,
             history_points: 1 << 20,
-            lifetime_sites: 1 << 12,
+            histogram_sites: 1 << 12,
             reallocation_sites: 1 << 14,
             temporary_between: 1,
             detectors: DetectorOptions::default(),

@@ -1,7 +1,7 @@
 //! The address space of a process, as far as its calls have made it.
 //!
 //! In: ranges that are mapped and unmapped, or change between memory and mere address space. Out:
-//! [`Posting`]s, what to charge to which site. A mapping dies piecemeal, so it is more than one
+//! [`SiteChange`]s, what to charge to which site. A mapping dies piecemeal, so it is more than one
 //! piece, and counts as freed with its last one:
 //!
 //! ```text
@@ -33,7 +33,7 @@ use super::account::{Change, Claim, Posting};
 use super::processes::Incarnation;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
-use crate::record::Time;
+use crate::record::{Pid, Time};
 
 const PAGE_BYTES: u64 = 4096;
 
@@ -75,10 +75,28 @@ fn page_up(address: u64) -> u64 {
     address.checked_next_multiple_of(PAGE_BYTES).unwrap_or(last)
 }
 
+/// What a call changes for a site.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SiteChange {
+    pub(super) site: SiteId,
+    pub(super) thread: ThreadId,
+    pub(super) change: Change,
+    pub(super) blocks: u64,
+    pub(super) bytes: u64,
+}
+
+impl SiteChange {
+    /// The same, in a process.
+    pub(super) fn of(self, pid: Pid) -> Posting {
+        let SiteChange { site, thread, change, blocks, bytes } = self;
+        Posting { pid, site, thread, change, blocks, bytes }
+    }
+}
+
 /// What came of a call: what to charge, and what had to be left out for want of room.
 #[derive(Debug, Default)]
 pub(super) struct Outcome {
-    pub(super) postings: Vec<Posting>,
+    pub(super) postings: Vec<SiteChange>,
     /// Pieces that were not kept.
     pub(super) left_out: u64,
 }
@@ -332,7 +350,7 @@ impl Mappings {
     }
 
     /// What a child has after `fork`, and what that changes for the sites.
-    pub(super) fn fork(&self) -> (Mappings, Vec<Posting>) {
+    pub(super) fn fork(&self) -> (Mappings, Vec<SiteChange>) {
         let mut child = self.clone();
         for (index, mapping) in child.mappings.iter_mut().enumerate() {
             mapping.claim = Claim::Inherited;
@@ -347,7 +365,7 @@ impl Mappings {
     }
 
     /// What changes for the sites when the program ends.
-    pub(super) fn end(&self) -> Vec<Posting> {
+    pub(super) fn end(&self) -> Vec<SiteChange> {
         self.postings(Claim::end)
     }
 
@@ -361,7 +379,7 @@ impl Mappings {
     }
 
     /// One posting for each mapping that has a site, with all its bytes.
-    fn postings(&self, change: impl Fn(Claim) -> Change) -> Vec<Posting> {
+    fn postings(&self, change: impl Fn(Claim) -> Change) -> Vec<SiteChange> {
         let mut bytes = vec![0u64; self.mappings.len()];
         for (start, piece) in &self.pieces {
             bytes[piece.mapping.0 as usize] += piece.end - start;
@@ -370,7 +388,8 @@ impl Mappings {
         mapped
             .filter_map(|(mapping, bytes)| {
                 let change = change(mapping.claim);
-                Some(Posting { site: mapping.origin?.site, change, blocks: 1, bytes })
+                let Origin { site, thread, born: _ } = mapping.origin?;
+                Some(SiteChange { site, thread, change, blocks: 1, bytes })
             })
             .collect()
     }
@@ -401,8 +420,8 @@ impl<'m> Ledger<'m> {
     }
 
     fn post(&mut self, origin: Option<Origin>, change: Change, blocks: u64, bytes: u64) {
-        if let Some(Origin { site, .. }) = origin {
-            self.outcome.postings.push(Posting { site, change, blocks, bytes });
+        if let Some(Origin { site, thread, born: _ }) = origin {
+            self.outcome.postings.push(SiteChange { site, thread, change, blocks, bytes });
         }
     }
 

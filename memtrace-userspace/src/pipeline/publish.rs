@@ -113,6 +113,7 @@ impl Pipeline {
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
         add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
         add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
+        add("aligned_sites_beyond_limit".to_owned(), self.stacks.aligned_beyond_limit());
         add("stack_ids_forgotten".to_owned(), self.stacks.forgotten_ids());
         for (name, value) in self.detectors.counters().into_iter().chain(self.collected.counters())
         {

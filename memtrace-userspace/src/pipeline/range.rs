@@ -18,13 +18,14 @@ use super::snapshot::{Amount, Range, Scope};
 use super::threads::Actor;
 use super::timeline::Timeline;
 use super::{Limits, Pipeline};
-use crate::record::{Pid, Tid, Time, WireStackId};
+use crate::record::{Alignment, Pid, Tid, Time, WireStackId};
 
 /// A block or a piece of a mapping, as a `Held` record tells it.
 pub(super) struct Told {
     pub(super) api: Option<Api>,
     pub(super) start: Avma,
     pub(super) length: u64,
+    pub(super) alignment: Alignment,
     pub(super) stack: WireStackId,
 }
 
@@ -60,6 +61,15 @@ impl Before {
             | Change::Inherit
             | Change::Disinherit
             | Change::Abandon => {}
+        }
+    }
+
+    /// When what is counted began.
+    #[inline(always)]
+    pub(super) fn began(&self) -> Time {
+        match *self {
+            Before::Nothing | Before::Moment => Time(0),
+            Before::Range { from, .. } => from,
         }
     }
 
@@ -105,7 +115,7 @@ impl Pipeline {
     }
 
     pub(super) fn hold(&mut self, born: Time, pid: Pid, tid: Tid, told: Told) {
-        let Told { api, start, length, stack } = told;
+        let Told { api, start, length, alignment, stack } = told;
         let Some(process) = self.running(pid) else {
             return;
         };
@@ -137,11 +147,15 @@ impl Pipeline {
                 if self.is_beyond_limit(process, start, length) {
                     return;
                 }
-                let site = self.stacks.site(stack, api);
+                let site = self.stacks.site(stack, api, alignment);
                 let born = Birth::at(born);
                 let block = Block { size_bytes: length, born, site, thread, claim };
                 let entry = self.put_block(process, start, block);
                 self.post_block(entry, &block, change);
+                // Of a moment, these are the blocks that there are.
+                if change == Change::Acquire && self.is_shown(entry) {
+                    self.collected.allocated(api, site, self.stacks.account(site), length);
+                }
                 // It is no growth, so it is no spike.
                 self.heap_peak.settle(self.now);
             }
@@ -149,7 +163,7 @@ impl Pipeline {
                 let Some(pages) = Pages::touched(start, length) else {
                     return;
                 };
-                let site = api.map(|api| self.stacks.site(stack, api));
+                let site = api.map(|api| self.stacks.site(stack, api, Alignment::NONE));
                 let origin = site.map(|site| Origin { site, thread, born });
                 let outcome =
                     self.change_mappings(process, |m, room| m.hold(pages, origin, claim, room));

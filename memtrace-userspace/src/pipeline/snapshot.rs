@@ -62,13 +62,17 @@ pub struct Snapshot {
 }
 
 impl Snapshot {
-    /// So much work in the session, or in the range of it, in one second.
-    pub fn per_second(&self, work: u64) -> u64 {
-        let from = match self.scope {
+    /// When what is counted began: 0, or the start of the range.
+    pub fn began(&self) -> Time {
+        match self.scope {
             Scope::Range(range) => range.from,
             Scope::Run | Scope::Moment => Time(0),
-        };
-        let length_ns = self.now.0.saturating_sub(from.0).max(1);
+        }
+    }
+
+    /// So much work in the session, or in the range of it, in one second.
+    pub fn per_second(&self, work: u64) -> u64 {
+        let length_ns = self.now.0.saturating_sub(self.began().0).max(1);
         let per_second = u128::from(work) * 1_000_000_000 / u128::from(length_ns);
         u64::try_from(per_second).unwrap_or(u64::MAX)
     }
@@ -290,7 +294,7 @@ impl ProcessUsage {
 }
 
 /// One thread.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ThreadUsage {
     /// Its process.
     pub pid: Pid,

@@ -26,7 +26,7 @@ use super::limits::Limits;
 use super::snapshot::{Stack, StackUsage, Usage};
 use super::wire_ids::WireIds;
 use crate::hash::Seed;
-use crate::record::WireStackId;
+use crate::record::{Alignment, WireStackId};
 
 /// A call path in [`Stacks`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -61,21 +61,30 @@ enum Entry {
     Duplicate,
 }
 
-/// A call path and an API.
+/// A call path, an API and an alignment.
 #[derive(Debug)]
 struct Site {
     stack: StackId,
     api: Api,
+    alignment: Alignment,
     /// Itself, or the site whose numbers include these.
     shown_as: SiteId,
+}
+
+/// A site that asks for an alignment.
+#[derive(Clone, Copy, Debug)]
+struct AlignedSite {
+    api: Api,
+    alignment: Alignment,
+    site: SiteId,
 }
 
 /// What a stack id of the kernel means.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Meaning {
     stack: StackId,
-    /// The API and site asked for last; most stacks have one only.
-    recent: Option<(Api, SiteId)>,
+    /// The API, alignment and site asked for last; most stacks have one only.
+    recent: Option<(Api, Alignment, SiteId)>,
 }
 
 /// All stacks of a session.
@@ -88,6 +97,12 @@ pub(super) struct Stacks {
     /// What was charged to each site.
     accounts: Vec<Account>,
     site_ids: HashMap<(StackId, Api), SiteId, Seed>,
+    /// The sites that ask for an alignment. Each is shown as the one of its stack and API.
+    aligned: HashMap<StackId, Vec<AlignedSite>, Seed>,
+    aligned_sites: usize,
+    aligned_limit: usize,
+    aligned_beyond_limit: u64,
+    has_custom_sites: bool,
     seed: Seed,
     frames: usize,
     limit: usize,
@@ -107,9 +122,14 @@ impl Stacks {
             sites: Vec::new(),
             accounts: Vec::new(),
             site_ids: HashMap::with_hasher(seed),
+            aligned: HashMap::with_hasher(seed),
+            aligned_sites: 0,
+            aligned_limit: limits.aligned_sites,
+            aligned_beyond_limit: 0,
+            has_custom_sites: false,
             seed,
             frames: 0,
-            limit: limits.stacks.clamp(2, u32::MAX as usize / Api::ALL.len()),
+            limit: limits.stacks.clamp(2, u32::MAX as usize / 2 / Api::ALL.len()),
             frame_limit: limits.stack_frames,
             awaited: 0,
             beyond_limit: 0,
@@ -122,21 +142,21 @@ impl Stacks {
         stacks
     }
 
-    /// The site of a stack id and an API.
+    /// The site of a stack id, an API and an alignment.
     #[inline]
-    pub(super) fn site(&mut self, wire: WireStackId, api: Api) -> SiteId {
+    pub(super) fn site(&mut self, wire: WireStackId, api: Api, alignment: Alignment) -> SiteId {
         if let Some(meaning) = self.wire_ids.get(wire)
-            && let Some((recent, site)) = meaning.recent
-            && recent == api
+            && let Some((recent, recent_alignment, site)) = meaning.recent
+            && (recent, recent_alignment) == (api, alignment)
         {
             return site;
         }
-        self.find_site(wire, api)
+        self.find_site(wire, api, alignment)
     }
 
-    fn find_site(&mut self, wire: WireStackId, api: Api) -> SiteId {
+    fn find_site(&mut self, wire: WireStackId, api: Api, alignment: Alignment) -> SiteId {
         if wire == WireStackId(0) {
-            return self.site_of(StackId::NONE, api);
+            return self.aligned_site_of(StackId::NONE, api, alignment);
         }
         let stack = match self.wire_ids.get(wire) {
             Some(meaning) => meaning.stack,
@@ -149,8 +169,34 @@ impl Stacks {
                 StackId::MISSING
             }
         };
-        let site = self.site_of(stack, api);
-        self.wire_ids.set(wire, Meaning { stack, recent: Some((api, site)) });
+        let site = self.aligned_site_of(stack, api, alignment);
+        self.wire_ids.set(wire, Meaning { stack, recent: Some((api, alignment, site)) });
+        site
+    }
+
+    /// The site of a stack, an API and an alignment; the one without it, if there is no room.
+    fn aligned_site_of(&mut self, stack: StackId, api: Api, alignment: Alignment) -> SiteId {
+        let plain = self.site_of(stack, api);
+        if alignment == Alignment::NONE {
+            return plain;
+        }
+        let sites = self.aligned.get(&stack).map(Vec::as_slice).unwrap_or_default();
+        if let Some(known) =
+            sites.iter().find(|site| (site.api, site.alignment) == (api, alignment))
+        {
+            return known.site;
+        }
+        if self.aligned_sites >= self.aligned_limit {
+            self.aligned_beyond_limit += 1;
+            return plain;
+        }
+        self.aligned_sites += 1;
+        let shown_as = self.shown_as(plain);
+        // Fits: there are at most half of u32::MAX plain ones, and the limit is far below that.
+        let site = SiteId(self.sites.len() as u32);
+        self.sites.push(Site { stack, api, alignment, shown_as });
+        self.accounts.push(Account::default());
+        self.aligned.entry(stack).or_default().push(AlignedSite { api, alignment, site });
         site
     }
 
@@ -158,6 +204,7 @@ impl Stacks {
         if let Some(&site) = self.site_ids.get(&(stack, api)) {
             return site;
         }
+        self.has_custom_sites |= matches!(api, Api::CustomAlloc | Api::CustomRealloc);
         let shown_as = match self.entries[stack.0 as usize] {
             Entry::Awaited => Some(self.site_of(StackId::MISSING, api)),
             Entry::Known(_) | Entry::Duplicate => None,
@@ -165,10 +212,15 @@ impl Stacks {
         // Fits: there are at most u32::MAX / APIs stacks.
         let id = SiteId(self.sites.len() as u32);
         let shown_as = shown_as.unwrap_or(id);
-        self.sites.push(Site { stack, api, shown_as });
+        self.sites.push(Site { stack, api, alignment: Alignment::NONE, shown_as });
         self.accounts.push(Account::default());
         self.site_ids.insert((stack, api), id);
         id
+    }
+
+    /// Every site, in the order of their numbers.
+    pub(super) fn sites(&self) -> impl Iterator<Item = SiteId> {
+        (0..self.sites.len() as u32).map(SiteId)
     }
 
     /// The account of a site.
@@ -193,6 +245,27 @@ impl Stacks {
         self.sites[site.0 as usize].api
     }
 
+    /// To what a site asks its blocks to be aligned.
+    #[inline(always)]
+    pub(super) fn alignment(&self, site: SiteId) -> Alignment {
+        // Most programs ask for none, and then this costs nothing.
+        if self.aligned_sites == 0 {
+            Alignment::NONE
+        } else {
+            self.sites[site.0 as usize].alignment
+        }
+    }
+
+    /// Whether any site asks for an alignment.
+    pub(super) fn has_aligned_sites(&self) -> bool {
+        self.aligned_sites > 0
+    }
+
+    /// Whether blocks come from functions that the user has named.
+    pub(super) fn has_custom_sites(&self) -> bool {
+        self.has_custom_sites
+    }
+
     /// The call path that a site is shown with.
     pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
         let shown_as = self.sites[site.0 as usize].shown_as;
@@ -210,7 +283,7 @@ impl Stacks {
     #[inline(always)]
     pub(super) fn likely_site(&self, wire: WireStackId) -> SiteId {
         let recent = self.wire_ids.peek(wire).and_then(|meaning| meaning.recent);
-        recent.map_or(SiteId::default(), |(_, site)| site)
+        recent.map_or(SiteId::default(), |(_, _, site)| site)
     }
 
     /// What is held of a site; 0 if there is no such site.
@@ -253,6 +326,10 @@ impl Stacks {
                     None => site,
                 };
             }
+        }
+        for aligned in self.aligned.get(&id).map(Vec::as_slice).unwrap_or_default() {
+            let plain = self.site_ids[&(id, aligned.api)];
+            self.sites[aligned.site.0 as usize].shown_as = self.sites[plain.0 as usize].shown_as;
         }
         known.unwrap_or(id)
     }
@@ -388,6 +465,11 @@ impl Stacks {
     /// Times a stack found no room.
     pub(super) fn beyond_limit(&self) -> u64 {
         self.beyond_limit
+    }
+
+    /// Times a call path with another alignment found no room.
+    pub(super) fn aligned_beyond_limit(&self) -> u64 {
+        self.aligned_beyond_limit
     }
 
     /// Stack ids forgotten because too many others came.

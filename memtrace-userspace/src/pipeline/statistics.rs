@@ -10,6 +10,8 @@
 //!   usable       ≥ what was asked for: the allocator's size class, computed
 //! ```
 
+mod aligned;
+mod by_site;
 mod held_memory;
 mod histogram;
 mod newest;
@@ -21,12 +23,19 @@ use std::sync::Arc;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
+pub use self::aligned::{AlignedBlocks, FUNDAMENTAL_ALIGNMENT_BYTES, SiteAligned};
+pub use self::by_site::{
+    ALLOCATIONS_TO_BE_SHOWN, FREES_BEFORE_LIFETIMES, Histograms, SiteHistograms,
+};
+use self::by_site::{Lifetimes, Sizes};
 pub use self::held_memory::HeldMemory;
 pub use self::histogram::{Bucket, Histogram};
 pub use self::newest::MOST_BETWEEN;
 pub(super) use self::newest::Newest;
-pub use self::usable::{Allocator, Known};
+pub use self::usable::Allocator;
+pub(super) use self::usable::{Known, LiveBlocks};
 
+use super::account::Account;
 use super::live_set::Birth;
 use super::snapshot::Stack;
 use super::stacks::{SiteId, Stacks};
@@ -35,9 +44,6 @@ use crate::hash::Seed;
 
 /// A unit of lifetimes: what is freed within one lived for 0 of them.
 pub const LIFETIME_UNIT_NS: u64 = Birth::UNIT_NS;
-
-/// So many blocks of a call path are released before lifetimes are kept of it.
-pub const FREES_BEFORE_LIFETIMES: u64 = 64;
 
 /// What the blocks of a session were like.
 #[derive(Clone, Debug, Default)]
@@ -48,23 +54,14 @@ pub struct Statistics {
     pub sizes: Vec<(Api, Histogram)>,
     /// How long released blocks lived, in [`LIFETIME_UNIT_NS`], and their bytes.
     pub lifetimes: Histogram,
-    /// The same of call paths, after their first [`FREES_BEFORE_LIFETIMES`].
-    pub lifetimes_by_site: Vec<SiteLifetimes>,
+    /// Sizes and lifetimes of the call paths with most allocations.
+    pub histograms_by_site: Vec<SiteHistograms>,
+    /// The blocks that were asked to be aligned, by call path and alignment.
+    pub aligned: Vec<SiteAligned>,
     /// How blocks were reallocated, by the call path of `realloc`.
     pub reallocations: Vec<SiteReallocations>,
-    /// Whose blocks they are, as far as their usable size can be computed.
-    pub allocator: Known,
-}
-
-/// Lifetimes of the blocks of one call path and API.
-#[derive(Clone, Debug)]
-pub struct SiteLifetimes {
-    /// The call path.
-    pub stack: Arc<Stack>,
-    /// The API.
-    pub api: Api,
-    /// In [`LIFETIME_UNIT_NS`].
-    pub lifetimes: Histogram,
+    /// Whose blocks they all are, if what can be used of them is computed.
+    pub allocator: Option<Allocator>,
 }
 
 /// Reallocations through one call path and API.
@@ -123,14 +120,9 @@ pub(super) enum NewPlace {
 pub(super) struct Collected {
     pub(super) allocator: Known,
     pub(super) temporary_allocations: u64,
-    /// By the number of the API.
-    sizes: Box<[Histogram]>,
-    lifetimes: Histogram,
-    /// By the number of the site: one more than an index into `site_lifetimes`, or 0.
-    lifetime_indices: Vec<u32>,
-    site_lifetimes: Vec<(SiteId, Histogram)>,
-    lifetime_sites: usize,
-    lifetime_sites_beyond_limit: u64,
+    sizes: Sizes,
+    lifetimes: Lifetimes,
+    aligned: HashMap<SiteId, AlignedBlocks, Seed>,
     reallocations: HashMap<SiteId, Reallocations, Seed>,
     reallocation_sites: usize,
     reallocations_beyond_limit: u64,
@@ -138,52 +130,28 @@ pub(super) struct Collected {
 
 impl Collected {
     pub(super) fn new(limits: &Limits, seed: Seed) -> Collected {
-        let apis = Api::ALL.iter().map(|api| *api as usize + 1).max().unwrap_or(0);
         Collected {
             allocator: Known::Nothing,
             temporary_allocations: 0,
-            sizes: vec![Histogram::default(); apis].into(),
-            lifetimes: Histogram::default(),
-            lifetime_indices: Vec::new(),
-            site_lifetimes: Vec::new(),
-            lifetime_sites: limits.lifetime_sites,
-            lifetime_sites_beyond_limit: 0,
+            sizes: Sizes::new(limits.histogram_sites),
+            lifetimes: Lifetimes::new(limits.histogram_sites),
+            aligned: HashMap::with_hasher(seed),
             reallocations: HashMap::with_hasher(seed),
             reallocation_sites: limits.reallocation_sites,
             reallocations_beyond_limit: 0,
         }
     }
 
+    /// A block was allocated, and is in the account of its site.
     #[inline(always)]
-    pub(super) fn allocated(&mut self, api: Api, size_bytes: u64) {
-        self.sizes[api as usize].add(size_bytes, size_bytes);
+    pub(super) fn allocated(&mut self, api: Api, site: SiteId, account: &Account, size_bytes: u64) {
+        self.sizes.allocated(api, site, account, size_bytes);
     }
 
     /// A block was released, the `frees`th of its site.
     #[inline(always)]
     pub(super) fn released(&mut self, site: SiteId, frees: u64, age_units: u64, size_bytes: u64) {
-        self.lifetimes.add(age_units, size_bytes);
-        match self.lifetime_indices.get(site.index()).copied() {
-            Some(index @ 1..) => {
-                self.site_lifetimes[index as usize - 1].1.add(age_units, size_bytes);
-            }
-            Some(0) | None if frees == FREES_BEFORE_LIFETIMES => self.keep_lifetimes(site),
-            Some(0) | None => {}
-        }
-    }
-
-    /// Keeps lifetimes of a site from now on, if there is room.
-    #[cold]
-    fn keep_lifetimes(&mut self, site: SiteId) {
-        if self.site_lifetimes.len() >= self.lifetime_sites {
-            self.lifetime_sites_beyond_limit += 1;
-            return;
-        }
-        self.site_lifetimes.push((site, Histogram::default()));
-        if self.lifetime_indices.len() <= site.index() {
-            self.lifetime_indices.resize(site.index() + 1, 0);
-        }
-        self.lifetime_indices[site.index()] = self.site_lifetimes.len() as u32;
+        self.lifetimes.released(site, frees, age_units, size_bytes);
     }
 
     /// `realloc` has made a block of `old_bytes` one of `new_bytes`.
@@ -217,27 +185,12 @@ impl Collected {
     }
 
     /// What found no room, by name.
-    pub(super) fn counters(&self) -> [(&'static str, u64); 2] {
+    pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
         [
-            ("lifetime_sites_beyond_limit", self.lifetime_sites_beyond_limit),
+            ("lifetime_sites_beyond_limit", self.lifetimes.beyond_limit()),
+            ("size_sites_beyond_limit", self.sizes.beyond_limit()),
             ("reallocations_beyond_limit", self.reallocations_beyond_limit),
         ]
-    }
-
-    fn lifetimes_by_site(&self, stacks: &Stacks) -> Vec<SiteLifetimes> {
-        let mut shown: FxHashMap<SiteId, Histogram> = FxHashMap::default();
-        for (site, lifetimes) in &self.site_lifetimes {
-            shown.entry(stacks.shown_as(*site)).or_default().merge(lifetimes);
-        }
-        let mut shown: Vec<_> =
-            shown.into_iter().filter(|(_, lifetimes)| lifetimes.count() > 0).collect();
-        shown.sort_by_key(|(site, _)| *site);
-        let site = |(site, lifetimes)| SiteLifetimes {
-            stack: stacks.shown_stack(site),
-            api: stacks.api(site),
-            lifetimes,
-        };
-        shown.into_iter().map(site).collect()
     }
 
     fn reallocations_by_site(&self, stacks: &Stacks) -> Vec<SiteReallocations> {
@@ -257,17 +210,33 @@ impl Collected {
 }
 
 impl Pipeline {
+    /// Whose blocks they all are, if every one of them can be computed.
+    fn computed_allocator(&self) -> Option<Allocator> {
+        let has_aligned_ones = self.stacks.has_aligned_sites();
+        self.collected.allocator.allocator().filter(|allocator| match allocator {
+            Allocator::Mimalloc if has_aligned_ones => false,
+            _ => !self.stacks.has_custom_sites(),
+        })
+    }
+
     pub(super) fn statistics(&self) -> Statistics {
         let collected = &self.collected;
-        let sizes = Api::ALL.iter().map(|api| (*api, &collected.sizes[*api as usize]));
+        let sizes = collected.sizes.sums(&self.stacks);
+        let sizes = Api::ALL.iter().map(|api| (*api, &sizes[*api as usize]));
         let sizes = sizes.filter(|(_, sizes)| sizes.count() > 0);
         Statistics {
             temporary_between: self.limits.temporary_between.min(MOST_BETWEEN),
             sizes: sizes.map(|(api, sizes)| (api, sizes.clone())).collect(),
-            lifetimes: collected.lifetimes.clone(),
-            lifetimes_by_site: collected.lifetimes_by_site(&self.stacks),
+            lifetimes: collected.lifetimes.sum(),
+            histograms_by_site: by_site::shown(
+                &collected.sizes,
+                &collected.lifetimes,
+                &self.stacks,
+                self.limits.histogram_sites,
+            ),
+            aligned: collected.aligned_by_site(&self.stacks, self.computed_allocator()),
             reallocations: collected.reallocations_by_site(&self.stacks),
-            allocator: collected.allocator,
+            allocator: self.computed_allocator(),
         }
     }
 }

@@ -25,7 +25,8 @@ use memtrace_common::unwind::End;
 use super::snapshot::{Snapshot, Usage};
 use super::{Limits, Pipeline};
 use crate::record::{
-    Image, MapKind, Module, Origin, Pid, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, Image, MapKind, Module, Origin, Pid, Process, Record, Session, Tid, Time,
+    WireStackId,
 };
 
 /// The process of most traces, and the id of its main thread.
@@ -132,6 +133,7 @@ fn alloc(time: u64, tid: u32, ptr: u64, size: u64, stack: u64) -> Record {
         api: Api::Malloc,
         ptr: Avma(ptr),
         size,
+        alignment: Alignment::NONE,
         stack: WireStackId(stack),
     }
 }
@@ -143,6 +145,7 @@ fn realloc(time: u64, tid: u32, ptr: u64, size: u64, stack: u64) -> Record {
         api: Api::Realloc,
         ptr: Avma(ptr),
         size,
+        alignment: Alignment::NONE,
         stack: WireStackId(stack),
     }
 }

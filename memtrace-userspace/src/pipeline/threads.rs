@@ -18,12 +18,20 @@ use crate::hash::Seed;
 use crate::record::{Pid, Tid};
 
 /// A thread seen in a session.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub(super) struct ThreadId(u32);
+///
+/// Default: the first one seen.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Default)]
+pub struct ThreadId(u32);
 
 impl ThreadId {
     /// One more than the highest number: 22 bits are enough.
     pub(super) const LIMIT: usize = 1 << 22;
+
+    /// Its number: they are counted from 0 as they appear.
+    #[inline(always)]
+    pub fn index(self) -> usize {
+        self.0 as usize
+    }
 
     pub(super) fn to_bits(self) -> u32 {
         self.0
@@ -148,29 +156,34 @@ impl Threads {
 
     /// A thread that grew by so many bytes.
     pub(super) fn growth(&self, id: ThreadId, bytes: u64) -> ThreadGrowth {
-        let thread = &self.all[id.0 as usize];
+        let thread = &self.all[id.index()];
         ThreadGrowth { pid: thread.pid, tid: thread.tid, name: thread.name.clone(), bytes }
     }
 
     /// What is held of the blocks that a thread allocated.
     pub(super) fn held_bytes(&self, id: ThreadId) -> u64 {
-        self.all[id.0 as usize].heap.held_bytes()
+        self.all[id.index()].heap.held_bytes()
     }
 
     #[inline(always)]
     pub(super) fn get_mut(&mut self, id: ThreadId) -> &mut Thread {
-        &mut self.all[id.0 as usize]
+        &mut self.all[id.index()]
     }
 
     #[inline(always)]
     pub(super) fn get(&self, id: ThreadId) -> &Thread {
-        &self.all[id.0 as usize]
+        &self.all[id.index()]
     }
 
     /// The process, id and name of a thread.
     pub(super) fn name(&self, id: ThreadId) -> (Pid, Tid, &[u8]) {
         let Thread { pid, tid, name, .. } = self.get(id);
         (*pid, *tid, name)
+    }
+
+    /// The process and id of each thread.
+    pub(super) fn ids(&self) -> impl ExactSizeIterator<Item = (Pid, Tid)> {
+        self.all.iter().map(|thread| (thread.pid, thread.tid))
     }
 
     /// The threads that run, and the ids that lead to them.

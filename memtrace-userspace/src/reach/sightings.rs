@@ -44,15 +44,8 @@ impl Default for Room {
 impl Piece {
     /// Looks through `bytes`, which lie at `base`, a multiple of 8.
     ///
-    /// More than [`PIECE_BYTES`] are not looked at. `words` is where what was seen is kept: its
-    /// content goes, its memory is used.
-    pub fn new(
-        blocks: &Blocks,
-        base: Avma,
-        bytes: &[u8],
-        Room(room): &mut Room,
-        mut words: Vec<u64>,
-    ) -> Piece {
+    /// More than [`PIECE_BYTES`] are not looked at.
+    pub fn new(blocks: &Blocks, base: Avma, bytes: &[u8], Room(room): &mut Room) -> Piece {
         let (all, _) = bytes[..bytes.len().min(PIECE_BYTES)].as_chunks::<8>();
         // Every word is written and most are overwritten: the processor would guess a branch wrong.
         let mut seen = 0;
@@ -61,14 +54,7 @@ impl Piece {
             room[seen] = (index as u64) << ADDRESS_BITS | address;
             seen += usize::from(blocks.may_hold(address));
         }
-        words.clear();
-        words.extend_from_slice(&room[..seen]);
-        Piece { base, words }
-    }
-
-    /// Where it lies, and the memory that it used.
-    pub fn into_parts(self) -> (Avma, Vec<u64>) {
-        (self.base, self.words)
+        Piece { base, words: room[..seen].to_vec() }
     }
 
     /// How many words it has.
@@ -101,7 +87,7 @@ mod tests {
         let words: [u64; 5] = [0, 0x7f12_3456_7008, 42, 0x8006_7f12_3456_7010, u64::MAX];
         let bytes: Vec<u8> = words.iter().flat_map(|word| word.to_le_bytes()).chain([1]).collect();
 
-        let piece = Piece::new(&blocks, Avma(0x1000), &bytes, &mut Room::new(), Vec::new());
+        let piece = Piece::new(&blocks, Avma(0x1000), &bytes, &mut Room::new());
 
         let seen: Vec<_> = piece.words().collect();
         assert_eq!(seen, [(0x1008, 0x7f12_3456_7008), (0x1018, 0x7f12_3456_7010)]);
@@ -113,7 +99,7 @@ mod tests {
         let mut bytes = vec![0xff; PIECE_BYTES + 8];
         bytes[PIECE_BYTES - 8..].copy_from_slice(&[0x1000u64.to_le_bytes(); 2].concat());
 
-        let piece = Piece::new(&blocks, Avma(0x2000), &bytes, &mut Room::new(), vec![1]);
+        let piece = Piece::new(&blocks, Avma(0x2000), &bytes, &mut Room::new());
 
         let place = 0x2000 + PIECE_BYTES as u64 - 8;
         assert_eq!(piece.words().collect::<Vec<_>>(), [(place, 0x1000)]);

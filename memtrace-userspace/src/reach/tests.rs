@@ -34,7 +34,7 @@ fn lost_but(
     let freed = Blocks::new([Span { start: Avma(FREED), size_bytes: 64 }]);
     let mut room = Room::new();
     let mut piece = |&(place, word): &(u64, u64)| {
-        Piece::new(&blocks, Avma(place), &word.to_le_bytes(), &mut room, Vec::new())
+        Piece::new(&blocks, Avma(place), &word.to_le_bytes(), &mut room)
     };
     let pieces = memory.iter().map(&mut piece).collect();
     let mut lost: Vec<_> = judge(&blocks, &freed, registers, pieces, judged)

@@ -23,10 +23,11 @@ use thiserror::Error;
 
 use crate::hash::Seed;
 use crate::live::heap_scan::{self, Stop};
+use crate::live::process;
 use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
 use crate::pipeline::snapshot::Stack;
 use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, SiteId};
-use crate::reach::{Blocks, Span, judge};
+use crate::reach::{Blocks, Cost, Span, judge};
 use crate::record::{Pid, Record};
 
 /// The most addresses that a log keeps: some 500 MB.
@@ -35,9 +36,7 @@ const LOG_LIMIT: usize = 1 << 24;
 /// What to look at, and how.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ScanOptions {
-    /// The process.
-    pub pid: Pid,
-    /// Whether it stands still meanwhile.
+    /// Whether the process stands still meanwhile.
     pub stop: Stop,
 }
 
@@ -70,10 +69,13 @@ pub enum ScanError {
     },
 }
 
+/// Where the blocks of a process go; `None` if it does not run.
+type HeldSender = Sender<Option<Vec<HeldBlock>>>;
+
 /// What the scanner wants to know from the pipeline.
 pub(super) enum Question {
-    /// The blocks of a process. The log begins.
-    Held(Pid, Sender<Option<Vec<HeldBlock>>>),
+    /// The blocks of a process, once so many batches have been applied. The log begins.
+    Held(Pid, u64, HeldSender),
     /// The log, once so many batches have been applied.
     Changed(u64, Sender<Changes>),
     /// The call paths of these sites.
@@ -95,6 +97,8 @@ pub(super) struct Desk {
     questions: Receiver<Question>,
     batches: u64,
     log: Option<(Pid, Changes)>,
+    /// Who waits for the blocks of a process, and for how many batches.
+    wants_held: Option<(Pid, u64, HeldSender)>,
     /// Who waits for the log, and for how many batches.
     waiting: Option<(u64, Sender<Changes>)>,
 }
@@ -103,7 +107,7 @@ impl Desk {
     /// A place for the questions that are asked through the other end.
     pub(super) fn new() -> (Sender<Question>, Desk) {
         let (sender, questions) = mpsc::channel();
-        (sender, Desk { questions, batches: 0, log: None, waiting: None })
+        (sender, Desk { questions, batches: 0, log: None, wants_held: None, waiting: None })
     }
 
     /// Writes the log and answers questions, after the pipeline has applied a batch.
@@ -115,9 +119,8 @@ impl Desk {
         // A scanner that is gone wants no answers.
         while let Ok(question) = self.questions.try_recv() {
             match question {
-                Question::Held(pid, answer) => {
-                    self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
-                    let _ = answer.send(pipeline.held_blocks(pid));
+                Question::Held(pid, batches, answer) => {
+                    self.wants_held = Some((pid, batches, answer));
                 }
                 Question::Changed(batches, answer) => self.waiting = Some((batches, answer)),
                 Question::CallPaths(sites, answer) => {
@@ -125,6 +128,12 @@ impl Desk {
                     let _ = answer.send(paths.collect());
                 }
             }
+        }
+        if let Some((pid, _, answer)) =
+            self.wants_held.take_if(|(_, batches, _)| *batches <= self.batches)
+        {
+            self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
+            let _ = answer.send(pipeline.held_blocks(pid));
         }
         if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
             && let Some((_, mut changes)) = self.log.take()
@@ -168,6 +177,7 @@ impl Changes {
 
 /// The tracer's side of a scan.
 pub(super) struct Scan {
+    pid: Pid,
     options: ScanOptions,
     questions: Sender<Question>,
     running: Option<Running>,
@@ -181,23 +191,23 @@ struct Running {
 }
 
 impl Scan {
-    pub(super) fn new(options: ScanOptions, questions: Sender<Question>) -> Scan {
-        Scan { options, questions, running: None }
+    pub(super) fn new(pid: Pid, options: ScanOptions, questions: Sender<Question>) -> Scan {
+        Scan { pid, options, questions, running: None }
     }
 
-    /// Begins, unless it has begun.
-    pub(super) fn begin(&mut self) -> std::io::Result<()> {
+    /// Begins with the blocks that are held after so many batches, unless it has begun.
+    pub(super) fn begin(&mut self, batches: u64) -> std::io::Result<()> {
         if self.running.is_some() {
             return Ok(());
         }
         let has_looked = Arc::new(AtomicBool::new(false));
         let (sender, changes) = mpsc::channel();
-        let (options, questions) = (self.options, self.questions.clone());
+        let (pid, options, questions) = (self.pid, self.options, self.questions.clone());
         let thread = {
             let has_looked = Arc::clone(&has_looked);
             std::thread::Builder::new()
                 .name("scanner".to_owned())
-                .spawn(move || scan(options, &questions, &has_looked, &changes))?
+                .spawn(move || scan(pid, options, batches, &questions, &has_looked, &changes))?
         };
         self.running = Some(Running { thread, has_looked, changes: Some(sender) });
         Ok(())
@@ -237,13 +247,14 @@ impl Scan {
 
 /// The scanner thread.
 fn scan(
-    options: ScanOptions,
+    pid: Pid,
+    ScanOptions { stop }: ScanOptions,
+    batches: u64,
     questions: &Sender<Question>,
     has_looked: &AtomicBool,
     changes: &Receiver<Changes>,
 ) -> Result<LostBlocks, ScanError> {
-    let ScanOptions { pid, stop } = options;
-    let held = ask(questions, pid, |answer| Question::Held(pid, answer))?;
+    let held = ask(questions, pid, |answer| Question::Held(pid, batches, answer))?;
     let held = held.ok_or(ScanError::Ended { pid: pid.0 })?;
     let (held, mut not_judged) = judgeable(held);
     let blocks = Blocks::new(held.iter().map(span));
@@ -280,7 +291,9 @@ fn scan(
         .zip(sites.into_values())
         .map(|((stack, api), losses)| LostStack { stack, api, losses })
         .collect();
-    Ok(LostBlocks { pid, stacks, judged, not_judged, cost: seen.cost })
+    let own_peak_bytes = process::peak_resident_bytes(Pid(std::process::id())).unwrap_or(0);
+    let cost = Cost { own_peak_bytes, ..seen.cost };
+    Ok(LostBlocks { pid, stacks, judged, not_judged, cost })
 }
 
 fn ask<T>(
@@ -298,7 +311,7 @@ fn ask<T>(
 mod tests {
     use super::*;
     use crate::pipeline::Limits;
-    use crate::record::{Process, Tid, Time, WireStackId};
+    use crate::record::{Alignment, Process, Tid, Time, WireStackId};
 
     const PID: Pid = Pid(7);
 
@@ -314,6 +327,7 @@ mod tests {
             api: Api::Malloc,
             ptr: Avma(ptr),
             size: 16,
+            alignment: Alignment::NONE,
             stack: WireStackId(0),
         }
     }
@@ -333,7 +347,7 @@ mod tests {
         let (held_sender, held) = mpsc::channel();
         let (changed_sender, changed) = mpsc::channel();
 
-        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        questions.send(Question::Held(PID, 1, held_sender)).expect("the desk is there");
         apply(&mut desk, &[process(), alloc(0x10), alloc(0x20), free(0x10)]);
         questions.send(Question::Changed(3, changed_sender)).expect("the desk is there");
         apply(&mut desk, &[alloc(0x30)]);
@@ -350,12 +364,29 @@ mod tests {
     }
 
     #[test]
+    fn blocks_are_taken_when_everything_before_was_counted() {
+        let (questions, mut desk) = Desk::new();
+        let mut pipeline = Pipeline::new(Limits::default());
+        let (held_sender, held) = mpsc::channel();
+        questions.send(Question::Held(PID, 2, held_sender)).expect("the desk is there");
+
+        for batch in [vec![process()], vec![alloc(0x10)]] {
+            assert!(held.try_recv().is_err(), "the second batch has not come");
+            pipeline.apply_all(&batch);
+            desk.applied(&pipeline, &batch);
+        }
+
+        let held = held.try_recv().expect("an answer").expect("the process runs");
+        assert_eq!(held.iter().map(|block| block.address).collect::<Vec<_>>(), [Avma(0x10)]);
+    }
+
+    #[test]
     fn process_that_ends_meanwhile_is_noticed() {
         let (questions, mut desk) = Desk::new();
         let mut pipeline = Pipeline::new(Limits::default());
         let (held_sender, _held) = mpsc::channel();
         let (changed_sender, changed) = mpsc::channel();
-        questions.send(Question::Held(PID, held_sender)).expect("the desk is there");
+        questions.send(Question::Held(PID, 1, held_sender)).expect("the desk is there");
         questions.send(Question::Changed(2, changed_sender)).expect("the desk is there");
 
         for batch in [[process()], [Record::Exit { time: Time(1), pid: PID }]] {

@@ -98,7 +98,7 @@ mod tests {
 
     use super::*;
     use crate::pipeline::Limits;
-    use crate::record::{Pid, Record, Tid, WireStackId};
+    use crate::record::{Alignment, Pid, Record, Tid, WireStackId};
 
     fn names(directory: &Path) -> Vec<String> {
         let entries = std::fs::read_dir(directory).expect("it is there");
@@ -135,6 +135,7 @@ mod tests {
             api: Api::Malloc,
             ptr: Avma(ms << 32),
             size: 30_000_000,
+            alignment: Alignment::NONE,
             stack: WireStackId(0),
         }
     }

@@ -27,7 +27,12 @@ const UNWIND_BYTES: u64 = 20 << 20;
 const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
 
 /// The launched command.
-pub(super) struct Launched(JoinHandle<std::io::Result<std::process::Child>>);
+pub(super) enum Launched {
+    /// It runs, and the thread that has started it is about to say so.
+    Starting(JoinHandle<std::io::Result<std::process::Child>>),
+    /// It was started, and ended before it was looked at.
+    Brief(std::process::Child),
+}
 
 impl Launched {
     /// How it ended; `None` if it has not.
@@ -35,7 +40,10 @@ impl Launched {
     /// The kernel tells of the end of a process a moment before its parent can have its status:
     /// if the session ended because of it, that is waited for.
     pub(super) fn status(self, end: Option<EndReason>) -> Option<std::process::ExitStatus> {
-        let mut child = self.0.join().ok()?.ok()?;
+        let mut child = match self {
+            Launched::Starting(thread) => thread.join().ok()?.ok()?,
+            Launched::Brief(child) => child,
+        };
         match end {
             Some(EndReason::TargetExited) => child.wait().ok(),
             Some(EndReason::Interrupted | EndReason::DurationOver) | None => {
@@ -101,15 +109,19 @@ pub(super) fn start(
             let pid = prepared.pid;
             tracer.begin_session(session(pid, Origin::Launched));
             tracer.expect(pid)?;
+            if options.scan.is_some() {
+                tracer.stop_at_end(pid);
+            }
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
             let name = command.first().cloned().unwrap_or_default();
             let started = Started::Launched { pid, command: name };
             match wait_for_exec(&mut tracer, &child)? {
-                true => Ok((tracer, Some(Launched(child)), vec![started])),
+                true => Ok((tracer, Some(Launched::Starting(child)), vec![started])),
                 false => match child.join() {
                     Ok(Err(source)) => Err(failed(source)),
-                    _ => Ok((tracer, None, Vec::new())),
+                    Ok(Ok(child)) => Ok((tracer, Some(Launched::Brief(child)), Vec::new())),
+                    Err(_) => Ok((tracer, None, Vec::new())),
                 },
             }
         }

@@ -41,6 +41,8 @@ mod kind {
     pub(super) const HELD: u8 = 12;
     pub(super) const COMMIT: u8 = 13;
     pub(super) const DECOMMIT: u8 = 14;
+    /// An `ALLOC` with an alignment.
+    pub(super) const ALIGNED_ALLOC: u8 = 15;
 }
 
 /// Mask of a [`kind`] in an operation.
@@ -57,6 +59,9 @@ const SIZE: u8 = 0x40;
 
 /// The API is the expected one.
 const API: u8 = 0x80;
+
+/// What is held has an alignment.
+const ALIGNED: u8 = 0x80;
 
 /// In the column of APIs: none.
 const NO_API: u8 = 0xff;

@@ -11,6 +11,7 @@ use memtrace_common::counter::Counter;
 use memtrace_common::unwind::End;
 
 use crate::pipeline::snapshot::Snapshot;
+use crate::record::GO_PROGRAMS;
 use crate::views::frames::Naming;
 use crate::views::printable::printable;
 
@@ -175,6 +176,7 @@ const DAEMON: &[(&str, Weight, &str)] = &[
         Weight::Notice,
         "files /tmp/perf-PID.map too large, of another user, or not readable",
     ),
+    (GO_PROGRAMS, Weight::Notice, "programs of Go, whose own heap is not seen"),
     ("probes_refused", Weight::Loss, "probes that the kernel refused; calls there are not seen"),
     // pipeline
     ("orphan_frees", Weight::Notice, "frees of blocks from before the attach; counted apart"),
@@ -225,6 +227,11 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("texts_cut", Weight::Notice, "names, paths or command lines that were cut"),
     ("unknown_stacks", Weight::Notice, "stacks whose frames have not arrived"),
     ("stacks_beyond_limit", Weight::Loss, "stacks without frames, there are too many"),
+    (
+        "aligned_sites_beyond_limit",
+        Weight::Work,
+        "allocations whose alignment is left out, there are too many",
+    ),
     ("stack_ids_forgotten", Weight::Work, "stack ids that were not used for long"),
     // symbolizer
     ("symbol_alternate_files_missing", Weight::Notice, "debug files that lack their shared part"),

@@ -2,9 +2,11 @@
 
 use std::sync::Arc;
 
+use rustc_hash::FxHashMap;
+
 use crate::pipeline::findings::{Contributor, Leaks, Spike, Verdict};
 use crate::pipeline::snapshot::Snapshot;
-use crate::views::frames::{Names, SymbolizedStack};
+use crate::views::frames::{Frame, FunctionId, Names, SymbolizedStack};
 use crate::views::label::function_label;
 use crate::views::quantity::{bytes, duration};
 use crate::views::summary::since_start;
@@ -33,6 +35,17 @@ pub struct NamedVerdict {
     pub verdict: Verdict,
     /// The call path.
     pub stack: Arc<SymbolizedStack>,
+}
+
+/// What leaks in a function, through whichever call paths.
+#[derive(Clone, Debug)]
+pub struct LeakingFunction {
+    /// Its place in the fastest of them.
+    pub frame: Arc<Frame>,
+    /// How many leak.
+    pub call_paths: u64,
+    /// The sum of their rates.
+    pub bytes_per_hour: f64,
 }
 
 /// A pattern of the suppressions file, and the leaks that it hides.
@@ -117,6 +130,30 @@ impl Findings {
         lines
     }
 
+    /// The leaks by the function that allocated, the fastest first.
+    pub fn leaks_by_function(&self) -> Vec<LeakingFunction> {
+        let mut functions: Vec<LeakingFunction> = Vec::new();
+        let mut places: FxHashMap<FunctionId, usize> = FxHashMap::default();
+        for NamedVerdict { verdict, stack } in self.leaks() {
+            let Some(frame) = stack.frames().next() else { continue };
+            let rate = verdict.rate.bytes_per_hour.max(0.0);
+            let place = *places.entry(frame.function.id).or_insert(functions.len());
+            match functions.get_mut(place) {
+                Some(function) => {
+                    function.call_paths += 1;
+                    function.bytes_per_hour += rate;
+                }
+                None => functions.push(LeakingFunction {
+                    frame: Arc::clone(frame),
+                    call_paths: 1,
+                    bytes_per_hour: rate,
+                }),
+            }
+        }
+        functions.sort_by(|a, b| b.bytes_per_hour.total_cmp(&a.bytes_per_hour));
+        functions
+    }
+
     /// The leaks, without what is mild.
     pub fn leaks(&self) -> impl Iterator<Item = &NamedVerdict> {
         self.verdicts.iter().filter(|named| named.verdict.class.is_leak())
@@ -146,6 +183,19 @@ mod tests {
             findings.headlines(),
             ["leak: leak_per_request +3.3 GiB/h", "spike: main +32.0 MiB at 8.0 s, not back"]
         );
+    }
+
+    #[test]
+    fn call_paths_of_a_function_are_added_up() {
+        let mut findings = Findings::new(&fixture::snapshot(), &mut fixture::names());
+        let leak = findings.verdicts[0].clone();
+        let rate = leak.verdict.rate.bytes_per_hour;
+        findings.verdicts.insert(0, leak);
+
+        let functions = findings.leaks_by_function();
+
+        assert_eq!(functions.len(), findings.leaks().count() - 1);
+        assert_eq!((functions[0].call_paths, functions[0].bytes_per_hour), (2, 2.0 * rate));
     }
 
     #[test]

@@ -15,31 +15,82 @@ use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::lost::{Amount, Losses, LostBlocks, LostStack, NotJudged};
+use crate::lost::{Amount, Births, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::add_usage;
 use crate::pipeline::findings::{
     Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
     ThreadGrowth, Verdict,
 };
 use crate::pipeline::snapshot::{
-    Memory, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage, TimelinePoint,
-    Totals, Usage,
+    Amount as SnapshotAmount, Memory, Phase, Place, ProcessUsage, Scope, Snapshot, Stack,
+    StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
 };
 use crate::pipeline::statistics::{
-    Allocator, HeldMemory, Histogram, Known, Reallocations, SiteLifetimes, SiteReallocations,
-    Statistics,
+    AlignedBlocks, Allocator, HeldMemory, Histogram, Histograms, Reallocations, SiteAligned,
+    SiteHistograms, SiteReallocations, Statistics,
 };
 use crate::reach::Cost;
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid, Probe,
-    ProbeCost, Session, Tid, Time,
+    Alignment, BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid,
+    Probe, ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
+use crate::views::ranking::Ranking;
+use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Timelines};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
 const SECOND: u64 = 1_000_000_000;
+
+/// Two phases, the last one begun by a mark.
+pub(crate) fn phases() -> Vec<Phase> {
+    let start = Phase {
+        begins_with: None,
+        from: Time(0),
+        to: Time(SECOND),
+        allocated: SnapshotAmount::default(),
+        freed: SnapshotAmount::default(),
+        live_bytes_before: 0,
+        live_bytes_after: 15 * MIB,
+        peak_live_bytes: 15 * MIB,
+        peak_at: Time(SECOND),
+    };
+    let load = Phase {
+        begins_with: Some("load\x1b".to_owned()),
+        from: Time(SECOND),
+        to: Time(3 * SECOND),
+        live_bytes_before: 15 * MIB,
+        live_bytes_after: 14 * MIB,
+        peak_live_bytes: 54 * MIB,
+        ..start.clone()
+    };
+    vec![start, load]
+}
+
+/// What a function, a thread and all others did in three steps of a second each.
+pub(crate) fn timelines(ranking: &Ranking, snapshot: &Snapshot) -> Timelines {
+    let course = |live: [u64; 3], allocated: [u64; 3]| Course {
+        live_bytes: live.map(|mib| mib * MIB).to_vec(),
+        allocated_bytes: allocated.map(|mib| mib * MIB).to_vec(),
+        allocations: allocated.map(|mib| mib * 4).to_vec(),
+    };
+    let of_function = FunctionCourse {
+        function: Arc::clone(&ranking.functions[0].function),
+        line: Some(41),
+        course: course([4, 8, 12], [4, 4, 4]),
+    };
+    let thread = snapshot.threads[0].clone();
+    Timelines {
+        start: Time(0),
+        ends: vec![Time(SECOND), Time(2 * SECOND), Time(3 * SECOND)],
+        all: course([4, 10, 13], [4, 6, 5]),
+        functions: vec![of_function],
+        other_functions: Others { count: 2, course: course([0, 2, 1], [0, 2, 1]) },
+        threads: vec![ThreadCourse { thread, course: course([4, 10, 13], [4, 6, 5]) }],
+        other_threads: Others::default(),
+    }
+}
 
 /// The session's state at its end.
 pub(crate) fn snapshot() -> Snapshot {
@@ -176,6 +227,11 @@ pub(crate) fn lost() -> LostBlocks {
         (1, Amount::default(), Amount::default(), amount(3 * KIB, 24)),
         (4, amount(100, 3), Amount::default(), Amount::default()),
     ];
+    let first = Time(1_000_000_000);
+    let born = |direct: Amount| {
+        let last = Time(first.0 + 500_000 * direct.blocks.saturating_sub(1));
+        (direct.blocks > 0).then_some(Births { first, last })
+    };
     let stacks = snapshot().stacks;
     LostBlocks {
         pid: Pid(4242),
@@ -184,7 +240,7 @@ pub(crate) fn lost() -> LostBlocks {
             .map(|(stack, direct, held, indirect): (usize, _, _, _)| LostStack {
                 stack: Arc::clone(&stacks[stack].stack),
                 api: stacks[stack].api,
-                losses: Losses { direct, held, indirect },
+                losses: Losses { direct, born: born(direct), held, indirect },
             })
             .collect(),
         judged: amount(14 * MIB, 12_323),
@@ -194,6 +250,8 @@ pub(crate) fn lost() -> LostBlocks {
             threads: 2,
             read_bytes: 88 * MIB,
             unreadable_bytes: 4 * KIB,
+            uncopied_bytes: 0,
+            own_peak_bytes: 200 * MIB,
         },
     }
 }
@@ -308,17 +366,28 @@ fn statistics(stacks: &[StackUsage]) -> Statistics {
             (Api::New, histogram(&[(1 << 18, 1 << 18)])),
         ],
         lifetimes: lifetimes.clone(),
-        lifetimes_by_site: vec![SiteLifetimes {
+        histograms_by_site: vec![SiteHistograms {
             stack: Arc::clone(&stacks[2].stack),
             api: stacks[2].api,
-            lifetimes,
+            histograms: Histograms { sizes: histogram(&[(40, 40), (40, 40)]), lifetimes },
+        }],
+        aligned: vec![SiteAligned {
+            stack: Arc::clone(&stacks[2].stack),
+            api: stacks[2].api,
+            alignment: Alignment::from_log2(6).expect("in an address"),
+            blocks: AlignedBlocks {
+                allocations: 2,
+                requested_bytes: 80,
+                smaller_allocations: 2,
+                extra_bytes: Some(0),
+            },
         }],
         reallocations: vec![SiteReallocations {
             stack: Arc::clone(&stacks[2].stack),
             api: Api::Realloc,
             reallocations,
         }],
-        allocator: Known::One(Allocator::Glibc),
+        allocator: Some(Allocator::Glibc),
     }
 }
 

@@ -2,10 +2,11 @@
 //!
 //! In: a snapshot. Out: a line for each runtime that stacks go through and whose functions have no
 //! names, or are not in the stacks at all. Runtimes are told by the names of their files; without
-//! one in a stack, code without names is only counted.
+//! one in a stack, code without names is only counted. Programs of Go are counted by the source, and
+//! get a line that says what is seen of them.
 
 use crate::pipeline::snapshot::{Place, Snapshot};
-use crate::record::Image;
+use crate::record::{GO_PROGRAMS, Image};
 use crate::views::frames::base_name;
 use crate::views::printable::printable;
 use crate::views::quantity::count;
@@ -22,7 +23,11 @@ enum Runtime {
     Ruby,
 }
 
-/// What would give names, a line each.
+/// What is seen of a program of Go.
+const GO: &str = "of Go's own heap only the mappings by which it grows are counted, what C code \
+                  allocates in full; for that heap, use Go's pprof";
+
+/// What would give names, or is not seen of a runtime, a line each.
 pub fn hints(snapshot: &Snapshot) -> Vec<String> {
     let runtimes: Vec<Option<Runtime>> =
         snapshot.images.iter().map(|image| runtime_of(image)).collect();
@@ -55,6 +60,9 @@ pub fn hints(snapshot: &Snapshot) -> Vec<String> {
         })
         .map(advice)
         .collect();
+    if snapshot.counters.iter().any(|(name, programs)| name == GO_PROGRAMS && *programs > 0) {
+        lines.push(GO.to_owned());
+    }
     if nameless_stacks > 0 {
         lines.push(format!(
             "{} stacks go through code that was made at run time and has no name",
@@ -90,8 +98,9 @@ fn advice(runtime: Runtime) -> String {
                         --interpreted-frames-native-stack"
             .to_owned(),
         Runtime::Java => {
-            "Java methods have no names: start java with -XX:+PreserveFramePointer, and \
-                          run `jcmd PID Compiler.perfmap` before memtrace ends"
+            "Java methods have no names: start java 17 or later with -XX:+PreserveFramePointer, \
+             and run `jcmd PID Compiler.perfmap` before memtrace ends; or add \
+             -XX:+UnlockDiagnosticVMOptions -XX:+DumpPerfMapAtExit"
                 .to_owned()
         }
         Runtime::DotNet => {
@@ -103,9 +112,13 @@ fn advice(runtime: Runtime) -> String {
         Runtime::Ruby => {
             "Ruby methods have no names: start ruby with --yjit --yjit-perf".to_owned()
         }
-        Runtime::Python(minor @ 12..) => {
+        Runtime::Python(minor @ 12) => {
             format!("Python functions are not in the stacks: start python3.{minor} with -X perf")
         }
+        Runtime::Python(minor @ 13..) => format!(
+            "Python functions have no names: start python3.{minor} with -X perf (-X perf_jit \
+             writes a dump that memtrace does not read)"
+        ),
         Runtime::Python(minor) => format!(
             "Python functions are not in the stacks: python3.{minor} cannot name them, 3.12 and \
              later can (-X perf)"
@@ -172,6 +185,15 @@ mod tests {
             assert_eq!(lines.len(), 2, "{program}");
             assert!(lines[0].contains(switch), "{program}: {}", lines[0]);
         }
+    }
+
+    #[test]
+    fn what_is_seen_of_a_go_program_is_said() {
+        let mut snapshot = fixture::snapshot();
+
+        snapshot.counters.push((GO_PROGRAMS.to_owned(), 1));
+
+        assert_eq!(hints(&snapshot), [GO]);
     }
 
     #[test]

@@ -35,6 +35,9 @@ pub fn write_block(
         counted(totals.heap.allocations, "call"),
     );
     writeln!(out, "{head}")?;
+    if let Some(phase) = summary::phase(snapshot) {
+        writeln!(out, "  | {phase}")?;
+    }
     for line in ranking.findings.headlines() {
         writeln!(out, "  > {line}")?;
     }
@@ -80,5 +83,19 @@ mod tests {
         write_block(&mut out, &snapshot, &ranking, SortKey::Allocated, 2, 80).expect("a Vec");
 
         insta::assert_snapshot!(String::from_utf8(out).expect("UTF-8"));
+    }
+
+    #[test]
+    fn block_says_what_happened_since_the_last_mark() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.phases = fixture::phases();
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Allocated);
+        let mut out = Vec::new();
+
+        write_block(&mut out, &snapshot, &ranking, SortKey::Allocated, 2, 80).expect("a Vec");
+
+        let text = String::from_utf8(out).expect("UTF-8");
+        let expected = "\n  | phase \"load\\x1b\" for 2.0 s: -1.0 MiB, peak 54.0 MiB\n";
+        assert!(text.contains(expected), "{text}");
     }
 }

@@ -24,6 +24,7 @@ use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
 use crate::views::findings::Findings;
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 use crate::views::statistics::FunctionStatistics;
+use crate::views::timelines::Timelines;
 
 /// What to put first.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -119,6 +120,8 @@ pub struct Ranking {
     pub statistics: FunctionStatistics,
     /// What has no name.
     pub naming: Naming,
+    /// What functions and threads did over time, if somebody asked for it while the trace was read.
+    pub timelines: Option<Timelines>,
 }
 
 /// Finds the names of all stacks, sums up by function, and sorts.
@@ -136,7 +139,8 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
     let functions = sum_by_function(&stacks);
     let findings = Findings::new(snapshot, names);
     let statistics = FunctionStatistics::new(snapshot, names);
-    let mut ranking = Ranking { functions, stacks, findings, statistics, naming: names.naming() };
+    let naming = names.naming();
+    let mut ranking = Ranking { functions, stacks, findings, statistics, naming, timelines: None };
     ranking.sort(key);
     ranking
 }
@@ -145,8 +149,13 @@ impl Ranking {
     /// Puts both lists in the order of `key`.
     pub fn sort(&mut self, key: SortKey) {
         self.functions.sort_by(|a, b| compare_functions(key, a, b));
-        self.stacks.sort_by(|a, b| compare_stacks(key, a, b));
+        sort_stacks(&mut self.stacks, key);
     }
+}
+
+/// Puts stacks in the order of `key`.
+pub(super) fn sort_stacks(stacks: &mut [SymbolizedUsage], key: SortKey) {
+    stacks.sort_by(|a, b| compare_stacks(key, a, b));
 }
 
 fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {

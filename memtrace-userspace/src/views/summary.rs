@@ -2,11 +2,15 @@
 
 use std::time::Duration;
 
-use crate::pipeline::snapshot::{ProcessUsage, Scope, Snapshot};
+use crate::pipeline::snapshot::{Phase, ProcessUsage, Scope, Snapshot};
 use crate::record::{EndReason, Origin, ProbeCost, Time};
 use crate::views::frames::base_name;
-use crate::views::printable::printable;
+use crate::views::layout::cut;
+use crate::views::printable::{printable, printable_str};
 use crate::views::{caveats, quantity};
+
+/// So much of a mark's words is shown where there is one line for it.
+const PHASE_CELLS: usize = 30;
 
 /// A session time as a duration.
 pub fn since_start(time: Time) -> Duration {
@@ -50,6 +54,23 @@ pub fn command(snapshot: &Snapshot) -> Option<String> {
     let main = main_process(snapshot)?;
     let arguments: Vec<_> = main.command.iter().map(|argument| printable(argument)).collect();
     Some(arguments.join(" "))
+}
+
+/// `phase "after warm-up" for 12.3 s: +2.0 MiB, peak 54.0 MiB`, since the last mark.
+pub fn phase(snapshot: &Snapshot) -> Option<String> {
+    let Phase {
+        begins_with, from, to, live_bytes_before, live_bytes_after, peak_live_bytes, ..
+    } = snapshot.phases.last()?;
+    let name = printable_str(begins_with.as_ref()?);
+    let (before, after) = (*live_bytes_before, *live_bytes_after);
+    Some(format!(
+        "phase \"{}\" for {}: {}{}, peak {}",
+        cut(&name, PHASE_CELLS),
+        quantity::duration(Duration::from_nanos(to.0.saturating_sub(from.0))),
+        if after < before { "-" } else { "+" },
+        quantity::bytes(after.abs_diff(before)),
+        quantity::bytes(*peak_live_bytes),
+    ))
 }
 
 /// `12.3 s, attached, full mode, kernel 6.18.44, ended: duration over`.

@@ -10,6 +10,7 @@
 
 mod app;
 mod draw;
+mod processes;
 
 use std::io;
 use std::sync::Arc;

@@ -18,7 +18,7 @@ use memtrace_common::addr::{Avma, FileOffset};
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use memtrace_userspace::record::{
-    EndReason, Image, MapKind, Module, Origin, Pid, Process, Record, Session, Tid, Time,
+    Alignment, EndReason, Image, MapKind, Module, Origin, Pid, Process, Record, Session, Tid, Time,
     WireStackId,
 };
 use memtrace_userspace::trace::Writer;
@@ -135,6 +135,7 @@ pub(crate) fn records() -> Vec<Record> {
         api: Api::Malloc,
         ptr: Avma(ptr),
         size,
+        alignment: Alignment::NONE,
         stack: WireStackId(stack),
     };
     let free = |seconds, ptr| Record::Free {
@@ -179,6 +180,7 @@ pub(crate) fn records() -> Vec<Record> {
             api: Api::Realloc,
             ptr: Avma(0x50_0000),
             size: 200,
+            alignment: Alignment::NONE,
             stack: WireStackId(4),
         },
         Record::Map {

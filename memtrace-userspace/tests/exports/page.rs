@@ -122,6 +122,37 @@ fn page_of_a_range_shows_what_happened_in_it() {
 }
 
 #[test]
+fn threads_of_a_range_have_what_they_did_in_it() {
+    let Some(page) = Page::of(Trace::new()) else { return };
+
+    let whole = page.open("tab=threads");
+    let parsing = page.open("tab=threads&from=1.5&to=2.5");
+
+    let numbers = |shown: &Shown| -> Vec<i64> {
+        let (_, table) = shown.0.split_once("<tbody>").expect("a table");
+        let (table, _) = table.split_once("</tbody>").expect("it ends");
+        let values = table.split("data-value=\"").skip(1);
+        values.map(|value| number(value.split('"').next().expect("it ends"))).collect()
+    };
+    // Live, at peak, growth, allocated, allocations, temporary: the report was freed at once too.
+    let (live, peak) = (signed(LIVE_BYTES), signed(PEAK_BYTES));
+    let (bytes, calls) = (signed(ALLOCATED_BYTES), signed(ALLOCATIONS));
+    assert_eq!(numbers(&whole), [live, peak, live, bytes, calls, 101]);
+    let (cache, parsed) = (signed(CACHE_BYTES), signed(PARSED_BYTES));
+    assert_eq!(numbers(&parsing), [cache, cache, 0, parsed, 100, 100]);
+}
+
+#[test]
+fn blocks_have_their_sizes_and_lifetimes() {
+    let Some(page) = Page::of(Trace::new()) else { return };
+
+    let Shown(shown) = page.open("tab=blocks");
+
+    assert!(shown.contains("Sizes that were asked for"), "{shown}");
+    assert!(shown.contains("Lifetimes of blocks that were freed"), "{shown}");
+}
+
+#[test]
 fn page_of_mappings_leaves_the_heap_out() {
     let Some(page) = Page::of(Trace::new()) else { return };
 

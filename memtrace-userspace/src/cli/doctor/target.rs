@@ -54,7 +54,7 @@ fn probes(out: &mut String, survey: &Survey, width: usize, style: Style) {
             let place = format!("{}+{:#x}", printable_str(&probe.target.symbol), probe.site.delta);
             let returns = match probe.target.role {
                 Role::Acquire | Role::Enclose => ", its return 0.6",
-                Role::Release | Role::Midway | Role::Unwind => "",
+                Role::Release | Role::Midway | Role::Unwind | Role::End => "",
             };
             let cost = match probe.site.cost {
                 ProbeCost::Emulated => format!("emulated, 0.7 µs a hit{returns}"),

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use memtrace_userspace::pipeline::Limits;
+use memtrace_userspace::views::activity::{Activity, Level};
 use memtrace_userspace::views::export::{dhat, heaptrack, html, parquet};
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
@@ -92,7 +93,7 @@ pub(super) fn html(
     suppressions: &Suppressions,
 ) -> Result<()> {
     let Arguments { file, pids, detectors, output, .. } = arguments;
-    let mut activity = html::Activity::default();
+    let mut activity = Activity::new(Level::Live);
     let snapshot = replay_events(file, pids, detectors.limits(), |record, postings, pipeline| {
         activity.event(record, postings, pipeline);
         Ok(())

@@ -280,13 +280,27 @@ fn call(kind: Kind, arguments: &Arguments, given: Option<Given>) -> Result<Call,
             none(ptr.is_some(), "`ptr`")?;
             let (size, times) = size.unwrap_or((argument(0), None));
             let given = given.unwrap_or(Given::Returned);
-            Ok(Call::Acquire { api: Api::CustomAlloc, size, times, block: None, given })
+            Ok(Call::Acquire {
+                api: Api::CustomAlloc,
+                size,
+                times,
+                block: None,
+                given,
+                alignment: None,
+            })
         }
         Kind::Realloc => {
             let (size, times) = size.unwrap_or((argument(1), None));
             let block = Some(ptr.unwrap_or(argument(0)));
             let given = given.unwrap_or(Given::Returned);
-            Ok(Call::Acquire { api: Api::CustomRealloc, size, times, block, given })
+            Ok(Call::Acquire {
+                api: Api::CustomRealloc,
+                size,
+                times,
+                block,
+                given,
+                alignment: None,
+            })
         }
         Kind::Free => {
             none(size.is_some(), "`size`")?;
@@ -328,6 +342,7 @@ mod tests {
                 times: Some(argument(2)),
                 block: None,
                 given: Given::Through(argument(3)),
+                alignment: None,
             }
         );
         assert_eq!(spec.module, ModuleName::FileName("libpool.so.1".into()));

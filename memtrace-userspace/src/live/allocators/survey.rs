@@ -141,7 +141,7 @@ impl Module {
     /// Whether there is anything to say about it: most libraries have no allocator.
     pub fn is_worth_a_line(&self) -> bool {
         match &self.plan {
-            Ok(Plan { probes, skipped, unwinders: _ }) => {
+            Ok(Plan { probes, skipped, unwinders: _, ends: _ }) => {
                 !probes.is_empty() || !skipped.is_empty() || self.runtime == Runtime::Go
             }
             Err(_) => true,
@@ -215,7 +215,12 @@ mod tests {
         };
         let site = Site { delta: 3, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
-        Plan { probes: vec![Probe::new(target, site)], skipped: vec![alias], unwinders: Vec::new() }
+        Plan {
+            probes: vec![Probe::new(target, site)],
+            skipped: vec![alias],
+            unwinders: Vec::new(),
+            ends: Vec::new(),
+        }
     }
 
     #[test]

@@ -11,24 +11,24 @@
 //! Of a stack, what lies below the stack pointer and the 128 bytes that the ABI lets functions use
 //! there is left over from calls that are long over, and is not read.
 
-use std::collections::HashMap;
-use std::num::NonZero;
 use std::ops::Range;
 use std::panic::resume_unwind;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::thread::{Scope, ScopedJoinHandle};
 use std::time::Instant;
-use std::{io, iter, thread};
+use std::{io, ptr, thread};
 
 use memtrace_common::addr::Avma;
+use rayon::prelude::*;
 
 use super::ScanError;
+use super::copies::{Copies, Copy, GROUP_BYTES, Part};
 use super::resident::{Pages, Resident};
 use super::urgent::ComesFirst;
 use crate::live::process::maps::Sharing;
 use crate::live::process::{Mapped, Mapping, ProcessError};
-use crate::reach::{Blocks, PIECE_BYTES, Piece, Room};
+use crate::reach::{Blocks, Piece};
 use crate::record::Pid;
 
 const PAGE_BYTES: u64 = 4096;
@@ -36,31 +36,25 @@ const PAGE_BYTES: u64 = 4096;
 /// The red zone of the System V ABI.
 const RED_ZONE_BYTES: u64 = 128;
 
-/// Memory that is to be read, in pieces.
+/// Memory that is to be read, in groups of ranges that a copy has room for.
 pub(super) struct Memory {
-    pieces: Vec<Range<u64>>,
+    groups: Vec<Vec<Range<u64>>>,
+    bytes: u64,
 }
 
 /// What was read of it.
 #[derive(Default)]
 pub(super) struct Read {
+    /// The words of what was looked through at once, for want of room.
     pub(super) pieces: Vec<Piece>,
+    /// What is still to be looked through.
+    copies: Vec<Copy>,
     pub(super) bytes: u64,
     pub(super) unreadable_bytes: u64,
+    /// What of it was looked through at once.
+    pub(super) uncopied_bytes: u64,
     /// Whether there was not enough time for all.
     pub(super) is_late: bool,
-}
-
-/// Threads' worth of memory to read with.
-pub(super) struct Readers {
-    readers: Vec<Reader>,
-    /// Memory for the words of pieces, by the address of the piece that needed it last.
-    spare: Mutex<HashMap<Avma, Vec<u64>>>,
-}
-
-struct Reader {
-    bytes: Vec<u8>,
-    room: Room,
 }
 
 impl Memory {
@@ -70,36 +64,61 @@ impl Memory {
         stack_pointers: &[Avma],
         resident: &Resident,
     ) -> io::Result<Memory> {
-        let mut pieces = Vec::new();
+        let mut memory = Memory { groups: Vec::new(), bytes: 0 };
+        let mut room = 0;
         for (index, mapping) in mappings.iter().enumerate() {
             let Some(wanted) = wanted(mapping) else { continue };
             let guard = index.checked_sub(1).map(|before| &mappings[before]);
             let start = first_in_use(mapping, guard, stack_pointers);
             for range in resident.ranges(page_of(start)..mapping.end.0, wanted)? {
-                let start = range.start.max(start);
-                pieces.extend(
-                    (start..range.end)
-                        .step_by(PIECE_BYTES)
-                        .map(|from| from..range.end.min(from + PIECE_BYTES as u64)),
-                );
+                memory.add(range.start.max(start)..range.end, &mut room);
             }
         }
-        Ok(Memory { pieces })
+        Ok(memory)
     }
 
-    /// Reads it all, or as much as there is time for.
+    /// How much it is.
+    pub(super) fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Adds a range, of which the last group has `room` for so many bytes.
+    fn add(&mut self, mut range: Range<u64>, room: &mut u64) {
+        self.bytes += range.end.saturating_sub(range.start);
+        while range.start < range.end {
+            if *room == 0 {
+                self.groups.push(Vec::new());
+                *room = GROUP_BYTES as u64;
+            }
+            let end = range.end.min(range.start + *room);
+            *room -= end - range.start;
+            if let Some(group) = self.groups.last_mut() {
+                group.push(range.start..end);
+            }
+            range.start = end;
+        }
+    }
+
+    /// Copies it, or as much as there is time for; what `copies` has no room for is looked through at
+    /// once.
     pub(super) fn read(
         &self,
         pid: Pid,
         blocks: &Blocks,
-        readers: &mut Readers,
+        copies: &mut Copies,
         until: Option<Instant>,
     ) -> Result<Read, ScanError> {
-        let Readers { readers, spare } = readers;
-        let job = Job { memory: self, pid, blocks, spare, until, next: AtomicUsize::new(0) };
+        let Copies { free, own } = copies;
+        let job = Job {
+            memory: self,
+            pid,
+            blocks,
+            free: &Mutex::new(free),
+            until,
+            next: AtomicUsize::new(0),
+        };
         let reads: Vec<io::Result<Read>> = thread::scope(|scope| {
-            let threads: Vec<_> =
-                readers.iter_mut().map(|reader| job.spawn(scope, reader)).collect();
+            let threads: Vec<_> = own.iter_mut().map(|own| job.spawn(scope, own)).collect();
             let join = |thread: ScopedJoinHandle<'_, io::Result<Read>>| {
                 thread.join().unwrap_or_else(|panic| resume_unwind(panic))
             };
@@ -108,10 +127,19 @@ impl Memory {
         let mut all = Read::default();
         for read in reads {
             match read {
-                Ok(Read { mut pieces, bytes, unreadable_bytes, is_late }) => {
+                Ok(Read {
+                    mut pieces,
+                    mut copies,
+                    bytes,
+                    unreadable_bytes,
+                    uncopied_bytes,
+                    is_late,
+                }) => {
                     all.pieces.append(&mut pieces);
+                    all.copies.append(&mut copies);
                     all.bytes += bytes;
                     all.unreadable_bytes += unreadable_bytes;
+                    all.uncopied_bytes += uncopied_bytes;
                     all.is_late |= is_late;
                 }
                 Err(error) if error.raw_os_error() == Some(libc::ESRCH) => {
@@ -124,22 +152,14 @@ impl Memory {
     }
 }
 
-impl Readers {
-    /// As many as there are processors. Their memory is ready, too: to get it takes the kernel
-    /// longer than to read as much.
-    pub(super) fn new() -> Readers {
-        let count = thread::available_parallelism().map_or(1, NonZero::get);
-        let reader = || Reader { bytes: vec![1; PIECE_BYTES], room: Room::new() };
-        Readers {
-            readers: iter::repeat_with(reader).take(count).collect(),
-            spare: Mutex::default(),
-        }
-    }
-
-    /// Keeps the memory of these pieces for the next reading of the same addresses.
-    pub(super) fn keep_memory_of(&mut self, pieces: Vec<Piece>) {
-        let spare = self.spare.get_mut().unwrap_or_else(PoisonError::into_inner);
-        spare.extend(pieces.into_iter().map(Piece::into_parts));
+impl Read {
+    /// Looks through the copies, each of which goes as soon as that is done.
+    pub(super) fn into_pieces(self, blocks: &Blocks) -> Vec<Piece> {
+        let Read { mut pieces, copies, .. } = self;
+        let seen: Vec<Vec<Piece>> =
+            copies.into_par_iter().map(|copy| copy.pieces(blocks)).collect();
+        pieces.extend(seen.into_iter().flatten());
+        pieces
     }
 }
 
@@ -148,9 +168,10 @@ struct Job<'a> {
     memory: &'a Memory,
     pid: Pid,
     blocks: &'a Blocks,
-    spare: &'a Mutex<HashMap<Avma, Vec<u64>>>,
+    /// Room for copies that nobody has taken yet.
+    free: &'a Mutex<&'a mut Vec<Copy>>,
     until: Option<Instant>,
-    /// The next piece that nobody reads yet.
+    /// The next group that nobody reads yet.
     next: AtomicUsize,
 }
 
@@ -158,51 +179,47 @@ impl Job<'_> {
     fn spawn<'scope>(
         &'scope self,
         scope: &'scope Scope<'scope, '_>,
-        reader: &'scope mut Reader,
+        own: &'scope mut Copy,
     ) -> io::Result<ScopedJoinHandle<'scope, io::Result<Read>>> {
         let name = "reader".to_owned();
-        thread::Builder::new().name(name).spawn_scoped(scope, || self.take_part(reader))
+        thread::Builder::new().name(name).spawn_scoped(scope, || self.take_part(own))
     }
 
-    /// Reads pieces until none is left.
-    fn take_part(&self, reader: &mut Reader) -> io::Result<Read> {
+    /// Reads groups until none is left.
+    fn take_part(&self, own: &mut Copy) -> io::Result<Read> {
         let _first = self.until.map(|_| ComesFirst::begin());
         let mut read = Read::default();
-        while let Some(range) = self.memory.pieces.get(self.next.fetch_add(1, Ordering::Relaxed)) {
+        while let Some(group) = self.memory.groups.get(self.next.fetch_add(1, Ordering::Relaxed)) {
             if self.until.is_some_and(|until| Instant::now() >= until) {
                 read.is_late = true;
                 break;
             }
-            self.read_range(range, reader, &mut read)?;
+            let free = self.free.lock().unwrap_or_else(PoisonError::into_inner).pop();
+            match free {
+                Some(mut copy) => {
+                    self.read_group(group, &mut copy, &mut read)?;
+                    read.copies.push(copy);
+                }
+                None => {
+                    let before = read.bytes;
+                    self.read_group(group, own, &mut read)?;
+                    read.uncopied_bytes += read.bytes - before;
+                    read.pieces.append(&mut own.pieces(self.blocks));
+                }
+            }
         }
         Ok(read)
     }
 
-    fn read_range(
-        &self,
-        range: &Range<u64>,
-        Reader { bytes, room }: &mut Reader,
-        read: &mut Read,
-    ) -> io::Result<()> {
-        let mut at = range.start;
-        while at < range.end {
-            match read_some(self.pid, at, &mut bytes[..(range.end - at) as usize]) {
-                Ok(count) if count > 0 => {
-                    let words = {
-                        let mut spare = self.spare.lock().unwrap_or_else(PoisonError::into_inner);
-                        spare.remove(&Avma(at)).unwrap_or_default()
-                    };
-                    let piece = Piece::new(self.blocks, Avma(at), &bytes[..count], room, words);
-                    read.pieces.extend((!piece.is_empty()).then_some(piece));
-                    read.bytes += count as u64;
-                    at += count as u64;
-                }
+    fn read_group(&self, group: &[Range<u64>], copy: &mut Copy, read: &mut Read) -> io::Result<()> {
+        copy.clear();
+        let mut ranges = group.to_vec();
+        ranges.reverse();
+        while !ranges.is_empty() {
+            match read_some(self.pid, &mut ranges, copy) {
+                Ok(count) if count > 0 => read.bytes += count,
                 // It is gone, or a device's, or beyond the end of its file: the rest may not be.
-                Ok(_) | Err(Unreadable::Page) => {
-                    let next = (page_of(at) + PAGE_BYTES).min(range.end);
-                    read.unreadable_bytes += next - at;
-                    at = next;
-                }
+                Ok(_) | Err(Unreadable::Page) => read.unreadable_bytes += skip_page(&mut ranges),
                 Err(Unreadable::Process(source)) => return Err(source),
             }
         }
@@ -265,27 +282,57 @@ enum Unreadable {
     Process(io::Error),
 }
 
-/// Reads from `address` on; less than asked for if what follows cannot be read.
-fn read_some(pid: Pid, address: u64, buffer: &mut [u8]) -> Result<usize, Unreadable> {
-    let local = libc::iovec { iov_base: buffer.as_mut_ptr().cast(), iov_len: buffer.len() };
-    let remote = libc::iovec {
-        iov_base: std::ptr::without_provenance_mut(address as usize),
-        iov_len: buffer.len(),
+/// Reads the first of `ranges`, which are in reverse order, and takes away what was read: less than
+/// all if there are too many, or what follows cannot be read.
+fn read_some(pid: Pid, ranges: &mut Vec<Range<u64>>, copy: &mut Copy) -> Result<u64, Unreadable> {
+    let remote: Vec<libc::iovec> = ranges
+        .iter()
+        .rev()
+        .take(libc::UIO_MAXIOV as usize)
+        .map(|range| libc::iovec {
+            iov_base: ptr::without_provenance_mut(range.start as usize),
+            iov_len: (range.end - range.start) as usize,
+        })
+        .collect();
+    let room = copy.room();
+    let local = libc::iovec { iov_base: room.as_mut_ptr().cast(), iov_len: room.len() };
+    let count = remote.len() as libc::c_ulong;
+    let pid = pid.0 as libc::pid_t;
+    // SAFETY: the kernel writes into `room` alone, and no more than it holds.
+    let read =
+        unsafe { libc::process_vm_readv(pid, &raw const local, 1, remote.as_ptr(), count, 0) };
+    let Ok(read) = u64::try_from(read) else {
+        let error = io::Error::last_os_error();
+        return Err(match error.raw_os_error() {
+            Some(libc::EFAULT | libc::ENOMEM | libc::EIO) => Unreadable::Page,
+            _ => Unreadable::Process(error),
+        });
     };
-    // SAFETY: the kernel writes into `buffer` alone, and no more than it holds.
-    let read = unsafe {
-        libc::process_vm_readv(pid.0 as libc::pid_t, &raw const local, 1, &raw const remote, 1, 0)
-    };
-    match usize::try_from(read) {
-        Ok(read) => Ok(read),
-        Err(_) => {
-            let error = io::Error::last_os_error();
-            match error.raw_os_error() {
-                Some(libc::EFAULT | libc::ENOMEM | libc::EIO) => Err(Unreadable::Page),
-                _ => Err(Unreadable::Process(error)),
-            }
+    let mut left = read;
+    while left > 0
+        && let Some(range) = ranges.last_mut()
+    {
+        let count = left.min(range.end - range.start);
+        copy.add(Part { base: Avma(range.start), bytes: count as usize });
+        left -= count;
+        range.start += count;
+        if range.start >= range.end {
+            ranges.pop();
         }
     }
+    Ok(read)
+}
+
+/// Takes away the rest of the page that the first of `ranges` begins in, and tells how much that is.
+fn skip_page(ranges: &mut Vec<Range<u64>>) -> u64 {
+    let Some(range) = ranges.last_mut() else { return 0 };
+    let next = (page_of(range.start) + PAGE_BYTES).min(range.end);
+    let skipped = next - range.start;
+    range.start = next;
+    if range.start >= range.end {
+        ranges.pop();
+    }
+    skipped
 }
 
 #[cfg(test)]
@@ -346,11 +393,21 @@ mod tests {
         let blocks = Blocks::new([crate::reach::Span { start: Avma(address), size_bytes: 4096 }]);
         let pointers = [address + 8; 3];
         let place = pointers.as_ptr().addr() as u64;
-        let memory = Memory { pieces: vec![place..place + 24, 0x10..0x20] };
+        let mut memory = Memory { groups: Vec::new(), bytes: 0 };
+        let mut room = 0;
+        memory.add(0x10..0x20, &mut room);
+        memory.add(place..place + 16, &mut room);
+        memory.add(0x2010..0x2020, &mut room);
+        memory.add(place + 16..place + 24, &mut room);
 
-        let read = memory.read(pid, &blocks, &mut Readers::new(), None).expect("our own memory");
+        // With room for a copy, and without.
+        for bytes in [GROUP_BYTES as u64, 0] {
+            let mut copies = Copies::new(bytes).expect("a little memory");
+            let read = memory.read(pid, &blocks, &mut copies, None).expect("our own memory");
 
-        assert_eq!(read.pieces.iter().map(Piece::len).sum::<usize>(), 3);
-        assert_eq!((read.bytes, read.unreadable_bytes, read.is_late), (24, 16, false));
+            assert_eq!((read.bytes, read.unreadable_bytes, read.is_late), (24, 32, false));
+            let pieces = read.into_pieces(&blocks);
+            assert_eq!(pieces.iter().map(Piece::len).sum::<usize>(), 3);
+        }
     }
 }

@@ -32,6 +32,16 @@ impl Limit {
 
 /// The limit of which least is left, as a record; none where nothing can be read.
 pub(crate) fn sample(pid: Pid, time: Time) -> Option<Record> {
+    let Limit { kind, limit_bytes, used_bytes } = tightest(pid)?;
+    Some(Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes })
+}
+
+/// How much memory a process can still have; none where nothing can be read.
+pub(crate) fn left_bytes(pid: Pid) -> Option<u64> {
+    tightest(pid).as_ref().map(Limit::left)
+}
+
+fn tightest(pid: Pid) -> Option<Limit> {
     let machine = fs::read_to_string("/proc/meminfo").ok().as_deref().and_then(machine);
     let groups = fs::read_to_string(format!("/proc/{}/cgroup", pid.0)).unwrap_or_default();
     let limits = places(&groups).into_iter().flat_map(|place| {
@@ -44,9 +54,7 @@ pub(crate) fn sample(pid: Pid, time: Time) -> Option<Record> {
     let total = machine.map_or(u64::MAX, |machine| machine.limit_bytes);
     // A group without a limit of its own has one that no machine reaches.
     let limits = limits.filter(|limit| limit.limit_bytes < total);
-    let Limit { kind, limit_bytes, used_bytes } =
-        machine.into_iter().chain(limits).min_by_key(Limit::left)?;
-    Some(Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes })
+    machine.into_iter().chain(limits).min_by_key(Limit::left)
 }
 
 /// The files of a version of the kernel's interface.

@@ -46,7 +46,8 @@ const LIVES: u64 = 3;
 /// What is known of a site.
 #[derive(Debug)]
 pub(super) struct Evidence<'s> {
-    pub(super) now: Time,
+    /// How long was watched: the session, or the range of it.
+    pub(super) watched_ns: u64,
     pub(super) memory: Memory,
     /// The longest time for which the site held something before it gave everything back.
     pub(super) earlier_life_ns: u64,
@@ -73,7 +74,7 @@ impl Evidence<'_> {
 
     /// The first span that is too young.
     fn young(&self) -> usize {
-        let tenth = self.now.0 as f64 / 10.0;
+        let tenth = self.watched_ns as f64 / 10.0;
         let span = self.length_ns() as f64 / SPANS as f64;
         // A site that is as old as the session has begun a little later.
         SPANS.saturating_sub((tenth / span - 0.1).ceil() as usize)

@@ -33,6 +33,9 @@ const SPIKES: usize = 256;
 const REMEASURED_PART: u64 = 16;
 /// A spike has returned when this part of its height is left.
 const RETURNED_PART: u64 = 4;
+/// A spike goes on while the growth within the window is this part of the lowest threshold: a rise
+/// that has just reached that may be below it again when the window has moved on by a tick.
+const GOES_ON_PART: u64 = 2;
 /// A spike has not begun while this part of the growth is there.
 const CREEP_PART: u64 = 8;
 
@@ -189,7 +192,7 @@ impl Spikes {
         }
         let floor_bytes = self.floor_bytes();
         let ended = self.run.as_ref().is_some_and(|run| {
-            total_bytes.saturating_sub(floor_bytes) < self.options.medium_bytes
+            total_bytes.saturating_sub(floor_bytes) < self.options.medium_bytes / GOES_ON_PART
                 || is_back(run.base_bytes, run.top_bytes - run.base_bytes, total_bytes)
         });
         if ended && let Some(run) = self.run.take() {

@@ -24,8 +24,11 @@ pub(super) struct Survivors {
     /// The time that is cut into [`SPANS`].
     pub(super) since: Time,
     pub(super) until: Time,
+    /// Of those that were allocated in it.
     pub(super) blocks: [u64; SPANS],
     pub(super) bytes: [u64; SPANS],
+    /// All of them: copies, and what was held before a range, too.
+    pub(super) held_blocks: u64,
     pub(super) oldest: Time,
     pub(super) smallest_bytes: u64,
     pub(super) largest_bytes: u64,
@@ -40,6 +43,7 @@ impl Survivors {
             until,
             blocks: [0; SPANS],
             bytes: [0; SPANS],
+            held_blocks: 0,
             oldest: until,
             smallest_bytes: u64::MAX,
             largest_bytes: 0,
@@ -79,10 +83,12 @@ pub(super) fn survey(
         let mut is_allocators = vec![false; pieces.len()];
         for (address, block) in process.heap.blocks_at() {
             if is_wanted(block.site)
-                && block.claim == Claim::Own
                 && let Some(survivors) = survivors.get_mut(&block.site)
             {
-                survivors.add(block.born.time(), block.size_bytes);
+                survivors.held_blocks += 1;
+                if block.claim == Claim::Own {
+                    survivors.add(block.born.time(), block.size_bytes);
+                }
             }
             if !pieces.is_empty()
                 && (block.size_bytes >= LARGE_BYTES || (address.0 / 16).is_multiple_of(SAMPLED))
@@ -104,6 +110,7 @@ pub(super) fn survey(
         for (piece, is_allocators) in pieces.iter().zip(is_allocators) {
             let bytes = piece.end - piece.start;
             if let Some(survivors) = survivors.get_mut(&piece.origin.site) {
+                survivors.held_blocks += 1;
                 survivors.add(piece.origin.born, bytes);
                 if is_allocators {
                     survivors.allocator_bytes = survivors.allocator_bytes.saturating_add(bytes);

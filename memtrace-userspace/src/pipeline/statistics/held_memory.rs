@@ -50,7 +50,7 @@ impl Pipeline {
         };
         let running = self.processes.running(id);
         let (entry, live_blocks) = (running.entry, running.heap.len() as u64);
-        let usable_bytes = self.collected.allocator.allocator().map(|_| running.usable_bytes);
+        let usable_bytes = self.computed_allocator().map(|_| running.usable_bytes);
         // Copies that it inherited are live in it too.
         let requested_bytes = self.processes.entry_mut(entry).heap.held_bytes();
         if !self.processes.stands_for_many(entry) {

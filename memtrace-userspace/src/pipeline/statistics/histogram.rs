@@ -11,8 +11,15 @@ const BUCKETS: usize = 48;
 /// ```
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Histogram {
-    counts: [u64; BUCKETS],
-    bytes: [u64; BUCKETS],
+    /// Side by side: an event changes both.
+    buckets: [Sum; BUCKETS],
+}
+
+/// How many values, and their bytes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Sum {
+    count: u64,
+    bytes: u64,
 }
 
 /// One order of magnitude of a [`Histogram`].
@@ -30,7 +37,7 @@ pub struct Bucket {
 
 impl Default for Histogram {
     fn default() -> Histogram {
-        Histogram { counts: [0; BUCKETS], bytes: [0; BUCKETS] }
+        Histogram { buckets: [Sum::default(); BUCKETS] }
     }
 }
 
@@ -38,29 +45,39 @@ impl Histogram {
     /// Counts `value`, of a block of so many bytes. Sums wrap around, as those of accounts do.
     #[inline(always)]
     pub(crate) fn add(&mut self, value: u64, bytes: u64) {
-        let bucket = bucket_of(value);
-        self.counts[bucket] = self.counts[bucket].wrapping_add(1);
-        self.bytes[bucket] = self.bytes[bucket].wrapping_add(bytes);
+        self.add_many(Histogram::bucket_of(value), 1, bytes);
+    }
+
+    /// Counts `count` values of a bucket, of blocks of so many bytes together.
+    #[inline(always)]
+    pub(super) fn add_many(&mut self, bucket: usize, count: u64, bytes: u64) {
+        let sum = &mut self.buckets[bucket];
+        sum.count = sum.count.wrapping_add(count);
+        sum.bytes = sum.bytes.wrapping_add(bytes);
+    }
+
+    /// Number of the bucket that a value belongs to.
+    #[inline(always)]
+    pub(super) fn bucket_of(value: u64) -> usize {
+        ((u64::BITS - value.leading_zeros()) as usize).min(BUCKETS - 1)
     }
 
     /// Adds what another has counted.
     pub fn merge(&mut self, other: &Histogram) {
-        for (sum, more) in self.counts.iter_mut().zip(other.counts) {
-            *sum = sum.wrapping_add(more);
-        }
-        for (sum, more) in self.bytes.iter_mut().zip(other.bytes) {
-            *sum = sum.wrapping_add(more);
+        for (sum, more) in self.buckets.iter_mut().zip(&other.buckets) {
+            sum.count = sum.count.wrapping_add(more.count);
+            sum.bytes = sum.bytes.wrapping_add(more.bytes);
         }
     }
 
     /// How many values there were.
     pub fn count(&self) -> u64 {
-        self.counts.iter().fold(0, |sum: u64, count| sum.saturating_add(*count))
+        self.buckets.iter().fold(0, |sum: u64, bucket| sum.saturating_add(bucket.count))
     }
 
     /// The buckets from the first to the last that are not empty.
     pub fn buckets(&self) -> Vec<Bucket> {
-        let is_used = |bucket: &usize| self.counts[*bucket] > 0;
+        let is_used = |bucket: &usize| self.buckets[*bucket].count > 0;
         let (Some(first), Some(last)) =
             ((0..BUCKETS).find(is_used), (0..BUCKETS).rev().find(is_used))
         else {
@@ -69,8 +86,8 @@ impl Histogram {
         let bucket = |index: usize| Bucket {
             from: if index == 0 { 0 } else { 1 << (index - 1) },
             to: if index + 1 == BUCKETS { u64::MAX } else { 1 << index },
-            count: self.counts[index],
-            bytes: self.bytes[index],
+            count: self.buckets[index].count,
+            bytes: self.buckets[index].bytes,
         };
         (first..=last).map(bucket).collect()
     }
@@ -86,11 +103,6 @@ impl Histogram {
             below > wanted || (per_mille >= 1000 && below == wanted)
         })
     }
-}
-
-#[inline(always)]
-fn bucket_of(value: u64) -> usize {
-    ((u64::BITS - value.leading_zeros()) as usize).min(BUCKETS - 1)
 }
 
 #[cfg(test)]

@@ -120,6 +120,7 @@ fn address_space_from_before_the_attach_becomes_memory_and_is_no_heap_snapshot()
         api: None,
         start: Avma(10 * PAGE),
         length: 8 * PAGE,
+        alignment: Alignment::NONE,
         stack: WireStackId(0),
     };
 

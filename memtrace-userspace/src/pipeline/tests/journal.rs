@@ -18,7 +18,7 @@ fn last_change(records: &[Record]) -> Vec<(Api, Option<u64>, Change, u64)> {
         },
         (api, None) => (api, None),
     };
-    let shown = |&Posting { site, change, blocks: _, bytes }: &Posting| {
+    let shown = |&Posting { pid: _, site, thread: _, change, blocks: _, bytes }: &Posting| {
         let (api, frame) = frame(site);
         (api, frame, change, bytes)
     };

@@ -147,6 +147,13 @@ const SCENARIOS: &[Scenario] = &[
             sim.alloc(1, MIB);
         }
     })),
+    ("objects with a buffer each", &[(1, LINEAR), (2, LINEAR)], |sim| {
+        sim.run(HOURS_2, 1, |sim, _| {
+            let size = 2 * KIB + sim.below(KIB);
+            sim.alloc(1, size);
+            sim.alloc(2, 80 * KIB);
+        });
+    }),
     ("mappings kept", &[(1, BUFFER)], |sim| sim.run(HOURS_2, 1, |sim, call| {
         if call.is_multiple_of(30) {
             sim.map(1, 64);

@@ -203,7 +203,7 @@ impl Oracle {
                 }
                 self.ids.insert(id.0, Key::Path(path));
             }
-            Record::Alloc { time, tid, api, ptr, size, stack } => {
+            Record::Alloc { time, tid, api, ptr, size, alignment: _, stack } => {
                 self.event(time.0);
                 if let Some(thread) = self.actor(tid) {
                     self.threads[thread].retired = None;

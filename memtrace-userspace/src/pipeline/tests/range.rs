@@ -140,6 +140,40 @@ proptest! {
 }
 
 #[test]
+fn lifetime_of_a_block_that_the_range_frees_began_before_it() {
+    let before = [session(MAIN), process(MAIN), thread(MAIN, MAIN), alloc(0, MAIN, 0x10, 100, 7)];
+    let within = [
+        free(5_000_000_000, MAIN, 0x10),
+        alloc(5_000_000_000, MAIN, 0x20, 3, 7),
+        free(5_000_020_000, MAIN, 0x20),
+    ];
+    let mut range = resumed(&pipeline_of(&before));
+
+    range.apply_all(&within);
+
+    let whole = pipeline_of(&[&before[..], &within].concat()).snapshot();
+    let range = range.snapshot();
+    assert_eq!(range.statistics.lifetimes.count(), 2);
+    assert_eq!(range.statistics.lifetimes, whole.statistics.lifetimes);
+}
+
+#[test]
+fn leak_in_a_late_range_is_told_with_all_that_it_holds() {
+    const SECOND: u64 = 1_000_000_000;
+    let mut records = vec![session(MAIN), process(MAIN), thread(MAIN, MAIN), stack(7, 0x1000)];
+    records.extend((0..11_000).map(|n| alloc(n * SECOND / 10, MAIN, (n + 1) * 0x8000, 20_000, 7)));
+    let from = 4 + 10_000;
+    let mut range = resumed(&pipeline_of(&records[..from]));
+
+    range.apply_all(&records[from..]);
+
+    let snapshot = range.snapshot();
+    let [leak] = &snapshot.leaks.verdicts[..] else { panic!("{:?}", snapshot.leaks) };
+    assert!(leak.class.is_leak(), "{leak:?}");
+    assert_eq!((leak.live_blocks, leak.live_bytes), (11_000, 11_000 * 20_000));
+}
+
+#[test]
 fn block_from_before_the_range_is_no_free_of_it() {
     let before = pipeline_of(&[
         session(MAIN),

@@ -157,6 +157,27 @@ fn creep_after_a_rise_of_two_ticks_is_no_second_spike() {
 }
 
 #[test]
+fn rise_that_barely_reaches_the_threshold_in_its_first_tick_is_one_spike() {
+    let mut records = start();
+    // A creep of a little more than a sixteenth of a megabyte each tick.
+    for n in 0..80 {
+        records.push(alloc(n * TICK + 1, MAIN, (n + 1) * 64 * 1024, 62_501, 1));
+    }
+    // In the last of these ticks 24 MB more: 25 MB are reached with 16 ticks' creep, and not with 15.
+    rise(&mut records, 80 * TICK - 24 * 100_000, 24);
+    let block = |n: u64| alloc(80 * TICK + 200_000 + n * 100_000, WORKER, (n + 40) * 2 * MB, MB, 2);
+    records.extend((0..36).map(block));
+    fall(&mut records, 7 * SECOND, 24);
+    records.extend((0..36).map(|n| free(7 * SECOND, WORKER, (n + 40) * 2 * MB)));
+
+    let spikes = spikes_until(records, 9 * SECOND);
+
+    let [spike] = &spikes[..] else { panic!("{spikes:?}") };
+    assert_eq!(spike.severity, Severity::High);
+    assert!(spike.height_bytes > 60 * MB && spike.returned.is_some(), "{spike:?}");
+}
+
+#[test]
 fn creep_before_a_spike_is_no_part_of_it() {
     let mut records = start();
     for n in 0..100 {

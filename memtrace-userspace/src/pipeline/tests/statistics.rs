@@ -2,7 +2,7 @@
 
 use super::*;
 use crate::pipeline::statistics::{
-    Allocator, Bucket, FREES_BEFORE_LIFETIMES, HeldMemory, Histogram, Known, Reallocations,
+    AlignedBlocks, Allocator, Bucket, FREES_BEFORE_LIFETIMES, HeldMemory, Histogram, Reallocations,
 };
 use crate::record::{MemoryByKind, MemoryFigures, Probe, ProbeCost};
 
@@ -57,17 +57,20 @@ fn reallocated_block_lives_from_its_first_allocation() {
 }
 
 #[test]
-fn lifetimes_of_a_call_path_begin_after_its_first_blocks() {
+fn lifetimes_of_a_call_path_begin_after_its_first_blocks_and_sizes_at_once() {
     let records: Vec<_> = (0..FREES_BEFORE_LIFETIMES + 3)
         .flat_map(|n| [alloc(n, MAIN, 0x10, 1, 1), free(n, MAIN, 0x10)])
         .collect();
 
     let snapshot = snapshot_after(&records);
 
-    let of_sites = &snapshot.statistics.lifetimes_by_site;
-    assert_eq!(of_sites.len(), 1);
-    assert_eq!(of_sites[0].lifetimes.count(), 3);
+    let [of_site] = &snapshot.statistics.histograms_by_site[..] else { panic!("one call path") };
+    assert_eq!(of_site.histograms.lifetimes.count(), 3);
+    let all = FREES_BEFORE_LIFETIMES + 3;
+    assert_eq!(filled(&of_site.histograms.sizes), [(1, all, all)]);
     assert_eq!(snapshot.statistics.lifetimes.count(), FREES_BEFORE_LIFETIMES + 3);
+    let [(Api::Malloc, sizes)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
+    assert_eq!(sizes.count(), FREES_BEFORE_LIFETIMES + 3);
 }
 
 #[test]
@@ -80,7 +83,7 @@ fn call_paths_without_room_are_counted() {
         [alloc(99, MAIN, 0x10, 1, 1), retire(99, MAIN, 0x10), realloc(99, MAIN, 0x10, 2, id)]
     });
     let records: Vec<_> = start().into_iter().chain(of(1)).chain(of(2)).chain(moves).collect();
-    let limits = Limits { lifetime_sites: 1, reallocation_sites: 1, ..Limits::default() };
+    let limits = Limits { histogram_sites: 1, reallocation_sites: 1, ..Limits::default() };
 
     let snapshot = snapshot_within(limits, &records);
 
@@ -176,7 +179,7 @@ fn sample_of_memory_is_compared_with_the_blocks_of_its_moment() {
     assert_eq!((time, live_blocks, requested_bytes), (Time(6), 2, 125));
     assert_eq!(usable_bytes, Some(104 + 40));
     assert_eq!((memory.filled_bytes(), memory.untouched_bytes()), (12 << 10, 120 << 10));
-    assert_eq!(snapshot.statistics.allocator, Known::One(Allocator::Glibc));
+    assert_eq!(snapshot.statistics.allocator, Some(Allocator::Glibc));
 }
 
 #[test]
@@ -206,4 +209,143 @@ fn child_has_its_parents_usable_bytes_and_a_new_program_none() {
         .map(|process| process.memory.as_deref().and_then(|memory| memory.usable_bytes))
         .collect();
     assert_eq!(usable, [Some(0), Some(104)]);
+}
+
+fn aligned(mut alloc: Record, log2: u8) -> Record {
+    if let Record::Alloc { alignment, .. } = &mut alloc {
+        *alignment = Alignment::from_log2(log2).expect("in an address");
+    }
+    alloc
+}
+
+#[test]
+fn aligned_blocks_of_a_call_path_are_told_by_alignment() {
+    let snapshot = snapshot_after(&[
+        probe("/lib/libjemalloc.so.2"),
+        aligned(alloc(1, MAIN, 0x1000, 100, 1), 6),
+        aligned(alloc(2, MAIN, 0x2000, 20, 1), 6),
+        aligned(alloc(3, MAIN, 0x3000, 8, 1), 12),
+        alloc(4, MAIN, 0x4000, 100, 1),
+        sample(5, MAIN),
+        free(6, MAIN, 0x1000),
+        free(6, MAIN, 0x2000),
+        free(6, MAIN, 0x3000),
+        free(6, MAIN, 0x4000),
+        sample(7, MAIN),
+    ]);
+
+    let aligned = &snapshot.statistics.aligned;
+    let of: Vec<_> = aligned.iter().map(|site| (site.alignment.bytes(), site.blocks)).collect();
+    let blocks = |allocations, requested_bytes, smaller_allocations, extra_bytes| AlignedBlocks {
+        allocations,
+        requested_bytes,
+        smaller_allocations,
+        extra_bytes: Some(extra_bytes),
+    };
+    // 100 and 20 bytes take 112 and 32 without and 128 and 64 with it; 8 take 8, and a page.
+    assert_eq!(of, [(64, blocks(2, 120, 1, 16 + 32)), (4096, blocks(1, 8, 1, 4096 - 8))]);
+    assert_eq!(snapshot.stacks.len(), 1, "one call path of one API is shown once");
+    let usage = snapshot.stacks[0].usage;
+    assert_eq!((usage.allocations, usage.allocated_bytes, usage.live_blocks), (4, 228, 0));
+    let memory = snapshot.processes[0].memory.as_deref().expect("a sample");
+    assert_eq!((memory.requested_bytes, memory.usable_bytes), (0, Some(0)));
+}
+
+#[test]
+fn usable_bytes_of_aligned_blocks_are_those_of_their_alignment() {
+    let snapshot = snapshot_after(&[
+        probe("/lib/libjemalloc.so.2"),
+        aligned(alloc(1, MAIN, 0x1000, 100, 1), 12),
+        alloc(2, MAIN, 0x4000, 100, 1),
+        sample(3, MAIN),
+    ]);
+
+    let memory = snapshot.processes[0].memory.as_deref().expect("a sample");
+    assert_eq!(memory.usable_bytes, Some(4096 + 112));
+}
+
+#[test]
+fn alignment_without_room_is_left_out_and_counted() {
+    let limits = Limits { aligned_sites: 1, ..Limits::default() };
+    let records =
+        [aligned(alloc(1, MAIN, 0x1000, 100, 1), 6), aligned(alloc(2, MAIN, 0x2000, 100, 1), 7)];
+
+    let snapshot = snapshot_within(limits, &[&start()[..], &records].concat());
+
+    assert_eq!(counters(&snapshot), [("aligned_sites_beyond_limit", 1)]);
+    assert_eq!(snapshot.statistics.aligned.len(), 1);
+    assert_eq!(snapshot.stacks[0].usage.allocations, 2);
+}
+
+#[test]
+fn aligned_blocks_of_a_stack_that_comes_later_are_shown_with_it() {
+    let records = [
+        process(MAIN),
+        thread(MAIN, MAIN),
+        aligned(alloc(1, MAIN, 0x1000, 100, 7), 6),
+        stack(8, 0x11),
+        alloc(2, MAIN, 0x2000, 50, 8),
+        stack(7, 0x11),
+    ];
+
+    let snapshot = snapshot_of(&records);
+
+    assert_eq!(snapshot.stacks.len(), 1);
+    assert_eq!(snapshot.stacks[0].usage.allocations, 2);
+    assert!(Arc::ptr_eq(&snapshot.statistics.aligned[0].stack, &snapshot.stacks[0].stack));
+}
+
+#[test]
+fn usable_size_is_unknown_where_one_block_is_not_computed() {
+    let custom = |record| match record {
+        Record::Alloc { time, tid, api: _, ptr, size, alignment, stack } => {
+            Record::Alloc { time, tid, api: Api::CustomAlloc, ptr, size, alignment, stack }
+        }
+        other => other,
+    };
+    let cases = [
+        ("/lib/libc.so.6", custom(alloc(1, MAIN, 0x1000, 100, 1))),
+        ("/lib/libmimalloc.so.2", aligned(alloc(1, MAIN, 0x1000, 100, 1), 6)),
+    ];
+    for (module, block) in cases {
+        let snapshot = snapshot_after(&[probe(module), block, sample(2, MAIN)]);
+
+        let memory = snapshot.processes[0].memory.as_deref().expect("a sample");
+        assert_eq!(memory.usable_bytes, None, "{module}");
+        assert_eq!(snapshot.statistics.allocator, None, "{module}");
+    }
+}
+
+#[test]
+fn sizes_of_a_call_path_are_told_apart_by_their_order_of_magnitude() {
+    let sizes = [40, 48, 50, 100, 40, 0, 1 << 20, 33];
+    let repeated = (0..10).flat_map(|_| sizes).zip(1..);
+    let records: Vec<_> =
+        repeated.map(|(size, n)| alloc(n, MAIN, n << 24, size, 1 + n % 2)).collect();
+
+    let snapshot = snapshot_after(&records);
+
+    let mut expected = Histogram::default();
+    (0..10).flat_map(|_| sizes).for_each(|size| expected.add(size, size));
+    let [(Api::Malloc, found)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
+    assert_eq!(*found, expected);
+    assert!(snapshot.statistics.histograms_by_site.is_empty(), "40 allocations are few");
+}
+
+#[test]
+fn sizes_of_call_paths_without_room_count_in_the_total() {
+    let sizes = [40u64, 100, 5000, 41];
+    let records: Vec<_> = (0..256)
+        .map(|n| alloc(n, MAIN, (n + 1) << 24, sizes[n as usize / 2 % 4], 1 + n % 2))
+        .collect();
+    let limits = Limits { histogram_sites: 1, ..Limits::default() };
+
+    let snapshot = snapshot_within(limits, &[&start()[..], &records].concat());
+
+    let [(Api::Malloc, found)] = &snapshot.statistics.sizes[..] else { panic!("one API") };
+    assert_eq!(filled(found), [(32, 128, 64 * 81), (64, 64, 6400), (4096, 64, 320_000)]);
+    assert_eq!(counters(&snapshot), [("size_sites_beyond_limit", 1)]);
+    let [of_site] = &snapshot.statistics.histograms_by_site[..] else { panic!("one has room") };
+    let sizes = &of_site.histograms.sizes;
+    assert_eq!(filled(sizes), [(32, 64, 32 * 81), (64, 32, 3200), (4096, 32, 160_000)]);
 }

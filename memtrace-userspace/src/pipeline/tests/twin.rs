@@ -25,6 +25,7 @@ pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
     let wire = || (0u64..6).prop_map(WireStackId);
     let code = || (0u64..CODE_BYTES as u64).prop_map(Avma);
     let size = || 0u64..100;
+    let alignment = || (0u8..3).prop_filter_map("in an address", Alignment::from_log2);
     let time = Time(0);
     let api = prop_oneof![Just(Api::Malloc), Just(Api::Calloc), Just(Api::Realloc)];
     let kind = prop_oneof![
@@ -43,9 +44,11 @@ pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
         prop::collection::vec(code(), 0..3),
     ];
     let memory = prop_oneof![
-        8 => (tid(), api, ptr(), size(), wire()).prop_map(move |(tid, api, ptr, size, stack)| {
-            Record::Alloc { time, tid, api, ptr, size, stack }
-        }),
+        8 => (tid(), api, ptr(), size(), alignment(), wire()).prop_map(
+            move |(tid, api, ptr, size, alignment, stack)| {
+                Record::Alloc { time, tid, api, ptr, size, alignment, stack }
+            }
+        ),
         6 => (tid(), ptr())
             .prop_map(move |(tid, ptr)| Record::Free { time, tid, api: Api::Free, ptr }),
         2 => (tid(), ptr()).prop_map(move |(tid, ptr)| Record::Retire { time, tid, ptr }),
@@ -323,6 +326,7 @@ proptest! {
     #[test]
     fn pipeline_with_little_room_keeps_to_it_and_adds_up(records in records(), room in 1usize..6) {
         let limits = Limits {
+            aligned_sites: 2,
             stacks: 2 + room,
             stack_frames: room,
             stack_ids: room,
@@ -342,7 +346,7 @@ proptest! {
             timeline_points: TIMELINE_POINTS,
             spike_changes: room,
             history_points: room,
-            lifetime_sites: room,
+            histogram_sites: room,
             reallocation_sites: room,
             temporary_between: room - 1,
             detectors: DetectorOptions::default(),

@@ -3,13 +3,13 @@
 use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
-use crate::record::{Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, Record, Tid, Time, WireStackId};
 use crate::trace::bytes::{Input, undelta, undelta_address};
 use crate::trace::error::Damage;
 use crate::trace::model::{Block, MAX_DICTIONARY, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
 
-use super::{ADDRESS, API, COLUMNS, KIND, NAMES, NO_API, SIZE, STACK, column, kind};
+use super::{ADDRESS, ALIGNED, API, COLUMNS, KIND, NAMES, NO_API, SIZE, STACK, column, kind};
 
 /// Takes one payload after the other apart.
 #[derive(Debug)]
@@ -90,8 +90,12 @@ impl Decoder {
     fn next(&mut self) -> Result<Record, Damage> {
         let operation = self.columns[column::OPERATIONS].byte()?;
         match operation & KIND {
-            kind::ALLOC => self.alloc(operation),
+            kind::ALLOC => self.alloc(operation, Alignment::NONE),
             kind::FREE => self.free(operation),
+            kind::ALIGNED_ALLOC => {
+                let alignment = self.alignment()?;
+                self.alloc(operation, alignment)
+            }
             kind::RETIRE => self.retire(operation),
             kind::RESTORE => self.restore(operation),
             kind::UNTIMED_ROW => self.untimed_row(),
@@ -150,12 +154,16 @@ impl Decoder {
                     NO_API => None,
                     number => Some(api(number)?),
                 };
+                let alignment = match operation & ALIGNED {
+                    0 => Alignment::NONE,
+                    _ => self.alignment()?,
+                };
                 let [_, _, _, stacks, stack_ids, ..] = &mut self.columns;
                 let index = stack_index(stacks, stack_ids, &mut self.model)?;
                 let stack = self.model.stack(index).id;
                 let (start, length) = self.range()?;
                 let born = self.time()?;
-                Ok(Record::Held { born, pid, tid, api, start, length, stack })
+                Ok(Record::Held { born, pid, tid, api, start, length, alignment, stack })
             }
             other => Err(Damage::UnknownValue { what: "an operation", found: u64::from(other) }),
         }
@@ -171,7 +179,7 @@ impl Decoder {
     }
 
     #[inline]
-    fn alloc(&mut self, operation: u8) -> Result<Record, Damage> {
+    fn alloc(&mut self, operation: u8, alignment: Alignment) -> Result<Record, Damage> {
         let (time, tid, thread) = self.who()?;
         let (index, stack) = self.stack(thread, operation)?;
 
@@ -191,7 +199,7 @@ impl Decoder {
             guess
         };
         self.model.saw_alloc(thread, ptr, size);
-        Ok(Record::Alloc { time, tid, api, ptr: Avma(ptr), size, stack })
+        Ok(Record::Alloc { time, tid, api, ptr: Avma(ptr), size, alignment, stack })
     }
 
     #[inline]
@@ -205,6 +213,13 @@ impl Decoder {
         let block = self.released(operation)?;
         self.model.saw_free(thread, block);
         Ok(Record::Free { time, tid, api, ptr: Avma(block.ptr) })
+    }
+
+    fn alignment(&mut self) -> Result<Alignment, Damage> {
+        let log2 = self.columns[column::APIS].byte()?;
+        Alignment::from_log2(log2)
+            .filter(|alignment| *alignment != Alignment::NONE)
+            .ok_or(Damage::UnknownValue { what: "an alignment", found: u64::from(log2) })
     }
 
     fn retire(&mut self, operation: u8) -> Result<Record, Damage> {

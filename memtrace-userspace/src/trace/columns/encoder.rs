@@ -4,12 +4,12 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
-use crate::record::{Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, Record, Tid, Time, WireStackId};
 use crate::trace::bytes::{address_delta, delta, put_varint};
 use crate::trace::model::{Block, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
 
-use super::{ADDRESS, API, COLUMNS, NO_API, SIZE, STACK, column, kind};
+use super::{ADDRESS, ALIGNED, API, COLUMNS, NO_API, SIZE, STACK, column, kind};
 
 /// What a block's header says about its records.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -88,8 +88,15 @@ impl Encoder {
         let Encoder { columns, model, .. } = self;
         let row = &mut columns[column::ROWS];
         match record {
-            Record::Alloc { time, tid, api, ptr, size, stack } => {
-                self.alloc(*time, *tid, *api, *ptr, *size, *stack);
+            Record::Alloc { time, tid, api, ptr, size, alignment, stack } => {
+                self.timed(*time);
+                let kind = if *alignment == Alignment::NONE {
+                    kind::ALLOC
+                } else {
+                    self.columns[column::APIS].push(alignment.log2());
+                    kind::ALIGNED_ALLOC
+                };
+                self.alloc(kind, *tid, *api, *ptr, *size, *stack);
             }
             Record::Free { time, tid, api, ptr } => self.free(*time, *tid, *api, *ptr),
             Record::Retire { time, tid, ptr } => self.retire(*time, *tid, *ptr),
@@ -216,14 +223,19 @@ impl Encoder {
                 rows::put_mark(row, text);
                 self.timed_row(*time);
             }
-            Record::Held { born, pid, tid, api, start, length, stack } => {
+            Record::Held { born, pid, tid, api, start, length, alignment, stack } => {
                 rows::put_holder(row, *pid, *tid);
                 columns[column::APIS].push(api.map_or(NO_API, |api| api as u8));
+                let mut operation = kind::HELD;
+                if *alignment != Alignment::NONE {
+                    columns[column::APIS].push(alignment.log2());
+                    operation |= ALIGNED;
+                }
                 let index = self.stack_index(*stack);
                 put_varint(&mut self.columns[column::STACKS], u64::from(index));
                 self.range(*start, *length);
                 self.timed(*born);
-                self.columns[column::OPERATIONS].push(kind::HELD);
+                self.columns[column::OPERATIONS].push(operation);
             }
             Record::JitSymbol { time, pid, start, size, name } => {
                 rows::put_jit_symbol(row, *pid, *start, *size, name);
@@ -296,10 +308,9 @@ impl Encoder {
     }
 
     #[inline]
-    fn alloc(&mut self, time: Time, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId) {
-        self.timed(time);
+    fn alloc(&mut self, kind: u8, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId) {
         let thread = self.thread(tid);
-        let mut operation = kind::ALLOC | self.stack(thread, stack);
+        let mut operation = kind | self.stack(thread, stack);
 
         let index = self.stack_index(stack);
         let last = self.model.stack(index);

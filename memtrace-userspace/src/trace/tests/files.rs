@@ -11,7 +11,7 @@ use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
 use super::{read, trace_of};
-use crate::record::{EndReason, Origin, Pid, Record, Session, Tid, Time, WireStackId};
+use crate::record::{Alignment, EndReason, Origin, Pid, Record, Session, Tid, Time, WireStackId};
 use crate::trace::format::{
     BLOCK, BlockHeader, FLAG_INDEPENDENT, FileHeader, INDEX, IndexHeader, IndexTrailer,
     MAX_BLOCK_RECORDS, MAX_PAYLOAD_BYTES, header_crc,
@@ -42,7 +42,15 @@ fn sample() -> Vec<Record> {
         let ptr = Avma(0x7f00_0000_1000 + n % 2 * 64);
         let (time, tid) = (Time(1000 * n), Tid(8));
         let (size, stack) = (24 + n, WireStackId(0xabcd));
-        records.push(Record::Alloc { time, tid, api: Api::Malloc, ptr, size, stack });
+        records.push(Record::Alloc {
+            time,
+            tid,
+            api: Api::Malloc,
+            ptr,
+            size,
+            alignment: Alignment::NONE,
+            stack,
+        });
         records.push(Record::Free { time: Time(1000 * n + 500), tid, api: Api::Free, ptr });
     }
     records.push(Record::Tick { time: Time(10_000) });

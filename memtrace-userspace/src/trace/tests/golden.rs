@@ -12,8 +12,8 @@ use memtrace_common::unwind::End;
 use super::records::{VARIANTS, figures, variant};
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, Module, Namespaces, Origin,
-    Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, Module,
+    Namespaces, Origin, Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
 };
 
 const PATH: &str = concat!(env!("CARGO_MANIFEST_DIR"), "/src/trace/tests/version_1.golden");
@@ -69,11 +69,36 @@ fn records() -> Vec<Record> {
         }),
         Record::Thread { time: now(), pid, tid, name: b"worker".to_vec() },
         Record::Stack { id: stack, pid, end: End::Root, frames: vec![Avma(0x5555_0000_0123)] },
-        Record::Alloc { time: now(), tid, api: Api::Malloc, ptr: block, size: 24, stack },
+        Record::Alloc {
+            time: now(),
+            tid,
+            api: Api::Malloc,
+            ptr: block,
+            size: 24,
+            alignment: Alignment::NONE,
+            stack,
+        },
         Record::Retire { time: now(), tid, ptr: block },
         Record::Restore { time: now(), tid, ptr: block },
         Record::Free { time: now(), tid, api: Api::Free, ptr: block },
-        Record::Alloc { time: now(), tid, api: Api::Malloc, ptr: block, size: 24, stack },
+        Record::Alloc {
+            time: now(),
+            tid,
+            api: Api::Malloc,
+            ptr: block,
+            size: 24,
+            alignment: Alignment::NONE,
+            stack,
+        },
+        Record::Alloc {
+            time: now(),
+            tid,
+            api: Api::PosixMemalign,
+            ptr: Avma(0x5555_0000_2000),
+            size: 100,
+            alignment: Alignment::from_log2(12).unwrap(),
+            stack,
+        },
         Record::Map { time: now(), tid, start: range, length: 5 << 30, kind: MapKind::File, stack },
         Record::RemapStart { time: now(), tid, start: range, length: 4096 },
         Record::Remap { time: now(), tid, start: range, length: 8192, stack },
@@ -118,6 +143,17 @@ fn records() -> Vec<Record> {
             api: Some(Api::Malloc),
             start: block,
             length: 24,
+            alignment: Alignment::NONE,
+            stack,
+        },
+        Record::Held {
+            born: Time(3000),
+            pid,
+            tid,
+            api: Some(Api::PosixMemalign),
+            start: Avma(0x5555_0000_2000),
+            length: 100,
+            alignment: Alignment::from_log2(12).unwrap(),
             stack,
         },
         Record::Held {
@@ -127,6 +163,7 @@ fn records() -> Vec<Record> {
             api: None,
             start: range,
             length: 4096,
+            alignment: Alignment::NONE,
             stack: WireStackId(0),
         },
         Record::Tick { time: now() },

@@ -10,8 +10,9 @@ use proptest::strategy::ValueTree;
 
 use super::{read, trace_of};
 use crate::record::{
-    BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, MemoryFigures, Module,
-    Namespaces, Origin, Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time, WireStackId,
+    Alignment, BeforeAttach, EndReason, Image, LimitKind, MapKind, MemoryByKind, MemoryFigures,
+    Module, Namespaces, Origin, Pid, Probe, ProbeCost, Process, Record, Session, Tid, Time,
+    WireStackId,
 };
 use crate::trace::format::MAX_STACK_FRAMES;
 use crate::trace::model::MAX_SHARED_FRAMES;
@@ -221,17 +222,33 @@ fn life() -> impl Strategy<Value = Record> {
         time().prop_map(|time| Record::Tick { time }),
         (time(), reason).prop_map(|(time, reason)| Record::End { time, reason }),
         (time(), name()).prop_map(|(time, text)| Record::Mark { time, text }),
-        (time(), pid(), tid(), proptest::option::of(api()), address(), number(), stack_id())
-            .prop_map(|(born, pid, tid, api, start, length, stack)| {
-                Record::Held { born, pid, tid, api, start, length, stack }
+        (
+            time(),
+            pid(),
+            tid(),
+            proptest::option::of(api()),
+            address(),
+            number(),
+            alignment(),
+            stack_id()
+        )
+            .prop_map(|(born, pid, tid, api, start, length, alignment, stack)| {
+                Record::Held { born, pid, tid, api, start, length, alignment, stack }
             }),
     ]
 }
 
+fn alignment() -> impl Strategy<Value = Alignment> {
+    let some = (1u8..64).prop_filter_map("in an address", Alignment::from_log2);
+    prop_oneof![2 => Just(Alignment::NONE), 1 => some]
+}
+
 fn heap() -> impl Strategy<Value = Record> {
     prop_oneof![
-        3 => (time(), tid(), api(), address(), number(), stack_id()).prop_map(
-            |(time, tid, api, ptr, size, stack)| Record::Alloc { time, tid, api, ptr, size, stack }
+        3 => (time(), tid(), api(), address(), number(), alignment(), stack_id()).prop_map(
+            |(time, tid, api, ptr, size, alignment, stack)| {
+                Record::Alloc { time, tid, api, ptr, size, alignment, stack }
+            }
         ),
         3 => (time(), tid(), api(), address())
             .prop_map(|(time, tid, api, ptr)| Record::Free { time, tid, api, ptr }),
@@ -316,6 +333,7 @@ fn blocks_longer_than_a_full_one_round_trip() {
             api: Api::Malloc,
             ptr: Avma(0x1000 + n * 48),
             size: n % 90,
+            alignment: Alignment::NONE,
             stack: WireStackId(n % 30),
         })
         .collect();
@@ -334,6 +352,7 @@ fn free_beyond_the_remembered_allocs_round_trips() {
         api: Api::Malloc,
         ptr: Avma(n * 16),
         size: 8,
+        alignment: Alignment::NONE,
         stack: WireStackId(1),
     };
     let free =
@@ -355,6 +374,7 @@ fn more_stacks_and_threads_than_the_dictionaries_hold_round_trip() {
             api: Api::Malloc,
             ptr: Avma(16),
             size: 8,
+            alignment: Alignment::NONE,
             stack: WireStackId(u64::from(n) << 32),
         })
         .collect();

@@ -45,7 +45,7 @@ pub(super) fn judge(
 ) {
     let Coverage { duration: observed, has_allocator, losses, .. } = &profile.coverage;
     let Some(growth) = &profile.growth else {
-        row.notes.push("a JSON report does not tell this; check the trace itself".to_owned());
+        row.notes.push("a JSON report does not tell from which rate on it names a leak; check the trace itself".to_owned());
         return;
     };
     let leaking = read(growth, scope, words);

@@ -65,7 +65,7 @@ struct Point {
 
 impl Blocks {
     fn change(&mut self, posting: &Posting) {
-        let &Posting { site: _, change, blocks, bytes } = posting;
+        let &Posting { pid: _, site: _, thread: _, change, blocks, bytes } = posting;
         if change.adds() {
             self.bytes = self.bytes.wrapping_add(bytes);
             self.blocks = self.blocks.wrapping_add(blocks);
@@ -229,7 +229,7 @@ impl Profile {
 
 impl Point {
     fn apply(&mut self, posting: &Posting, now_ns: u64, epoch: u64) {
-        let &Posting { site: _, change, blocks, bytes } = posting;
+        let &Posting { pid: _, site: _, thread: _, change, blocks, bytes } = posting;
         if self.written != epoch {
             self.written = epoch;
             self.peak = self.held;
@@ -294,9 +294,18 @@ fn label(frame: &Frame) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::ThreadId;
+    use crate::record::Pid;
 
     fn posting(change: Change, bytes: u64) -> Posting {
-        Posting { site: SiteId::default(), change, blocks: 1, bytes }
+        Posting {
+            pid: Pid(1),
+            site: SiteId::default(),
+            thread: ThreadId::default(),
+            change,
+            blocks: 1,
+            bytes,
+        }
     }
 
     #[test]

@@ -101,7 +101,7 @@ impl<W: Write> Writer<W> {
             }
             _ => {}
         }
-        for &Posting { site, change, blocks, bytes } in postings {
+        for &Posting { pid: _, site, thread: _, change, blocks, bytes } in postings {
             let sign = match change {
                 Change::Acquire | Change::Reclaim => '+',
                 Change::Release => '-',

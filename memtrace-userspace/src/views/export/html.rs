@@ -10,7 +10,6 @@
 //! letters and digits; the script shows it as text and never as markup. The page's own policy lets
 //! the browser run this script and no other, and forbids every connection.
 
-mod activity;
 mod page;
 mod rows;
 
@@ -23,10 +22,10 @@ use flate2::Compression;
 use flate2::write::GzEncoder;
 use sha2::{Digest, Sha256};
 
-pub use self::activity::Activity;
 use self::page::Labels;
 use self::rows::Room;
 use crate::pipeline::snapshot::Snapshot;
+use crate::views::activity::Activity;
 use crate::views::frames::Names;
 use crate::views::ranking::Ranking;
 
@@ -57,7 +56,7 @@ pub fn write(
     activity: Activity,
     names: &mut Names,
 ) -> io::Result<()> {
-    let rows = rows::rows(snapshot, ranking, &activity.finish(snapshot.now), names, ROOM);
+    let rows = rows::rows(snapshot, ranking, &activity.finish(snapshot), names, ROOM);
     let labels = Labels::new(&rows);
     let page = page::page(snapshot, ranking, &rows, &labels)?;
     let script = SCRIPT.concat();
@@ -101,6 +100,7 @@ mod tests {
     use flate2::read::GzDecoder;
 
     use super::*;
+    use crate::views::activity::Level;
     use crate::views::fixture;
     use crate::views::ranking::{SortKey, rank};
 
@@ -108,7 +108,8 @@ mod tests {
         let (snapshot, mut names) = (fixture::snapshot(), fixture::names());
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
         let mut out = Vec::new();
-        write(&mut out, &snapshot, &ranking, Activity::default(), &mut names).expect("a Vec");
+        write(&mut out, &snapshot, &ranking, Activity::new(Level::Live), &mut names)
+            .expect("a Vec");
         String::from_utf8(out).expect("UTF-8")
     }
 

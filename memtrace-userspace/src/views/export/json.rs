@@ -12,6 +12,7 @@ pub mod lost;
 mod stacks;
 mod statistics;
 mod time;
+mod timelines;
 
 use std::io::{self, Write};
 
@@ -66,6 +67,8 @@ pub(super) struct Report<'r> {
     modules_without_names: Vec<NamelessModule<'r>>,
     counters: serde_json::Map<String, serde_json::Value>,
     caveats: Vec<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    timelines: Option<timelines::Timelines<'r>>,
 }
 
 #[derive(Serialize)]
@@ -230,7 +233,7 @@ pub(super) fn report<'r>(
         spikes: findings::spikes(&ranking.findings),
         leaks: findings::leaks(&ranking.findings),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),
-        statistics: statistics::statistics(snapshot, &ranking.statistics, top),
+        statistics: statistics::statistics(snapshot, &ranking.functions, &ranking.statistics, top),
         modules_without_names: ranking
             .naming
             .misses
@@ -246,6 +249,7 @@ pub(super) fn report<'r>(
             .map(|(name, value)| (name, value.into()))
             .collect(),
         caveats: caveats::caveats(snapshot),
+        timelines: ranking.timelines.as_ref().map(timelines::timelines),
     })
 }
 
@@ -473,6 +477,25 @@ mod tests {
 
         assert_valid(&report);
         insta::assert_snapshot!(report);
+    }
+
+    #[test]
+    fn report_with_timelines_is_valid() {
+        let snapshot = fixture::snapshot();
+        let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        ranking.timelines = Some(fixture::timelines(&ranking, &snapshot));
+        let mut out = Vec::new();
+
+        write(&mut out, &snapshot, &ranking, None).expect("a Vec takes all");
+
+        let report = String::from_utf8(out).expect("JSON is UTF-8");
+        assert_valid(&report);
+        let report: serde_json::Value = serde_json::from_str(&report).expect("JSON");
+        let function = &report["timelines"]["functions"][0];
+        assert_eq!(function["function"], "leak_per_request");
+        assert_eq!(function["live_bytes"], serde_json::json!([4 << 20, 8 << 20, 12 << 20]));
+        assert_eq!(report["timelines"]["threads"][0]["tid"], snapshot.threads[0].tid.0);
+        assert_eq!(report["timelines"]["other_functions"]["count"], 2);
     }
 
     #[test]

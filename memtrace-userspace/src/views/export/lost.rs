@@ -1,14 +1,17 @@
 //! Lost blocks as text.
 
 use std::fmt::{self, Write};
+use std::time::Duration;
 
-use crate::lost::{Amount, Losses, LostBlocks};
+use crate::lost::{Amount, Births, Losses, LostBlocks};
 use crate::pipeline::snapshot::Snapshot;
+use crate::record::Time;
 use crate::views::export::text::{self, write_caveats, write_field, write_stack};
 use crate::views::findings::Findings;
+use crate::views::label::function_label;
 use crate::views::layout::{cut, wrap};
-use crate::views::lost::{Ranking, SymbolizedLosses, caveats, cost};
-use crate::views::quantity::{bytes, counted};
+use crate::views::lost::{FunctionLosses, Ranking, SymbolizedLosses, caveats, cost};
+use crate::views::quantity::{bytes, count, counted, duration};
 use crate::views::style::Style;
 use crate::views::summary;
 
@@ -38,7 +41,7 @@ pub fn render(
     let &Options { width, style, top } = options;
     let written = write(&mut out, snapshot, lost, ranking, options).and_then(|()| match growth {
         Some(findings) => {
-            let options = text::Options { width, style, sort: None, top };
+            let options = text::Options { width, style, sort: None, top, histograms: None };
             text::write_growth(&mut out, snapshot, findings, &options)
         }
         None => Ok(()),
@@ -67,7 +70,7 @@ fn write(
         writeln!(out, "\n{}", style.heading("Caveats"))?;
         write_caveats(out, &caveats, width, style)?;
     }
-    let Ranking { stacks, direct, indirect, suppressed } = ranking;
+    let Ranking { stacks, functions, born, direct, indirect, suppressed } = ranking;
     let all = direct.plus(*indirect);
     if all.blocks == 0 {
         let nothing = "Nothing is lost: every judged block is pointed to";
@@ -78,6 +81,9 @@ fn write(
         let direct = format!("{}, to which nothing points", amount(*direct));
         write_field(out, "directly", &direct, width)?;
     }
+    if let Some(born) = born {
+        write_field(out, "age", &ages(*born, snapshot), width)?;
+    }
     if indirect.blocks > 0 {
         let indirect = format!("{}, to which only lost blocks point", amount(*indirect));
         write_field(out, "indirectly", &indirect, width)?;
@@ -85,13 +91,20 @@ fn write(
     if suppressed.blocks > 0 {
         write_field(out, "suppressed", &format!("{}, not shown", amount(*suppressed)), width)?;
     }
+    if functions.len() > 1 {
+        write_functions(out, functions, snapshot, options)?;
+    }
     let direct = stacks.iter().filter(|stack| stack.losses.direct.blocks > 0);
     let shown = top.unwrap_or(DEFAULT_STACKS);
     for (number, stack) in (1..).zip(direct.clone().take(shown)) {
-        let SymbolizedLosses { stack, api, losses: Losses { direct, held, indirect: _ } } = stack;
+        let SymbolizedLosses { stack, api, losses } = stack;
+        let Losses { direct, born, held, indirect: _ } = losses;
         let mut head = format!("{number}. {} of {}", amount(*direct), api.name());
         if held.blocks > 0 {
             head.push_str(&format!(", holding {}", amount(*held)));
+        }
+        if let Some(born) = born {
+            head.push_str(&format!("; {}", ages(*born, snapshot)));
         }
         writeln!(out)?;
         for line in wrap(&head, width.saturating_sub(2)) {
@@ -99,12 +112,75 @@ fn write(
         }
         write_stack(out, stack, width, style)?;
     }
-    match direct.count().saturating_sub(shown) {
-        0 => Ok(()),
-        more => {
-            writeln!(out, "\n  … and {}; --top shows more", counted(more as u64, "more call path"))
+    let more = direct.count().saturating_sub(shown);
+    if more > 0 {
+        writeln!(out, "\n  … and {}; --top shows more", counted(more as u64, "more call path"))?;
+    }
+    if all.blocks > 0 {
+        writeln!(out, "\n{}", style.heading("What to do"))?;
+        for line in wrap(&advice(functions), width.saturating_sub(2)) {
+            writeln!(out, "  {line}")?;
         }
     }
+    Ok(())
+}
+
+/// ```text
+///         lost     blocks  paths  function
+///     12.0 MiB     12,312      1  leak_per_request, 1.2 s to 11.3 s old
+/// ```
+fn write_functions(
+    out: &mut String,
+    functions: &[FunctionLosses],
+    snapshot: &Snapshot,
+    &Options { width, style, top }: &Options,
+) -> fmt::Result {
+    writeln!(out, "\n{}", style.heading("By function, with what only its blocks lead to"))?;
+    writeln!(out, "  {:>10} {:>10} {:>6}  function", "lost", "blocks", "paths")?;
+    let shown = top.unwrap_or(DEFAULT_STACKS);
+    for FunctionLosses { frame, direct, held, call_paths, born } in functions.iter().take(shown) {
+        let all = direct.plus(*held);
+        let ages = ages(*born, snapshot);
+        let room = width.saturating_sub(34 + ages.len());
+        let name = match frame {
+            Some(frame) => function_label(&frame.function, None, room),
+            None => "unknown".to_owned(),
+        };
+        writeln!(
+            out,
+            "  {:>10} {:>10} {:>6}  {name}, {ages}",
+            bytes(all.bytes),
+            count(all.blocks),
+            count(*call_paths),
+        )?;
+    }
+    match functions.len().saturating_sub(shown) {
+        0 => Ok(()),
+        more => {
+            writeln!(out, "  … and {}; --top shows more", counted(more as u64, "more function"))
+        }
+    }
+}
+
+/// `1.2 s to 11.3 s old`, counted from the end of the session.
+fn ages(Births { first, last }: Births, snapshot: &Snapshot) -> String {
+    let age = |born: Time| duration(Duration::from_nanos(snapshot.now.0.saturating_sub(born.0)));
+    match (age(last), age(first)) {
+        (youngest, oldest) if youngest == oldest => format!("{oldest} old"),
+        (youngest, oldest) => format!("{youngest} to {oldest} old"),
+    }
+}
+
+/// What a reader can do about what was lost.
+fn advice(functions: &[FunctionLosses]) -> String {
+    let mut names =
+        functions.iter().filter_map(|losses| losses.frame.as_ref()?.function.name.as_deref());
+    let name = names.next().unwrap_or("FUNCTION");
+    format!(
+        "A call path says where a block was made; look for where the last pointer to it went out of \
+         use, and free it there. Blocks of all ages speak for a leak that goes on, old ones alone \
+         for one of the start. What is known: --suppressions FILE with the line leak:{name}"
+    )
 }
 
 /// `1.2 MiB in 1,009 blocks`.
@@ -143,7 +219,8 @@ mod tests {
     fn call_paths_that_are_left_out_are_counted() {
         let text = text(&fixture::lost(), Some(1));
 
-        assert!(text.ends_with("\n  … and 1 more call path; --top shows more\n"), "{text}");
+        assert!(text.contains("\n  … and 1 more function; --top shows more\n"), "{text}");
+        assert!(text.contains("\n  … and 1 more call path; --top shows more\n"), "{text}");
     }
 
     #[test]

@@ -335,7 +335,7 @@ fn event(record: &Record) -> Option<Event> {
     let event =
         |time, tid, kind, api, address, size| Some(Event { time, tid, kind, api, address, size });
     match *record {
-        Record::Alloc { time, tid, api, ptr, size, stack: _ } => {
+        Record::Alloc { time, tid, api, ptr, size, alignment: _, stack: _ } => {
             event(time, tid, "alloc", Some(api), Some(ptr.0), Some(size))
         }
         Record::Free { time, tid, api, ptr } => {
@@ -369,7 +369,7 @@ fn event(record: &Record) -> Option<Event> {
         Record::Decommit { time, tid, start, length } => {
             event(time, tid, "decommit", Some(Api::Mprotect), Some(start.0), Some(length))
         }
-        Record::Held { born, pid: _, tid, api, start, length, stack: _ } => {
+        Record::Held { born, pid: _, tid, api, start, length, alignment: _, stack: _ } => {
             event(born, tid, "held", api, Some(start.0), Some(length))
         }
         Record::Session(_)

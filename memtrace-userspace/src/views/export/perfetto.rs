@@ -1,9 +1,9 @@
 //! A trace for <https://ui.perfetto.dev>, Android's and Chrome's viewer.
 //!
 //! ```text
-//!   process track ─┬→ instants: the user's marks
-//!                  ├→ counter tracks: live heap, mapped, resident bytes over time
-//!                  └→ heap dumps at the end, as heapprofd writes them: a flame graph each of
+//!   first process ─┬→ instants: the user's marks
+//!                  └→ counter tracks: live heap, mapped, resident bytes of all over time
+//!   each process ───→ heap dumps at the end, as heapprofd writes them: a flame graph each of
 //!                     allocated and live bytes, for `malloc` and for `mmap`
 //! ```
 //!
@@ -13,6 +13,7 @@
 mod proto;
 
 use std::collections::hash_map::Entry;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write};
 use std::sync::Arc;
 
@@ -26,12 +27,12 @@ use self::proto::{
     SEQ_NEEDS_INCREMENTAL_STATE, TYPE_COUNTER, TYPE_INSTANT, Trace, TracePacket, TrackDescriptor,
     TrackEvent, UNIT_SIZE_BYTES,
 };
-use super::weights::{Node, Weight};
+use super::weights::Node;
 use crate::pipeline::snapshot::{Mark, Place, Snapshot, TimelinePoint, Usage};
-use crate::record::{Image, Origin};
-use crate::views::frames::{Frame, module_name};
+use crate::record::{Image, Origin, Pid};
+use crate::views::frames::{Frame, base_name, module_name};
 use crate::views::printable::{printable, printable_str};
-use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
+use crate::views::ranking::{Memory, SymbolizedUsage};
 use crate::views::summary;
 
 /// Stacks in one packet: far below the size at which readers give up.
@@ -44,11 +45,15 @@ const SEQUENCE: u32 = 1;
 const PROCESS_TRACK: u64 = 1;
 
 /// Writes the trace.
-pub fn write(out: impl Write, snapshot: &Snapshot, ranking: &Ranking) -> io::Result<()> {
+pub fn write(
+    out: impl Write,
+    snapshot: &Snapshot,
+    by_process: &BTreeMap<Pid, Vec<SymbolizedUsage>>,
+) -> io::Result<()> {
     let mut writer = Writer {
         out,
         bytes: Vec::new(),
-        process: snapshot.session.as_ref().map_or(0, |session| session.pid.0),
+        process: snapshot.session.as_ref().map_or(Pid(0), |session| session.pid),
         names: FxHashMap::default(),
         frames: FxHashMap::default(),
         cuts: FxHashMap::default(),
@@ -59,8 +64,10 @@ pub fn write(out: impl Write, snapshot: &Snapshot, ranking: &Ranking) -> io::Res
     writer.tracks(snapshot)?;
     writer.marks(snapshot)?;
     writer.counters(snapshot)?;
-    for memory in [Memory::Heap, Memory::Mapped] {
-        writer.dump(snapshot, ranking, memory)?;
+    for (&pid, stacks) in by_process {
+        for memory in [Memory::Heap, Memory::Mapped] {
+            writer.dump(snapshot, pid, stacks, memory)?;
+        }
     }
     Ok(())
 }
@@ -78,7 +85,7 @@ const COUNTERS: [(&str, Level); 3] = [
 struct Writer<W> {
     out: W,
     bytes: Vec<u8>,
-    process: u32,
+    process: Pid,
     names: FxHashMap<Arc<str>, u64>,
     frames: FxHashMap<*const Frame, u64>,
     /// Frames that stand for callers that are unknown.
@@ -98,23 +105,13 @@ impl<W: Write> Writer<W> {
     }
 
     fn tracks(&mut self, snapshot: &Snapshot) -> io::Result<()> {
-        let process = snapshot.processes.iter().find(|process| process.pid.0 == self.process);
-        let command = process.map(|process| process.command.as_slice()).unwrap_or_default();
-        let descriptor = ProcessDescriptor {
-            // Fits: Linux has at most 2^22 process ids.
-            pid: self.process as i32,
-            cmdline: command.iter().map(|word| printable(word).into_owned()).collect(),
-            process_name: summary::target(snapshot),
-        };
-        self.put(TracePacket {
-            sequence_flags: SEQ_INCREMENTAL_STATE_CLEARED,
-            track_descriptor: Some(TrackDescriptor {
-                uuid: PROCESS_TRACK,
-                process: Some(descriptor),
-                ..TrackDescriptor::default()
-            }),
-            ..TracePacket::default()
-        })?;
+        self.process_track(snapshot, PROCESS_TRACK, self.process)?;
+        let others = snapshot.processes.iter().map(|process| process.pid);
+        let others: BTreeSet<Pid> = others.filter(|pid| *pid != self.process).collect();
+        let first = PROCESS_TRACK + 1 + COUNTERS.len() as u64;
+        for (uuid, pid) in (first..).zip(others) {
+            self.process_track(snapshot, uuid, pid)?;
+        }
         for (uuid, (name, _)) in (PROCESS_TRACK + 1..).zip(COUNTERS) {
             self.put(TracePacket {
                 track_descriptor: Some(TrackDescriptor {
@@ -128,6 +125,34 @@ impl<W: Write> Writer<W> {
             })?;
         }
         Ok(())
+    }
+
+    fn process_track(&mut self, snapshot: &Snapshot, uuid: u64, pid: Pid) -> io::Result<()> {
+        // Of several with one id, the last one.
+        let process = snapshot.processes.iter().rfind(|process| process.pid == pid);
+        let command = process.map(|process| process.command.as_slice()).unwrap_or_default();
+        let exe = process.map(|process| printable(&process.exe));
+        let process_name = match &exe {
+            Some(exe) => base_name(exe).to_owned(),
+            None => summary::target(snapshot),
+        };
+        let is_first = uuid == PROCESS_TRACK;
+        let flags =
+            if is_first { SEQ_INCREMENTAL_STATE_CLEARED } else { SEQ_NEEDS_INCREMENTAL_STATE };
+        self.put(TracePacket {
+            sequence_flags: flags,
+            track_descriptor: Some(TrackDescriptor {
+                uuid,
+                process: Some(ProcessDescriptor {
+                    // Fits: Linux has at most 2^22 process ids.
+                    pid: pid.0 as i32,
+                    cmdline: command.iter().map(|word| printable(word).into_owned()).collect(),
+                    process_name,
+                }),
+                ..TrackDescriptor::default()
+            }),
+            ..TracePacket::default()
+        })
     }
 
     fn marks(&mut self, snapshot: &Snapshot) -> io::Result<()> {
@@ -164,9 +189,15 @@ impl<W: Write> Writer<W> {
         Ok(())
     }
 
-    fn dump(&mut self, snapshot: &Snapshot, ranking: &Ranking, memory: Memory) -> io::Result<()> {
+    fn dump(
+        &mut self,
+        snapshot: &Snapshot,
+        pid: Pid,
+        stacks: &[SymbolizedUsage],
+        memory: Memory,
+    ) -> io::Result<()> {
         let stacks: Vec<&SymbolizedUsage> =
-            Weight { memory, key: SortKey::Live }.stacks(ranking).collect();
+            stacks.iter().filter(|stack| Memory::of(stack.api) == memory).collect();
         let packets = stacks.len().div_ceil(STACKS_IN_A_PACKET);
         let origin = snapshot.session.as_ref().map(|session| session.origin);
         for (number, stacks) in (1..).zip(stacks.chunks(STACKS_IN_A_PACKET)) {
@@ -174,7 +205,7 @@ impl<W: Write> Writer<W> {
             let samples =
                 stacks.iter().map(|stack| self.sample(snapshot, stack, &mut new)).collect();
             let dump = ProcessHeapSamples {
-                pid: u64::from(self.process),
+                pid: u64::from(pid.0),
                 samples,
                 from_startup: origin == Some(Origin::Launched),
                 timestamp: snapshot.now.0,
@@ -293,18 +324,18 @@ impl<W: Write> Writer<W> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::pipeline::snapshot::ProcessUsage;
     use crate::record::Time;
     use crate::views::fixture;
-    use crate::views::ranking::rank;
+    use crate::views::ranking::{SortKey, rank};
 
     #[test]
     fn marks_are_instants_of_the_process() {
         let mut snapshot = fixture::snapshot();
         snapshot.marks = vec![Mark { time: Time(7), text: "load\x1b".to_owned() }];
-        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
         let mut out = Vec::new();
 
-        write(&mut out, &snapshot, &ranking).expect("a Vec takes all");
+        write(&mut out, &snapshot, &BTreeMap::new()).expect("a Vec takes all");
 
         let trace = Trace::decode(&out[..]).expect("a trace");
         let instants: Vec<_> = trace
@@ -320,5 +351,30 @@ mod tests {
             counter_value: None,
         };
         assert_eq!(instants, [(Some(7), mark)]);
+    }
+
+    #[test]
+    fn each_process_has_its_track_and_its_dumps() {
+        let mut snapshot = fixture::snapshot();
+        let child = ProcessUsage { pid: Pid(9), ..snapshot.processes[0].clone() };
+        snapshot.processes.push(child);
+        let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let of_child = ranking.stacks.split_off(4);
+        let by_process = BTreeMap::from([(Pid(4242), ranking.stacks), (Pid(9), of_child)]);
+        let mut out = Vec::new();
+
+        write(&mut out, &snapshot, &by_process).expect("a Vec takes all");
+
+        let trace = Trace::decode(&out[..]).expect("a trace");
+        let packets = trace.packet.iter();
+        let descriptors = packets.clone().filter_map(|packet| packet.track_descriptor.as_ref());
+        let processes: Vec<(u64, i32)> = descriptors
+            .filter_map(|track| Some((track.uuid, track.process.as_ref()?.pid)))
+            .collect();
+        assert_eq!(processes, [(PROCESS_TRACK, 4242), (PROCESS_TRACK + 4, 9)]);
+        let dumps = packets.filter_map(|packet| packet.profile_packet.as_ref());
+        let dumps = dumps.flat_map(|profile| &profile.process_dumps);
+        let dumps: Vec<_> = dumps.map(|d| (d.pid, d.heap_name.as_str(), d.samples.len())).collect();
+        assert_eq!(dumps, [(9, "malloc", 1), (4242, "malloc", 3), (4242, "mmap", 1)]);
     }
 }

@@ -7,6 +7,7 @@
 mod findings;
 mod processes;
 mod statistics;
+mod timelines;
 
 use std::fmt::{self, Write};
 
@@ -47,6 +48,8 @@ pub struct Options {
     pub sort: Option<SortKey>,
     /// The most functions and stacks to show.
     pub top: Option<usize>,
+    /// Of how many call paths sizes and lifetimes are shown, if of any.
+    pub histograms: Option<usize>,
 }
 
 /// The report as text. Leaves the ranking in the order of the last table.
@@ -83,6 +86,9 @@ impl Report<'_> {
         self.blocks(&ranking.statistics)?;
         self.memory()?;
         self.findings(&ranking.findings)?;
+        if let Some(timelines) = &ranking.timelines {
+            self.timelines(timelines)?;
+        }
         let (tables, by_stack): (&[SortKey], SortKey) = match &self.options.sort {
             Some(key) => (std::slice::from_ref(key), *key),
             None if self.snapshot.scope == Scope::Moment => (&[SortKey::Live], SortKey::Live),
@@ -94,6 +100,7 @@ impl Report<'_> {
         }
         self.stacks(&ranking.stacks, Memory::Heap, by_stack)?;
         self.stacks(&ranking.stacks, Memory::Mapped, by_stack)?;
+        self.call_paths(&ranking.statistics)?;
         self.phases()?;
         self.processes()?;
         self.threads()?;
@@ -476,7 +483,7 @@ mod tests {
     }
 
     fn plain(width: usize) -> Options {
-        Options { width, style: Style::Plain, sort: None, top: None }
+        Options { width, style: Style::Plain, sort: None, top: None, histograms: None }
     }
 
     #[test]
@@ -490,16 +497,39 @@ mod tests {
     }
 
     #[test]
+    fn report_with_histograms_of_call_paths() {
+        let options = Options { top: Some(1), histograms: Some(5), ..plain(80) };
+
+        insta::assert_snapshot!(text(&fixture::snapshot(), &options));
+    }
+
+    #[test]
     fn report_sorted_by_allocations() {
         let options = Options { sort: Some(SortKey::Allocations), top: Some(2), ..plain(80) };
 
         insta::assert_snapshot!(text(&fixture::snapshot(), &options));
     }
 
+    /// The section of a report that is about functions and threads over time.
+    fn timelines(width: usize) -> String {
+        let snapshot = fixture::snapshot();
+        let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        ranking.timelines = Some(fixture::timelines(&ranking, &snapshot));
+        let text = render(&snapshot, &mut ranking, &plain(width));
+        let start = text.find("Over time").expect("it is there");
+        text[start..].split("\n\n").next().expect("the first").to_owned()
+    }
+
+    #[test]
+    fn timelines_at_80_columns() {
+        insta::assert_snapshot!(timelines(80));
+    }
+
     #[test]
     fn no_line_is_wider_than_the_terminal() {
         for columns in [70, 80, 100, 200] {
-            for line in text(&fixture::snapshot(), &plain(columns)).lines() {
+            let text = text(&fixture::snapshot(), &plain(columns)) + &timelines(columns);
+            for line in text.lines() {
                 assert!(width(line) <= columns, "{columns}: {line}");
             }
         }

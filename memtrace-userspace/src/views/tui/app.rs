@@ -4,8 +4,9 @@ use std::sync::Arc;
 
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
-use super::Ranked;
+use super::{Ranked, processes};
 use crate::pipeline::snapshot::Snapshot;
+use crate::record::Pid;
 use crate::views::frames::FunctionId;
 use crate::views::ranking::{FunctionUsage, SortKey, SymbolizedUsage};
 
@@ -23,6 +24,18 @@ pub enum View {
         function: FunctionId,
         /// How many lines are scrolled away.
         scroll: usize,
+    },
+    /// The processes, most expensive first.
+    Processes {
+        /// The row that is marked.
+        selected: usize,
+    },
+    /// The threads of one process.
+    Threads {
+        /// The process.
+        pid: Pid,
+        /// The row that is marked.
+        selected: usize,
     },
 }
 
@@ -98,12 +111,19 @@ impl App {
             KeyCode::Char('3') => self.sort_by(SortKey::Allocated),
             KeyCode::Char('4') => self.sort_by(SortKey::Allocations),
             KeyCode::Char('5') => self.sort_by(SortKey::Temporary),
-            KeyCode::Enter | KeyCode::Right => self.open_stacks(),
+            KeyCode::Tab => self.next_process(),
+            KeyCode::Enter | KeyCode::Right => self.open(),
             KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => match self.view {
                 View::Functions if key.code == KeyCode::Esc => Next::Leave,
                 View::Functions => Next::Nothing,
-                View::Stacks { .. } => {
+                View::Stacks { .. } | View::Processes { .. } => {
                     self.view = View::Functions;
+                    Next::Redraw
+                }
+                View::Threads { pid, selected: _ } => {
+                    let rows = self.processes();
+                    let selected = rows.iter().position(|row| *row == pid).unwrap_or(0);
+                    self.view = View::Processes { selected };
                     Next::Redraw
                 }
             },
@@ -192,8 +212,45 @@ impl App {
         Next::Redraw
     }
 
+    /// The processes, in the order in which they are shown.
+    fn processes(&self) -> Vec<Pid> {
+        let Some(ranked) = &self.shown else { return Vec::new() };
+        processes::processes(&ranked.snapshot, self.sort).iter().map(|row| row.pid).collect()
+    }
+
+    /// From functions to processes and back; from the threads of a process to those of the next.
+    fn next_process(&mut self) -> Next {
+        self.view = match self.view {
+            View::Functions | View::Stacks { .. } => View::Processes { selected: 0 },
+            View::Processes { .. } => View::Functions,
+            View::Threads { pid, selected: _ } => {
+                let rows = self.processes();
+                let next = rows.iter().position(|row| *row == pid).map_or(0, |row| row + 1);
+                match rows.get(next).or(rows.first()) {
+                    Some(&pid) => View::Threads { pid, selected: 0 },
+                    None => View::Functions,
+                }
+            }
+        };
+        Next::Redraw
+    }
+
+    /// Shows more of the selected row.
+    fn open(&mut self) -> Next {
+        match self.view {
+            View::Functions => self.open_stacks(),
+            View::Processes { selected } => match self.processes().get(selected) {
+                Some(&pid) => {
+                    self.view = View::Threads { pid, selected: 0 };
+                    Next::Redraw
+                }
+                None => Next::Nothing,
+            },
+            View::Stacks { .. } | View::Threads { .. } => Next::Nothing,
+        }
+    }
+
     fn open_stacks(&mut self) -> Next {
-        let View::Functions = self.view else { return Next::Nothing };
         let row = self.selected_row();
         let Some(function) = self.rows().get(row).map(|row| row.function.id) else {
             return Next::Nothing;
@@ -217,6 +274,18 @@ impl App {
                 let lines =
                     self.stacks_of(function).iter().map(|s| s.stack.frames().count() + 2).sum();
                 self.view = View::Stacks { function, scroll: target(scroll).min(lines) };
+            }
+            View::Processes { selected } => {
+                let last = self.processes().len().saturating_sub(1);
+                self.view = View::Processes { selected: target(selected).min(last) };
+            }
+            View::Threads { pid, selected } => {
+                let threads = self
+                    .shown
+                    .as_ref()
+                    .map_or(0, |ranked| processes::threads(&ranked.snapshot, pid, self.sort).len());
+                let last = threads.saturating_sub(1);
+                self.view = View::Threads { pid, selected: target(selected).min(last) };
             }
         }
         Next::Redraw
@@ -322,10 +391,41 @@ mod tests {
     }
 
     #[test]
+    fn tab_goes_to_the_processes_and_on_through_their_threads() {
+        let mut newer = ranked();
+        let snapshot = Arc::make_mut(&mut newer.snapshot);
+        let first = snapshot.processes[0].pid;
+        let mut child = snapshot.processes[0].clone();
+        child.pid = Pid(first.0 + 1);
+        child.heap.live_bytes = 1;
+        snapshot.processes.push(child);
+        let mut app = App::new(SortKey::Live);
+        app.update(newer);
+
+        press(&mut app, KeyCode::Tab);
+        press(&mut app, KeyCode::End);
+        assert_eq!(app.view(), View::Processes { selected: 1 });
+
+        press(&mut app, KeyCode::Enter);
+        assert_eq!(app.view(), View::Threads { pid: Pid(first.0 + 1), selected: 0 });
+
+        press(&mut app, KeyCode::Tab);
+        assert_eq!(app.view(), View::Threads { pid: first, selected: 0 });
+
+        press(&mut app, KeyCode::Esc);
+        assert_eq!(app.view(), View::Processes { selected: 0 });
+        press(&mut app, KeyCode::Tab);
+        assert_eq!(app.view(), View::Functions);
+    }
+
+    #[test]
     fn keys_before_the_first_snapshot_do_no_harm() {
         let mut app = App::new(SortKey::Live);
 
-        for code in [KeyCode::Enter, KeyCode::Down, KeyCode::End, KeyCode::Char('s')] {
+        for code in [KeyCode::Enter, KeyCode::Down, KeyCode::End, KeyCode::Char('s')]
+            .into_iter()
+            .chain([KeyCode::Tab, KeyCode::Enter, KeyCode::Down, KeyCode::Tab])
+        {
             press(&mut app, code);
         }
 

@@ -4,6 +4,7 @@
 //!   memtrace top: server (pid 4242)                       00:00:12  attached     title
 //!   live 14.0 MiB  peak 54.0 MiB  mapped 32.0 MiB  …                             totals
 //!   ▁▅▂▆▃█▅▂▆▃▇▄                                                                 live over time
+//!   phase "after warm-up" for 12.3 s: +2.0 MiB, peak 54.0 MiB                    since the last mark
 //!   ! 5 events were lost: the numbers are incomplete                             findings, caveats
 //!         LIVE     peak  allocated    calls  function                            table, or stacks
 //!   q quit  p pause  s sort …                                                    keys
@@ -16,7 +17,8 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, TableState};
 
 use super::app::{App, View};
-use crate::pipeline::snapshot::Snapshot;
+use super::processes::{draw_processes, draw_threads};
+use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::counters::explain_end;
 use crate::views::frames::FunctionId;
 use crate::views::label::{amount, frame_labels, function_label};
@@ -30,8 +32,8 @@ const CAVEATS: usize = 4;
 /// Lines of the curve of live bytes.
 const CURVE_LINES: u16 = 3;
 /// Cells that the table's numbers take.
-const NUMBER_CELLS: u16 = 10;
-const SHARE_CELLS: u16 = 6;
+pub(super) const NUMBER_CELLS: u16 = 10;
+pub(super) const SHARE_CELLS: u16 = 6;
 
 /// Whether colours may be used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -81,10 +83,12 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     }
     warnings.splice(0..0, ranked.ranking.findings.headlines());
     let warning_lines = u16::try_from(warnings.len()).expect("at most CAVEATS + 3");
-    let [title, totals, curve, caveats, body, keys] = Layout::vertical([
+    let phase = summary::phase(snapshot);
+    let [title, totals, curve, mark, caveats, body, keys] = Layout::vertical([
         Constraint::Length(1),
         Constraint::Length(1),
         Constraint::Length(if frame.area().height >= 20 { CURVE_LINES } else { 1 }),
+        Constraint::Length(u16::from(phase.is_some())),
         Constraint::Length(warning_lines),
         Constraint::Min(3),
         Constraint::Length(1),
@@ -94,6 +98,9 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
     draw_title(frame, title, app, snapshot, palette);
     draw_totals(frame, totals, snapshot);
     draw_curve(frame, curve, snapshot, palette);
+    if let Some(phase) = phase {
+        frame.render_widget(Line::styled(phase, palette.accent()), mark);
+    }
     let warnings: Vec<Line<'_>> = warnings
         .into_iter()
         .map(|text| Line::styled(format!("! {text}"), palette.warning()))
@@ -103,6 +110,12 @@ pub fn draw(frame: &mut Frame<'_>, app: &App, palette: Palette) {
         View::Functions => draw_functions(frame, body, app, snapshot, palette),
         View::Stacks { function, scroll } => {
             draw_stacks(frame, body, app, (function, scroll), palette);
+        }
+        View::Processes { selected } => {
+            draw_processes(frame, body, snapshot, app.sort(), selected, palette);
+        }
+        View::Threads { pid, selected } => {
+            draw_threads(frame, body, (snapshot, pid), app.sort(), selected, palette);
         }
     }
     draw_keys(frame, keys, app, palette);
@@ -178,7 +191,6 @@ fn draw_functions(
     snapshot: &Snapshot,
     palette: Palette,
 ) {
-    let numbers = columns(app.sort());
     let name_width = area.width.saturating_sub((NUMBER_CELLS + 1) * 4 + SHARE_CELLS + 1).max(12);
     let whole = app.sort().of(&snapshot.totals.heap);
     let rows = app.rows();
@@ -188,13 +200,29 @@ fn draw_functions(
     let first = selected.saturating_sub(height.saturating_sub(1));
     let visible = rows.iter().skip(first).take(height).map(|row| {
         let own = &row.heap.own;
-        let mut cells: Vec<Cell<'_>> =
-            numbers.iter().map(|key| right(amount(*key, key.of(own)))).collect();
+        let mut cells = numbers_of(own, app.sort());
         cells.push(right(share(app.sort().of(own), whole)));
         cells.push(Cell::from(function_label(&row.function, row.line, usize::from(name_width))));
         Row::new(cells)
     });
-    let head = numbers.iter().map(|key| {
+    let widths = [Constraint::Length(NUMBER_CELLS); 4]
+        .into_iter()
+        .chain([Constraint::Length(SHARE_CELLS), Constraint::Min(name_width)]);
+    let table = Table::new(visible, widths)
+        .header(head(app.sort(), "function", palette))
+        .row_highlight_style(Modifier::REVERSED);
+    let mut state = TableState::new().with_selected(Some(selected - first));
+    frame.render_stateful_widget(table, area, &mut state);
+}
+
+/// The numbers of a row, in the order of [`columns`].
+pub(super) fn numbers_of(usage: &Usage, sort: SortKey) -> Vec<Cell<'static>> {
+    columns(sort).iter().map(|key| right(amount(*key, key.of(usage)))).collect()
+}
+
+/// The line above a table whose last column is `title`.
+pub(super) fn head(sort: SortKey, title: &str, palette: Palette) -> Row<'static> {
+    let numbers = columns(sort).map(|key| {
         let title = match key {
             SortKey::Live => "live",
             SortKey::Peak => "peak",
@@ -202,21 +230,15 @@ fn draw_functions(
             SortKey::Allocations => "calls",
             SortKey::Temporary => "temporary",
         };
-        if *key == app.sort() {
+        if key == sort {
             right(format!("▼{}", title.to_uppercase())).style(Modifier::BOLD)
         } else {
             right(title.to_owned())
         }
     });
-    let head = Row::new(head.chain([right("share".to_owned()), Cell::from("function")]));
-    let widths = [Constraint::Length(NUMBER_CELLS); 4]
-        .into_iter()
-        .chain([Constraint::Length(SHARE_CELLS), Constraint::Min(name_width)]);
-    let table = Table::new(visible, widths)
-        .header(head.style(palette.faint()))
-        .row_highlight_style(Modifier::REVERSED);
-    let mut state = TableState::new().with_selected(Some(selected - first));
-    frame.render_stateful_widget(table, area, &mut state);
+    let cells =
+        numbers.into_iter().chain([right("share".to_owned()), Cell::from(title.to_owned())]);
+    Row::new(cells).style(palette.faint())
 }
 
 fn right(text: String) -> Cell<'static> {
@@ -272,11 +294,15 @@ fn draw_stacks(
 }
 
 fn draw_keys(frame: &mut Frame<'_>, area: Rect, app: &App, palette: Palette) {
+    let several = app.shown().is_some_and(|ranked| ranked.snapshot.processes.len() > 1);
     let keys = match app.view() {
+        View::Functions if several => "q quit  p pause  s sort  ↑↓ select  ⏎ stacks  tab processes",
         View::Functions => {
             "q quit  p pause  s sort (1 live 2 peak 3 allocated 4 calls)  ↑↓ select  ⏎ stacks"
         }
         View::Stacks { .. } => "q quit  p pause  s sort  ↑↓ scroll  esc back",
+        View::Processes { .. } => "q quit  p pause  s sort  ↑↓ select  ⏎ threads  tab functions",
+        View::Threads { .. } => "q quit  p pause  s sort  ↑↓ scroll  tab next process  esc back",
     };
     frame.render_widget(Line::styled(keys, palette.faint()), area);
 }
@@ -290,6 +316,7 @@ mod tests {
     use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
     use super::*;
+    use crate::record::Pid;
     use crate::views::fixture;
     use crate::views::ranking::rank;
     use crate::views::tui::Ranked;
@@ -324,6 +351,54 @@ mod tests {
         app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
 
         insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    /// The fixture with a second process, which has ended and holds less.
+    fn with_two_processes() -> App {
+        let mut snapshot = fixture::snapshot();
+        let mut child = snapshot.processes[0].clone();
+        child.pid = Pid(4250);
+        child.exe = b"/usr/bin/worker".to_vec();
+        child.ended = Some(snapshot.now);
+        child.heap.live_bytes = 1 << 20;
+        snapshot.processes.insert(0, child);
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut app = App::new(SortKey::Live);
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+        app
+    }
+
+    #[test]
+    fn processes_of_a_session_of_two() {
+        let mut app = with_two_processes();
+        app.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
+
+        insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    #[test]
+    fn threads_of_the_selected_process() {
+        let mut app = with_two_processes();
+        app.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
+        app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
+
+        insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    #[test]
+    fn phase_since_the_last_mark_has_a_line() {
+        let mut snapshot = fixture::snapshot();
+        snapshot.phases = fixture::phases();
+        let mut app = App::new(SortKey::Live);
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+
+        let screen = screen(&app, 80, 24);
+
+        assert!(
+            screen.contains("phase \"load\\x1b\" for 2.0 s: -1.0 MiB, peak 54.0 MiB"),
+            "{screen}"
+        );
     }
 
     #[test]

@@ -96,6 +96,7 @@ fn jemalloc_5_3_of_debian_12() {
             ("realloc", 0, Emulated),
             ("sdallocx", 10, Emulated), // ja
             ("valloc", 0, Emulated),
+            ("xallocx", 0, Emulated),
         ]
     );
     let forwarding: Vec<_> = plan

@@ -93,6 +93,21 @@ fn what_the_user_says_of_a_known_function_holds() {
 }
 
 #[test]
+fn functions_that_end_the_process_are_found_once_each() {
+    let mut fixture = Fixture::default();
+    fixture.function("_exit", BODY);
+    fixture.function("exit", BODY);
+    fixture.function("_Exit", BODY);
+
+    let plan = plan(&*fixture.build(), &[], Watch::Calls).unwrap();
+
+    let ends: Vec<&str> = plan.ends.iter().map(|probe| &*probe.target.symbol).collect();
+    assert_eq!(ends, ["_exit", "_Exit"]);
+    assert!(plan.ends.iter().all(|probe| probe.target.role == Role::End));
+    assert!(plan.probes.is_empty());
+}
+
+#[test]
 fn unwinders_are_probed_beside_what_may_throw() {
     let mut fixture = Fixture::default();
     fixture.function("malloc", BODY);

@@ -33,6 +33,8 @@ pub(super) struct Page<'r, R> {
     calls: Calls,
     nodes: Nodes,
     rows: Vec<PageRow>,
+    /// The changes of each of the report's threads, as those of a row.
+    threads: Vec<Vec<i64>>,
     /// Ends of the steps in nanoseconds.
     ends: Vec<u64>,
     folded_stacks: u64,
@@ -143,6 +145,7 @@ pub(super) fn page<'r>(
         calls,
         nodes,
         rows: rows.rows.iter().map(page_row).collect(),
+        threads: rows.threads.iter().map(|changes| page_changes(changes)).collect(),
         ends: rows.ends.iter().map(|end| end.0).collect(),
         folded_stacks: rows.folded_stacks,
     })
@@ -180,19 +183,6 @@ fn page_row(row: &Row) -> PageRow {
         peak_bytes,
         temporary_allocations: _, // `temporary` is the same, of the part that is shown
     } = *usage;
-    let mut before = 0;
-    let changes = changes.iter().flat_map(|change| {
-        let Change { step, allocations, allocated_bytes, temporary, grown_bytes } = *change;
-        let steps = step - std::mem::replace(&mut before, step);
-        // Growth modulo 2^64 is a signed number; the others are far below 2^63 in any real session.
-        [
-            i64::from(steps),
-            grown_bytes.cast_signed(),
-            allocations.cast_signed(),
-            allocated_bytes.cast_signed(),
-            temporary.cast_signed(),
-        ]
-    });
     PageRow {
         node: *node,
         api: api.name(),
@@ -207,6 +197,23 @@ fn page_row(row: &Row) -> PageRow {
             *temporary,
             *leaked_bytes,
         ],
-        changes: changes.collect(),
+        changes: page_changes(changes),
     }
+}
+
+fn page_changes(changes: &[Change]) -> Vec<i64> {
+    let mut before = 0;
+    let numbers = changes.iter().flat_map(|change| {
+        let Change { step, allocations, allocated_bytes, temporary, grown_bytes } = *change;
+        let steps = step - std::mem::replace(&mut before, step);
+        // Growth modulo 2^64 is a signed number; the others are far below 2^63 in any real session.
+        [
+            i64::from(steps),
+            grown_bytes.cast_signed(),
+            allocations.cast_signed(),
+            allocated_bytes.cast_signed(),
+            temporary.cast_signed(),
+        ]
+    });
+    numbers.collect()
 }

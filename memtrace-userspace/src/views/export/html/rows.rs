@@ -17,10 +17,10 @@ use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use rustc_hash::{FxHashMap, FxHashSet};
 
-use super::activity::{Cell, Finished};
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::record::Time;
+use crate::views::activity::{Cell, Finished};
 use crate::views::frames::{Frame, Function, FunctionId, Names, SymbolizedStack};
 use crate::views::ranking::{Memory, Ranking, SortKey, SymbolizedUsage};
 
@@ -93,6 +93,8 @@ pub(super) struct Rows {
     pub(super) calls: Vec<Call>,
     pub(super) nodes: Vec<Node>,
     pub(super) rows: Vec<Row>,
+    /// What each thread did, by its place in [`Snapshot::threads`].
+    pub(super) threads: Vec<Vec<Change>>,
     /// When each step ends.
     pub(super) ends: Vec<Time>,
     /// Stacks without a row of their own.
@@ -150,6 +152,7 @@ pub(super) fn rows(
         calls: tree.calls,
         nodes: tree.nodes,
         rows: tree.rows,
+        threads: changes_of_threads(finished, snapshot.threads.len()),
         ends: finished.ends.clone(),
         folded_stacks: (ranking.stacks.len() - kept) as u64,
     };
@@ -161,28 +164,35 @@ pub(super) fn rows(
 impl Rows {
     fn give_changes(&mut self, finished: &Finished, sites: &[Option<u32>]) {
         let mut held = vec![0u64; sites.len()];
-        for (step, cells) in (0..).zip(&finished.steps) {
+        for (step, cells) in (0..).zip(&finished.of_sites) {
             for cell in cells {
-                let &Cell { site, allocations, allocated_bytes, temporary, live_bytes } = cell;
-                let before = std::mem::replace(&mut held[site.index()], live_bytes);
-                let Some(row) = sites[site.index()] else { continue };
+                let &Cell { number, allocations, allocated_bytes, temporary, level_bytes } = cell;
+                let number = number as usize;
+                let before = std::mem::replace(&mut held[number], level_bytes);
+                let Some(row) = sites[number] else { continue };
                 let row = &mut self.rows[row as usize];
                 row.temporary += temporary;
-                let grown_bytes = live_bytes.wrapping_sub(before);
-                row.add(Change { step, allocations, allocated_bytes, temporary, grown_bytes });
+                let grown_bytes = level_bytes.wrapping_sub(before);
+                let change = Change { step, allocations, allocated_bytes, temporary, grown_bytes };
+                add(&mut row.changes, change);
             }
         }
+    }
+
+    /// The changes of all rows and threads.
+    fn changes(&mut self) -> impl Iterator<Item = &mut Vec<Change>> {
+        self.rows.iter_mut().map(|row| &mut row.changes).chain(&mut self.threads)
     }
 
     /// Makes steps longer until no more than `cells` changes are left.
     fn shorten(&mut self, cells: usize) {
         while self.ends.len() > 1
-            && self.rows.iter().map(|row| row.changes.len()).sum::<usize>() > cells
+            && self.changes().map(|changes| changes.len()).sum::<usize>() > cells
         {
-            for row in &mut self.rows {
-                for mut change in std::mem::take(&mut row.changes) {
+            for changes in self.changes() {
+                for mut change in std::mem::take(changes) {
                     change.step /= 2;
-                    row.add(change);
+                    add(changes, change);
                 }
             }
             let last = self.ends.last().copied();
@@ -192,20 +202,36 @@ impl Rows {
     }
 }
 
-impl Row {
-    /// Adds a change of the last step or a later one.
-    fn add(&mut self, change: Change) {
-        let Change { step, allocations, allocated_bytes, temporary, grown_bytes } = change;
-        match self.changes.last_mut() {
-            Some(last) if last.step == step => {
-                last.allocations += allocations;
-                last.allocated_bytes = last.allocated_bytes.wrapping_add(allocated_bytes);
-                last.temporary += temporary;
-                last.grown_bytes = last.grown_bytes.wrapping_add(grown_bytes);
-            }
-            Some(_) | None => self.changes.push(change),
+/// Adds a change of the last step or a later one.
+fn add(changes: &mut Vec<Change>, change: Change) {
+    let Change { step, allocations, allocated_bytes, temporary, grown_bytes } = change;
+    match changes.last_mut() {
+        Some(last) if last.step == step => {
+            last.allocations += allocations;
+            last.allocated_bytes = last.allocated_bytes.wrapping_add(allocated_bytes);
+            last.temporary += temporary;
+            last.grown_bytes = last.grown_bytes.wrapping_add(grown_bytes);
+        }
+        Some(_) | None => changes.push(change),
+    }
+}
+
+/// What each thread did in the steps in which its blocks changed.
+fn changes_of_threads(finished: &Finished, threads: usize) -> Vec<Vec<Change>> {
+    let mut changes = vec![Vec::new(); threads];
+    let mut held = vec![0u64; finished.threads.len()];
+    for (step, cells) in (0..).zip(&finished.of_threads) {
+        for cell in cells {
+            let &Cell { number, allocations, allocated_bytes, temporary, level_bytes } = cell;
+            let number = number as usize;
+            let before = std::mem::replace(&mut held[number], level_bytes);
+            let Some(place) = finished.threads[number] else { continue };
+            let grown_bytes = level_bytes.wrapping_sub(before);
+            let change = Change { step, allocations, allocated_bytes, temporary, grown_bytes };
+            add(&mut changes[place], change);
         }
     }
+    changes
 }
 
 /// What weighs how much in a session.
@@ -406,9 +432,9 @@ impl Tree {
 mod tests {
     use memtrace_common::addr::FileOffset;
 
-    use super::super::activity::Activity;
     use super::*;
     use crate::pipeline::snapshot::Place;
+    use crate::views::activity::{Activity, Level};
     use crate::views::fixture;
     use crate::views::ranking::rank;
 
@@ -424,7 +450,7 @@ mod tests {
             used.stack = Arc::new(stack);
         }
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
-        let finished = Activity::default().finish(snapshot.now);
+        let finished = Activity::new(Level::Live).finish(&snapshot);
         rows(&snapshot, &ranking, &finished, &mut names, room)
     }
 

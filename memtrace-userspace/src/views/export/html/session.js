@@ -8,7 +8,7 @@ const METRICS = {
   allocated: { title: "Allocated", about: "allocated, freed or not", isBytes: true },
   allocations: { title: "Allocations", about: "calls that allocated", isBytes: false },
   temporary: { title: "Temporary", about: "allocations freed before the thread's next one", isBytes: false },
-  leaked: { title: "Leaked", about: "live bytes of stacks with a leak verdict; always of the whole session", isBytes: true },
+  leaked: { title: "Leaked", about: "live bytes of stacks with a leak verdict; of a part of the time, by how much they grew in it", isBytes: true },
 };
 
 /** Places in a row's `usage`. */
@@ -160,8 +160,34 @@ class Session {
         measured.temporary[row] += temporary[i];
       }
     }
-    measured.leaked = Float64Array.from(this.rows, (row) => row.usage[USAGE.leaked]);
+    measured.leaked = measured.growth.map((grown, row) => Math.min(Math.max(grown, 0), this.rows[row].usage[USAGE.leaked]));
     return measured;
+  }
+
+  /** What each thread did in a range of steps; of the whole session, the report's own numbers. */
+  measureThreads(range) {
+    const { threads } = this.report;
+    if (range === null) {
+      return threads.map((thread) => ({ thread, live: thread.live_bytes, peak: thread.peak_bytes, growth: thread.live_bytes, allocated: thread.allocated_bytes, allocations: thread.allocations, temporary: thread.temporary_allocations }));
+    }
+    const peakStep = this.highestStep("heap", range.from, range.to);
+    return threads.map((thread, index) => {
+      const measured = { thread, live: 0, peak: 0, growth: 0, allocated: 0, allocations: 0, temporary: 0 };
+      const changes = this.page.threads[index];
+      let step = 0;
+      for (let i = 0; i < changes.length; i += 5) {
+        step += changes[i];
+        if (step > range.to) break;
+        measured.live += changes[i + 1];
+        if (step <= peakStep) measured.peak += changes[i + 1];
+        if (step < range.from) continue;
+        measured.growth += changes[i + 1];
+        measured.allocations += changes[i + 2];
+        measured.allocated += changes[i + 3];
+        measured.temporary += changes[i + 4];
+      }
+      return measured;
+    });
   }
 
   highestStep(memory, from, to) {

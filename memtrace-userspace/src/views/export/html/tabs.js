@@ -7,6 +7,7 @@ const TABS = {
   spikes: { title: "Spikes", make: spikesTab },
   threads: { title: "Threads", make: threadsTab },
   processes: { title: "Processes", make: processesTab },
+  blocks: { title: "Blocks", make: blocksTab },
   session: { title: "Session", make: sessionTab },
 };
 
@@ -226,13 +227,13 @@ function makerOf({ frames }) {
   return first ? [first.name, placeOf(first)] : ["unknown", ""];
 }
 
-/** Numbers as small bars. */
-function bars(values, title) {
+/** Numbers as small bars; `name` says what a bar's number is. */
+function bars(values, title, name = bytes) {
   const most = Math.max(1, ...values);
   return element(
     "figure",
     { class: "bars" },
-    element("div", null, values.map((value) => element("i", { title: bytes(value), style: { height: `${Math.max(2, (100 * value) / most)}%` } }))),
+    element("div", null, values.map((value) => element("i", { title: name(value), style: { height: `${Math.max(2, (100 * value) / most)}%` } }))),
     element("figcaption", null, title),
   );
 }
@@ -264,24 +265,19 @@ function spikesTab(session, state) {
   return { box: element("div", { class: "findings" }, spikes.length === 0 ? element("p", { class: "empty" }, "No sudden growth.") : spikes.map(card)) };
 }
 
+/** Threads: the blocks that they allocated, whoever freed them. */
 function threadsTab(session) {
-  const column = (title, key, isBytes) => ({ title, className: "right", key: (row) => row[key], cell: (row) => quantity(row[key], isBytes) });
   const table = new Table({
     sortBy: 3,
     empty: "No thread was seen.",
     columns: [
-      { title: "Thread", key: (row) => row.name, cell: (row) => element("span", { class: "name" }, row.name || "?") },
-      { title: "Id", className: "right", key: (row) => row.tid, cell: (row) => String(row.tid) },
-      { title: "Process", className: "right", key: (row) => row.pid, cell: (row) => String(row.pid) },
-      column("Live", "live_bytes", true),
-      column("Blocks", "live_blocks", false),
-      column("At peak", "peak_bytes", true),
-      column("Allocated", "allocated_bytes", true),
-      column("Allocations", "allocations", false),
+      { title: "Thread", key: (row) => row.thread.name, cell: (row) => element("span", { class: "name" }, row.thread.name || "?") },
+      { title: "Id", className: "right", key: (row) => row.thread.tid, cell: (row) => String(row.thread.tid) },
+      { title: "Process", className: "right", key: (row) => row.thread.pid, cell: (row) => String(row.thread.pid) },
+      ...numberColumns((row, metric) => row[metric], () => null),
     ],
   });
-  table.show(session.report.threads);
-  return wholeSession(table.box);
+  return { box: table.box, show: (values) => table.show(session.measureThreads(chosenRange(values, session))) };
 }
 
 function processesTab(session) {
@@ -302,13 +298,37 @@ function processesTab(session) {
     ],
   });
   table.show(session.report.target.processes);
-  return wholeSession(table.box);
+  return wholeSession(table.box, "processes");
 }
 
 /** Says of a list that it does not follow the chosen range. */
-function wholeSession(box) {
-  const note = element("p", { class: "muted" }, "Of the whole session: threads and processes do not follow the range on the timeline.");
+function wholeSession(box, what) {
+  const note = element("p", { class: "muted" }, `Of the whole session: ${what} do not follow the range on the timeline.`);
   return { box: element("div", null, note, box), show: (values) => (note.hidden = values.from === null && values.to === null) };
+}
+
+/** What blocks were like: how large, and how long they lived. */
+function blocksTab(session) {
+  const { statistics, totals } = session.report;
+  const lived = (ns) => (ns === null ? "longer" : ns < 1e6 ? `${ns / 1e3} µs` : duration(ns));
+  const histogram = (title, buckets, name) => {
+    if (buckets.length === 0) return false;
+    const total = buckets.reduce((sum, bucket) => sum + bucket.count, 0);
+    const line = ({ from, to, count: blocks, bytes: size }) => {
+      return element("tr", null, element("td", null, `${name(from)} – ${name(to)}`), element("td", { class: "right wide" }, barCell(blocks, total, false)), element("td", { class: "right" }, quantity(size, true)));
+    };
+    const head = ["from, to", "blocks", "bytes"].map((each, index) => element("th", { scope: "col", class: index > 0 ? "right" : "" }, each));
+    return [element("h3", null, title), bars(buckets.map((bucket) => bucket.count), `${count(total)} blocks, from ${name(buckets[0].from)} on`, count), element("details", null, element("summary", null, "Numbers"), element("div", { class: "table" }, element("table", null, element("thead", null, element("tr", null, head)), element("tbody", null, buckets.map(line)))))];
+  };
+  const size = (value) => (value === null ? "more" : bytes(value));
+  const box = element(
+    "div",
+    null,
+    element("p", null, `${bytes(statistics.allocated_bytes_per_second)}/s allocated and ${bytes(statistics.freed_bytes_per_second)}/s freed on average; ${share(totals.temporary_allocations, totals.allocations)} of the allocations were temporary.`),
+    histogram("Sizes that were asked for", statistics.sizes, size),
+    histogram("Lifetimes of blocks that were freed", statistics.lifetimes, lived),
+  );
+  return wholeSession(box, "these statistics");
 }
 
 /** How it was captured, and what it cannot say. */

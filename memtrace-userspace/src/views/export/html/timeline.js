@@ -16,10 +16,7 @@ class Timeline {
     this.series = SERIES.filter(({ key }) => key === "live_bytes" || this.points.some((point) => point[key] > 0));
     this.hidden = new Set();
     this.box = byId("timeline");
-    this.rates = this.points.map((point, index) => {
-      const time = point.time_ns - (index === 0 ? 0 : this.points[index - 1].time_ns);
-      return time > 0 ? (point.allocated_bytes * 1e9) / time : 0;
-    });
+    this.rates = ratesOf(this.points);
     this.legend();
     this.draw();
     new ResizeObserver(() => this.box.clientWidth !== this.width && this.draw()).observe(this.box);
@@ -254,6 +251,19 @@ class Timeline {
       this.state.set({ from: null, to: null });
     }
   }
+}
+
+/** Bytes that were allocated in each second of a step; a last step that was cut short has the rate of both last ones. */
+function ratesOf(points) {
+  const length = (index) => points[index].time_ns - (index === 0 ? 0 : points[index - 1].time_ns);
+  const rate = (first, last) => {
+    let [allocated, time] = [0, 0];
+    for (let index = first; index <= last; index += 1) [allocated, time] = [allocated + points[index].allocated_bytes, time + length(index)];
+    return time > 0 ? (allocated * 1e9) / time : 0;
+  };
+  const last = points.length - 1;
+  const isShort = last > 0 && length(last) < length(last - 1) / 2;
+  return points.map((_, index) => (isShort && index >= last - 1 ? rate(last - 1, last) : rate(index, index)));
 }
 
 function maximum(list, of) {

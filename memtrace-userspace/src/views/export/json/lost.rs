@@ -44,6 +44,8 @@ struct Scan {
     threads: u64,
     read_bytes: u64,
     unreadable_bytes: u64,
+    uncopied_bytes: u64,
+    own_peak_bytes: u64,
     judged_blocks: u64,
     judged_bytes: u64,
     contradictory_blocks: u64,
@@ -67,6 +69,8 @@ struct Stack {
     end: &'static str,
     direct_blocks: u64,
     direct_bytes: u64,
+    first_born_ns: Option<u64>,
+    last_born_ns: Option<u64>,
     held_blocks: u64,
     held_bytes: u64,
     indirect_blocks: u64,
@@ -84,8 +88,9 @@ pub fn write(
     top: Option<usize>,
 ) -> io::Result<()> {
     let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
-    let Cost { stopped, threads, read_bytes, unreadable_bytes } = lost.cost;
-    let Ranking { stacks, direct, indirect, suppressed } = ranking;
+    let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
+        lost.cost;
+    let Ranking { stacks, functions: _, born: _, direct, indirect, suppressed } = ranking;
     let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
         format: "memtrace-leaks",
@@ -100,6 +105,8 @@ pub fn write(
             threads,
             read_bytes,
             unreadable_bytes,
+            uncopied_bytes,
+            own_peak_bytes,
             judged_blocks: lost.judged.blocks,
             judged_bytes: lost.judged.bytes,
             contradictory_blocks: contradictory,
@@ -130,7 +137,7 @@ pub fn write(
 
 fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
     let SymbolizedLosses { stack, api, losses } = symbolized;
-    let Losses { direct, held, indirect } = *losses;
+    let Losses { direct, born, held, indirect } = *losses;
     let Amount { bytes: direct_bytes, blocks: direct_blocks } = direct;
     let Amount { bytes: held_bytes, blocks: held_blocks } = held;
     let Amount { bytes: indirect_bytes, blocks: indirect_blocks } = indirect;
@@ -139,6 +146,8 @@ fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
         end: stack.end.name(),
         direct_blocks,
         direct_bytes,
+        first_born_ns: born.map(|births| births.first.0),
+        last_born_ns: born.map(|births| births.last.0),
         held_blocks,
         held_bytes,
         indirect_blocks,
@@ -184,12 +193,15 @@ mod tests {
         let scan = serde_json::json!({
             "observed_ns": 12_345_000_000u64, "stopped_ns": 12_000_000, "threads": 2,
             "read_bytes": 88 << 20, "unreadable_bytes": 4096,
+            "uncopied_bytes": 0, "own_peak_bytes": 200 << 20,
             "judged_blocks": 12_323, "judged_bytes": 14 << 20,
             "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
         });
         assert_eq!(report["scan"], scan);
         assert_eq!(report["stacks"][0]["frames"][0]["function"], "leak_per_request");
         assert_eq!(report["stacks"][0]["held_blocks"], 24);
+        assert_eq!(report["stacks"][0]["first_born_ns"], 1_000_000_000u64);
+        assert_eq!(report["stacks"][0]["last_born_ns"], 7_143_500_000u64);
     }
 
     #[test]

@@ -2,21 +2,33 @@
 
 use serde::Serialize;
 
-use crate::pipeline::snapshot::Snapshot;
-use crate::pipeline::statistics::{self, HeldMemory, LIFETIME_UNIT_NS, Reallocations};
+use crate::pipeline::snapshot::{Snapshot, Usage};
+use crate::pipeline::statistics::{
+    self, AlignedBlocks, Allocator, HeldMemory, LIFETIME_UNIT_NS, Reallocations,
+};
 use crate::record::{MemoryByKind, MemoryFigures};
+use crate::views::export::json::stacks::{Frame, frame};
 use crate::views::frames::Function;
-use crate::views::statistics::{FunctionStatistics, OfFunction, all_sizes};
+use crate::views::ranking::FunctionUsage;
+use crate::views::statistics::{
+    Aligned, CallPath, FunctionStatistics, OfFunction, all_sizes, over_aligned,
+};
 
 #[derive(Serialize)]
 pub(super) struct Statistics<'r> {
     temporary_between: usize,
-    allocated_bytes_per_second: u64,
-    freed_bytes_per_second: u64,
+    allocator: Option<&'static str>,
+    #[serde(flatten)]
+    churn: Churn,
+    churn_by_function: Vec<FunctionChurn<'r>>,
     sizes: Vec<Bucket>,
     sizes_by_api: Vec<ApiSizes>,
+    sizes_by_function: Vec<FunctionSizes<'r>>,
     lifetimes: Vec<Bucket>,
     lifetimes_by_function: Vec<FunctionLifetimes<'r>>,
+    call_paths: Vec<CallPathStatistics<'r>>,
+    over_aligned: Alignments,
+    aligned_by_function: Vec<FunctionAligned<'r>>,
     reallocations_by_function: Vec<FunctionReallocations<'r>>,
 }
 
@@ -27,6 +39,61 @@ struct Bucket {
     to: Option<u64>,
     count: u64,
     bytes: u64,
+}
+
+/// What was done in one second.
+#[derive(Serialize)]
+struct Churn {
+    allocations_per_second: u64,
+    allocated_bytes_per_second: u64,
+    freed_bytes_per_second: u64,
+}
+
+#[derive(Serialize)]
+struct FunctionChurn<'r> {
+    #[serde(flatten)]
+    named: Named<'r>,
+    allocations: u64,
+    temporary_allocations: u64,
+    #[serde(flatten)]
+    churn: Churn,
+}
+
+#[derive(Serialize)]
+struct FunctionSizes<'r> {
+    #[serde(flatten)]
+    named: Named<'r>,
+    sizes: Vec<Bucket>,
+}
+
+#[derive(Serialize)]
+struct CallPathStatistics<'r> {
+    api: &'static str,
+    allocations: u64,
+    temporary_allocations: u64,
+    #[serde(flatten)]
+    churn: Churn,
+    sizes: Vec<Bucket>,
+    lifetimes: Vec<Bucket>,
+    frames: Vec<Frame<'r>>,
+}
+
+/// Blocks that were to be aligned.
+#[derive(Serialize)]
+struct Alignments {
+    allocations: u64,
+    requested_bytes: u64,
+    smaller_allocations: u64,
+    extra_bytes: Option<u64>,
+}
+
+#[derive(Serialize)]
+struct FunctionAligned<'r> {
+    #[serde(flatten)]
+    named: Named<'r>,
+    alignment: u64,
+    #[serde(flatten)]
+    blocks: Alignments,
 }
 
 #[derive(Serialize)]
@@ -91,15 +158,16 @@ struct Figures {
 
 pub(super) fn statistics<'r>(
     snapshot: &Snapshot,
+    functions: &'r [FunctionUsage],
     of_functions: &'r FunctionStatistics,
     top: usize,
 ) -> Statistics<'r> {
-    let heap = &snapshot.totals.heap;
-    let FunctionStatistics { lifetimes, reallocations } = of_functions;
+    let FunctionStatistics { histograms, call_paths, reallocations, aligned } = of_functions;
     Statistics {
         temporary_between: snapshot.statistics.temporary_between,
-        allocated_bytes_per_second: snapshot.per_second(heap.allocated_bytes),
-        freed_bytes_per_second: snapshot.per_second(heap.freed_bytes),
+        allocator: snapshot.statistics.allocator.map(Allocator::name),
+        churn: churn(snapshot, &snapshot.totals.heap),
+        churn_by_function: churn_by_function(snapshot, functions, top),
         sizes: buckets(&all_sizes(snapshot), 1),
         sizes_by_api: snapshot
             .statistics
@@ -108,16 +176,81 @@ pub(super) fn statistics<'r>(
             .map(|(api, sizes)| ApiSizes { api: api.name(), sizes: buckets(sizes, 1) })
             .collect(),
         lifetimes: buckets(&snapshot.statistics.lifetimes, LIFETIME_UNIT_NS),
-        lifetimes_by_function: lifetimes
+        sizes_by_function: histograms
             .iter()
+            .take(top)
+            .map(|of| FunctionSizes { named: named(of), sizes: buckets(&of.sum.sizes, 1) })
+            .collect(),
+        lifetimes_by_function: histograms
+            .iter()
+            .filter(|of| of.sum.lifetimes.count() > 0)
             .take(top)
             .map(|of| FunctionLifetimes {
                 named: named(of),
-                lifetimes: buckets(&of.sum, LIFETIME_UNIT_NS),
+                lifetimes: buckets(&of.sum.lifetimes, LIFETIME_UNIT_NS),
+            })
+            .collect(),
+        call_paths: call_paths.iter().take(top).map(|path| call_path(snapshot, path)).collect(),
+        over_aligned: alignments(&over_aligned(snapshot)),
+        aligned_by_function: aligned
+            .iter()
+            .take(top)
+            .map(|of| {
+                let Aligned { alignment, blocks } = &of.sum;
+                FunctionAligned {
+                    named: named(of),
+                    alignment: alignment.bytes(),
+                    blocks: alignments(blocks),
+                }
             })
             .collect(),
         reallocations_by_function: reallocations.iter().take(top).map(reallocation).collect(),
     }
+}
+
+fn churn(snapshot: &Snapshot, usage: &Usage) -> Churn {
+    Churn {
+        allocations_per_second: snapshot.per_second(usage.allocations),
+        allocated_bytes_per_second: snapshot.per_second(usage.allocated_bytes),
+        freed_bytes_per_second: snapshot.per_second(usage.freed_bytes),
+    }
+}
+
+/// Of functions that allocate themselves, those with most allocations first.
+fn churn_by_function<'r>(
+    snapshot: &Snapshot,
+    functions: &'r [FunctionUsage],
+    top: usize,
+) -> Vec<FunctionChurn<'r>> {
+    let allocates = |of: &&FunctionUsage| of.heap.own.allocations > 0;
+    let mut functions: Vec<_> = functions.iter().filter(allocates).collect();
+    // Functions with as many keep the order of the ranking, which is total.
+    functions.sort_by_key(|of| std::cmp::Reverse(of.heap.own.allocations));
+    let of_function = |of: &'r FunctionUsage| FunctionChurn {
+        named: name(Some(&of.function), of.line),
+        allocations: of.heap.own.allocations,
+        temporary_allocations: of.heap.own.temporary_allocations,
+        churn: churn(snapshot, &of.heap.own),
+    };
+    functions.into_iter().take(top).map(of_function).collect()
+}
+
+fn call_path<'r>(snapshot: &Snapshot, path: &'r CallPath) -> CallPathStatistics<'r> {
+    let CallPath { stack, api, usage, histograms } = path;
+    CallPathStatistics {
+        api: api.name(),
+        allocations: usage.allocations,
+        temporary_allocations: usage.temporary_allocations,
+        churn: churn(snapshot, usage),
+        sizes: buckets(&histograms.sizes, 1),
+        lifetimes: buckets(&histograms.lifetimes, LIFETIME_UNIT_NS),
+        frames: stack.frames().map(|of_stack| frame(of_stack)).collect(),
+    }
+}
+
+fn alignments(blocks: &AlignedBlocks) -> Alignments {
+    let &AlignedBlocks { allocations, requested_bytes, smaller_allocations, extra_bytes } = blocks;
+    Alignments { allocations, requested_bytes, smaller_allocations, extra_bytes }
 }
 
 fn buckets(histogram: &statistics::Histogram, unit: u64) -> Vec<Bucket> {
@@ -130,12 +263,15 @@ fn buckets(histogram: &statistics::Histogram, unit: u64) -> Vec<Bucket> {
 }
 
 fn named<T>(of: &OfFunction<T>) -> Named<'_> {
-    let function: Option<&Function> = of.function.as_deref();
+    name(of.function.as_deref(), of.line)
+}
+
+fn name(function: Option<&Function>, line: Option<u32>) -> Named<'_> {
     Named {
         function: function.and_then(|function| function.name.as_deref()),
         module: function.map(|function| &*function.module),
         file: function.and_then(|function| function.file.as_deref()),
-        line: of.line,
+        line,
     }
 }
 

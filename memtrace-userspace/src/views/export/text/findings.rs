@@ -10,7 +10,7 @@ use crate::pipeline::findings::{
 };
 use crate::pipeline::snapshot::{Memory, Snapshot};
 use crate::record::{LimitKind, Time};
-use crate::views::findings::{Findings, NamedSpike, NamedVerdict, Suppressed};
+use crate::views::findings::{Findings, LeakingFunction, NamedSpike, NamedVerdict, Suppressed};
 use crate::views::frames::{Frame, SymbolizedStack};
 use crate::views::label::{frame_labels, function_label};
 use crate::views::layout::wrap;
@@ -115,6 +115,7 @@ impl Report<'_> {
             self.leak(named)?;
         }
         self.more(leaks.len(), LEAKS)?;
+        self.leaks_by_function(findings)?;
         self.mild("levelled off, no leak", &bounded)?;
         let needed = Duration::from_nanos(self.snapshot.leaks.needed_ns);
         let title = if since_start(self.snapshot.now) < needed {
@@ -156,6 +157,26 @@ impl Report<'_> {
         }
         let live: Vec<u64> = named.verdict.cohorts.iter().map(|cohort| cohort.live_bytes).collect();
         writeln!(self.out, "      live by age, oldest first  {}", sparkline(&live, live.len()))
+    }
+
+    /// The leaks of functions that leak through several call paths, added up.
+    fn leaks_by_function(&mut self, findings: &Findings) -> fmt::Result {
+        let functions = findings.leaks_by_function();
+        if functions.iter().all(|leaking| leaking.call_paths < 2) {
+            return Ok(());
+        }
+        writeln!(self.out, "  by function:")?;
+        let room = self.options.width.saturating_sub(36);
+        for LeakingFunction { frame, call_paths, bytes_per_hour } in functions.iter().take(LEAKS) {
+            writeln!(
+                self.out,
+                "    {:>12} in {:<16} {}",
+                format!("+{}/h", bytes(*bytes_per_hour as u64)),
+                counted(*call_paths, "call path"),
+                label(frame, room),
+            )?;
+        }
+        self.more(functions.len(), LEAKS)
     }
 
     fn mild(&mut self, title: &str, verdicts: &[&NamedVerdict]) -> fmt::Result {

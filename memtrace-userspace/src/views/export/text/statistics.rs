@@ -3,18 +3,25 @@
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use super::Report;
-use crate::pipeline::snapshot::ProcessUsage;
-use crate::pipeline::statistics::{Bucket, HeldMemory, Histogram, LIFETIME_UNIT_NS, Reallocations};
+use super::{Report, write_stack};
+use crate::pipeline::snapshot::{ProcessUsage, Scope};
+use crate::pipeline::statistics::{
+    ALLOCATIONS_TO_BE_SHOWN, AlignedBlocks, Allocator, Bucket, FREES_BEFORE_LIFETIMES,
+    FUNDAMENTAL_ALIGNMENT_BYTES, HeldMemory, Histogram, LIFETIME_UNIT_NS, Reallocations,
+};
 use crate::record::MemoryByKind;
 use crate::views::label::function_label;
 use crate::views::layout::wrap;
 use crate::views::quantity::{bytes, count, counted, duration, share, sparkline};
-use crate::views::statistics::{FunctionStatistics, OfFunction, all_reallocations, all_sizes};
+use crate::views::statistics::{
+    Aligned, CallPath, FunctionStatistics, OfFunction, all_reallocations, all_sizes, over_aligned,
+};
 use crate::views::summary::since_start;
 
 /// Functions that are shown as growing by small steps.
 const GROWING: usize = 3;
+/// Functions that are shown as asking for alignment.
+const ALIGNING: usize = 3;
 /// Processes whose memory is shown: those with most.
 const PROCESSES: usize = 3;
 
@@ -32,14 +39,121 @@ impl Report<'_> {
         }
         self.heading("Blocks")?;
         self.histogram("sizes", &sizes, bytes)?;
+        if self.snapshot.scope == Scope::Moment {
+            return Ok(());
+        }
         self.histogram("lifetimes", &self.snapshot.statistics.lifetimes, lifetime)?;
         let churn = format!(
-            "{}/s allocated, {}/s freed",
+            "{}/s allocated in {} allocations/s, {}/s freed",
             bytes(self.snapshot.per_second(heap.allocated_bytes)),
+            count(self.snapshot.per_second(heap.allocations)),
             bytes(self.snapshot.per_second(heap.freed_bytes)),
         );
         self.field("churn", &churn)?;
+        self.aligned(of_functions)?;
         self.reallocations(of_functions)
+    }
+
+    /// What asks for more alignment than every block has.
+    fn aligned(&mut self, of_functions: &FunctionStatistics) -> fmt::Result {
+        let all = over_aligned(self.snapshot);
+        let AlignedBlocks { allocations, smaller_allocations, extra_bytes, .. } = all;
+        if allocations == 0 {
+            return Ok(());
+        }
+        let extra = match (extra_bytes, self.snapshot.statistics.allocator) {
+            (Some(_), Some(Allocator::Glibc)) => {
+                "glibc gives back what it leaves in front of them".to_owned()
+            }
+            (Some(extra), Some(allocator)) => {
+                format!(
+                    "{} more for that, as {} rounds up (computed)",
+                    bytes(extra),
+                    allocator.name()
+                )
+            }
+            (None, _) | (_, None) => "what that costs is not known".to_owned(),
+        };
+        let smaller = match smaller_allocations {
+            0 => String::new(),
+            smaller => format!(", {} of them smaller than their alignment", count(smaller)),
+        };
+        let text = format!(
+            "{} to more than {}{smaller}; {extra}",
+            counted(allocations, "block"),
+            bytes(FUNDAMENTAL_ALIGNMENT_BYTES),
+        );
+        self.field("aligned", &text)?;
+        let over = of_functions.aligned.iter().filter(|of| is_over_aligned(of));
+        for OfFunction { function, line, sum: Aligned { alignment, blocks } } in over.take(ALIGNING)
+        {
+            let width = self.options.width.saturating_sub(4);
+            let label = match function {
+                Some(function) => function_label(function, *line, width),
+                None => "an unknown function".to_owned(),
+            };
+            let text = format!(
+                "{label}: {} of {} on average to {}",
+                counted(blocks.allocations, "block"),
+                bytes(blocks.requested_bytes / blocks.allocations.max(1)),
+                bytes(alignment.bytes()),
+            );
+            for line in wrap(&text, width) {
+                writeln!(self.out, "    {line}")?;
+            }
+        }
+        Ok(())
+    }
+
+    /// What sizes call paths allocate, how fast, and how long these blocks live.
+    ///
+    /// ```text
+    /// Call paths by allocations
+    ///   161.1k allocations of malloc, 8.1k/s, 3.9 MiB/s, 99.0% temporary
+    ///     sizes      ▁▂▇█  16 B to 256 B, half of them below 128 B
+    ///     lifetimes  █     0 µs to 10 µs, half of them below 10 µs
+    ///       parse  parse.c:15
+    /// ```
+    pub(super) fn call_paths(&mut self, of_functions: &FunctionStatistics) -> fmt::Result {
+        let Some(most) = self.options.histograms else {
+            return Ok(());
+        };
+        self.heading("Call paths by allocations")?;
+        let paths = &of_functions.call_paths;
+        if paths.is_empty() {
+            let text = format!("none has {ALLOCATIONS_TO_BE_SHOWN} allocations or more");
+            return writeln!(self.out, "  {text}");
+        }
+        for CallPath { stack, api, usage, histograms } in paths.iter().take(most) {
+            let text = format!(
+                "{} of {}, {}/s, {}/s, {} temporary",
+                counted(usage.allocations, "allocation"),
+                api.name(),
+                count(self.snapshot.per_second(usage.allocations)),
+                bytes(self.snapshot.per_second(usage.allocated_bytes)),
+                share(usage.temporary_allocations, usage.allocations),
+            );
+            let width = self.options.width.saturating_sub(2);
+            for line in wrap(&text, width) {
+                writeln!(self.out, "  {line}")?;
+            }
+            let sizes = ("sizes", histogram_text(&histograms.sizes, bytes));
+            let lifetimes = ("lifetimes", histogram_text(&histograms.lifetimes, lifetime));
+            for (label, text) in [sizes, lifetimes] {
+                let unknown = || format!("known from the {}th free on", FREES_BEFORE_LIFETIMES + 1);
+                let text = text.unwrap_or_else(unknown);
+                for (index, line) in wrap(&text, width.saturating_sub(13)).iter().enumerate() {
+                    let label = if index == 0 { label } else { "" };
+                    writeln!(self.out, "    {label:<10} {line}")?;
+                }
+            }
+            write_stack(&mut self.out, stack, self.options.width, self.options.style)?;
+        }
+        let rest = paths.len().saturating_sub(most);
+        if rest > 0 {
+            writeln!(self.out, "  … and {} more", count(rest as u64))?;
+        }
+        Ok(())
     }
 
     fn histogram(
@@ -48,21 +162,10 @@ impl Report<'_> {
         histogram: &Histogram,
         name: impl Fn(u64) -> String,
     ) -> fmt::Result {
-        let buckets = histogram.buckets();
-        let (Some(first), Some(last), Some(median)) =
-            (buckets.first(), buckets.last(), histogram.quantile(500))
-        else {
-            return Ok(());
-        };
-        let counts: Vec<u64> = buckets.iter().map(|bucket: &Bucket| bucket.count).collect();
-        let text = format!(
-            "{}  {} to {}, half of them below {}",
-            sparkline(&counts, counts.len()),
-            name(first.from),
-            name(last.to),
-            name(median.to),
-        );
-        self.field(label, &text)
+        match histogram_text(histogram, name) {
+            Some(text) => self.field(label, &text),
+            None => Ok(()),
+        }
     }
 
     fn reallocations(&mut self, of_functions: &FunctionStatistics) -> fmt::Result {
@@ -157,7 +260,7 @@ impl Report<'_> {
         );
         self.amount(memory.requested_bytes, &requested)?;
         if let Some(usable_bytes) = memory.usable_bytes
-            && let Some(allocator) = self.snapshot.statistics.allocator.allocator()
+            && let Some(allocator) = self.snapshot.statistics.allocator
         {
             let more = usable_bytes.saturating_sub(memory.requested_bytes);
             let text =
@@ -188,6 +291,25 @@ impl Report<'_> {
         }
         Ok(())
     }
+}
+
+fn is_over_aligned(of: &OfFunction<Aligned>) -> bool {
+    of.sum.alignment.bytes() > FUNDAMENTAL_ALIGNMENT_BYTES
+}
+
+/// `▁▂▇█  16 B to 256 B, half of them below 128 B`; `None` if there are no values.
+fn histogram_text(histogram: &Histogram, name: impl Fn(u64) -> String) -> Option<String> {
+    let buckets = histogram.buckets();
+    let (first, last) = (buckets.first()?, buckets.last()?);
+    let median = histogram.quantile(500)?;
+    let counts: Vec<u64> = buckets.iter().map(|bucket: &Bucket| bucket.count).collect();
+    Some(format!(
+        "{}  {} to {}, half of them below {}",
+        sparkline(&counts, counts.len()),
+        name(first.from),
+        name(last.to),
+        name(median.to),
+    ))
 }
 
 /// A lifetime in units: `10 µs`, `1.3 ms`, `12.3 s`.
