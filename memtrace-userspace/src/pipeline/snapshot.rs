@@ -156,7 +156,7 @@ pub struct Phase {
 pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
 
 /// Which of the two kinds of memory an API hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Memory {
     /// Blocks of an allocator.
     Heap,

@@ -16,6 +16,7 @@ mod text;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 pub use self::flame::{FlameError, folded, write_svg};
 pub use self::json::{VERSION, write as write_json};
@@ -116,7 +117,7 @@ impl FunctionChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackSide {
     /// The heaviest of the stacks that are taken for one.
-    pub frames: Box<[FrameId]>,
+    pub frames: Arc<[FrameId]>,
     /// Whether it reaches its thread's root.
     pub is_complete: bool,
     /// Of all of them.
@@ -184,17 +185,20 @@ pub fn compare(old: &Profile, new: &Profile, words: &Vocabulary, key: SortKey) -
         )
     });
 
-    let mut stacks: BTreeMap<(bool, Box<[FunctionId]>), StackChange> = BTreeMap::new();
+    let mut stacks = StackSides::new();
     for stack in &old.stacks {
-        add_stack(&mut stacks, stack, words, key, |change| &mut change.old);
+        add_stack(&mut stacks, stack, words, key, |(old, _)| old);
     }
     for stack in &new.stacks {
-        add_stack(&mut stacks, stack, words, key, |change| &mut change.new);
+        add_stack(&mut stacks, stack, words, key, |(_, new)| new);
     }
-    let mut stacks: Vec<_> = stacks.into_values().collect();
-    stacks.sort_by_cached_key(|change| {
-        let path: Vec<_> = change.path.iter().map(|&id| words.function(id).clone()).collect();
-        (Reverse(moved(change.amounts(key))), path)
+    let change = |((memory, path), (old, new))| StackChange { memory, path, old, new };
+    let mut stacks: Vec<_> = stacks.into_iter().map(change).collect();
+    // Paths are compared where they are: of a million stacks, their names would be gigabytes.
+    let ranks = words.ranks();
+    stacks.sort_by(|a, b| {
+        let [a_ranks, b_ranks] = [a, b].map(|change| change.path.iter().map(|&id| ranks.of(id)));
+        moved(b.amounts(key)).cmp(&moved(a.amounts(key))).then_with(|| a_ranks.cmp(b_ranks))
     });
     Comparison { key, functions, stacks }
 }
@@ -204,31 +208,31 @@ fn moved((old, new): (Option<u64>, Option<u64>)) -> u64 {
     old.unwrap_or(0).abs_diff(new.unwrap_or(0))
 }
 
+/// What a stack used before and now, by its memory and its path.
+type StackSides = BTreeMap<(Memory, Box<[FunctionId]>), (Option<StackSide>, Option<StackSide>)>;
+
 fn add_stack(
-    stacks: &mut BTreeMap<(bool, Box<[FunctionId]>), StackChange>,
+    stacks: &mut StackSides,
     stack: &Stack,
     words: &Vocabulary,
     key: SortKey,
-    side: impl Fn(&mut StackChange) -> &mut Option<StackSide>,
+    side: impl Fn(&mut (Option<StackSide>, Option<StackSide>)) -> &mut Option<StackSide>,
 ) {
     let Stack { memory, is_complete, frames, usage } = stack;
-    let path = path(frames, words);
-    let change = stacks.entry((*memory == Memory::Mapped, path)).or_insert_with_key(|(_, path)| {
-        StackChange { memory: *memory, path: path.clone(), old: None, new: None }
-    });
+    let sides = stacks.entry((*memory, path(frames, words))).or_default();
     let amount = key.of(usage);
-    match side(change) {
+    match side(sides) {
         Some(known) => {
             add_usage(&mut known.usage, usage);
             if amount > known.heaviest {
-                known.frames.clone_from(frames);
+                known.frames = Arc::clone(frames);
                 known.is_complete = *is_complete;
                 known.heaviest = amount;
             }
         }
         none => {
             *none = Some(StackSide {
-                frames: frames.clone(),
+                frames: Arc::clone(frames),
                 is_complete: *is_complete,
                 usage: *usage,
                 heaviest: amount,

@@ -77,6 +77,16 @@ pub struct Vocabulary {
     program: Option<Arc<str>>,
 }
 
+/// Where each function of a [`Vocabulary`] stands in their order.
+pub struct Ranks(Vec<u32>);
+
+impl Ranks {
+    /// Of two functions, the one that is less has the smaller one.
+    pub fn of(&self, FunctionId(id): FunctionId) -> u32 {
+        self.0[id as usize]
+    }
+}
+
 /// A frame as its source names it; all text is printable.
 struct NamedFrame<'a> {
     function: Option<&'a str>,
@@ -99,6 +109,17 @@ impl Vocabulary {
     /// All functions.
     pub fn functions(&self) -> impl Iterator<Item = (FunctionId, &Function)> {
         (0..).map(FunctionId).zip(&self.functions)
+    }
+
+    /// The order of all functions.
+    pub fn ranks(&self) -> Ranks {
+        let mut order: Vec<usize> = (0..self.functions.len()).collect();
+        order.sort_unstable_by_key(|&index| &self.functions[index]);
+        let mut ranks = vec![0; order.len()];
+        for (rank, index) in (0..).zip(order) {
+            ranks[index] = rank;
+        }
+        Ranks(ranks)
     }
 
     /// `exe` is the path of the program that the profile is about.
@@ -142,8 +163,8 @@ pub struct Stack {
     pub memory: Memory,
     /// Whether it reaches its thread's root.
     pub is_complete: bool,
-    /// From the allocating function outwards.
-    pub frames: Box<[FrameId]>,
+    /// From the allocating function outwards; shared with what is made of the profile.
+    pub frames: Arc<[FrameId]>,
     /// What it did.
     pub usage: Usage,
 }
