@@ -392,7 +392,9 @@ pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> 
     }
     found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
     found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
-    found.glibc_malloc = glibc_malloc(&elf);
+    if !found.targets.is_empty() {
+        found.glibc_malloc = glibc_malloc(&elf);
+    }
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
     Ok(found)

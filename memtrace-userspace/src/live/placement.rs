@@ -108,23 +108,25 @@ fn first_emulated(code: &[u8], ip: u64, need: Need) -> Option<u64> {
         if instruction.flow_control() != FlowControl::Next {
             return None;
         }
-        let clobbers = info.info(&instruction).used_registers().iter().any(|used| {
-            let writes = match used.access() {
-                OpAccess::Write
-                | OpAccess::CondWrite
-                | OpAccess::ReadWrite
-                | OpAccess::ReadCondWrite => true,
-                OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess => {
-                    false
-                }
-            };
-            writes && need.is_needed(used.register().full_register())
-        });
+        let clobbers =
+            info.info(&instruction).used_registers().iter().any(|used| {
+                writes(used.access()) && need.is_needed(used.register().full_register())
+            });
         if clobbers {
             return None;
         }
     }
     None
+}
+
+/// Whether an instruction may change what it uses in this way.
+fn writes(access: OpAccess) -> bool {
+    match access {
+        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
+            true
+        }
+        OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess => false,
+    }
 }
 
 /// Whether every kernel that memtrace supports emulates this instruction under a uprobe.

@@ -18,7 +18,7 @@
 //! of its own. A path that ends in a jump to another function gets a probe at the entry and at the
 //! return after all, at that jump. A path that returns NULL or ends the program gets none.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 
 use memtrace_common::midway::{Midway, Register, STACK_WORDS, When};
 
@@ -28,7 +28,7 @@ mod outcome;
 mod tests;
 mod values;
 
-use graph::{Flow, Graph, Node};
+use graph::{Flow, Graph};
 use outcome::Outcome;
 use values::Values;
 
@@ -168,9 +168,9 @@ impl Cut<'_> {
         let depth = self.values.get(&at)?.depth();
         let mut at = at;
         for _ in 0..MAX_NOTE_DISTANCE {
-            let before: &BTreeSet<u64> = self.graph.predecessors(at);
-            let (Some(&only), 1) = (before.first(), before.len()) else { return None };
-            let node: &Node = self.graph.node(only)?;
+            let mut before = self.graph.predecessors(at);
+            let (Some(only), None) = (before.next(), before.next()) else { return None };
+            let node = self.graph.node(only)?;
             if node.successors().count() != 1 {
                 return None;
             }

@@ -59,7 +59,6 @@ impl Node {
 pub(super) struct Graph {
     nodes: BTreeMap<u64, Node>,
     predecessors: BTreeMap<u64, BTreeSet<u64>>,
-    none: BTreeSet<u64>,
 }
 
 impl Graph {
@@ -86,7 +85,7 @@ impl Graph {
         if overlap(&nodes) {
             return None;
         }
-        Some(Graph { nodes, predecessors, none: BTreeSet::new() })
+        Some(Graph { nodes, predecessors })
     }
 
     /// The instruction at `at` is a call that does not return.
@@ -108,8 +107,9 @@ impl Graph {
         self.nodes.iter().map(|(at, node)| (*at, node))
     }
 
-    pub(super) fn predecessors(&self, at: u64) -> &BTreeSet<u64> {
-        self.predecessors.get(&at).unwrap_or(&self.none)
+    /// The instructions that lead to `at`.
+    pub(super) fn predecessors(&self, at: u64) -> impl Iterator<Item = u64> {
+        self.predecessors.get(&at).into_iter().flatten().copied()
     }
 }
 

@@ -5,12 +5,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{
-    Code, Instruction, InstructionInfoFactory, Mnemonic, OpAccess, OpKind, Register as Iced,
-};
+use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register as Iced};
 use memtrace_common::midway::{Register, STACK_WORDS};
 
 use super::graph::{Flow, Graph};
+use crate::live::placement::writes;
 
 /// The most words of a frame that are followed.
 const MAX_FRAME_WORDS: u64 = 64;
@@ -300,15 +299,6 @@ fn takes_stack_address(instruction: &Instruction) -> bool {
         _ => (0..instruction.op_count()).any(|i| {
             instruction.op_kind(i) == OpKind::Register && instruction.op_register(i) == Iced::RSP
         }),
-    }
-}
-
-pub(super) fn writes(access: OpAccess) -> bool {
-    match access {
-        OpAccess::Write | OpAccess::CondWrite | OpAccess::ReadWrite | OpAccess::ReadCondWrite => {
-            true
-        }
-        OpAccess::None | OpAccess::Read | OpAccess::CondRead | OpAccess::NoMemAccess => false,
     }
 }
 
