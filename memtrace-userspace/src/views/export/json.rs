@@ -9,6 +9,7 @@
 mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
+mod named;
 mod stacks;
 mod statistics;
 mod time;
@@ -19,6 +20,7 @@ use std::io::{self, Write};
 use serde::Serialize;
 
 use self::layout::OneEntryPerLine;
+use self::named::{Named, name};
 use self::stacks::Stacks;
 use self::time::{Mark, Part, Phase};
 
@@ -165,10 +167,8 @@ pub(in crate::views) struct Usage {
 
 #[derive(Serialize)]
 struct Function<'r> {
-    function: Option<&'r str>,
-    module: &'r str,
-    file: Option<&'r str>,
-    line: Option<u32>,
+    #[serde(flatten)]
+    named: Named<'r>,
     #[serde(rename = "self")]
     own: Usage,
     total: Usage,
@@ -408,13 +408,9 @@ fn charge(charge: &ranking::Charge) -> Charge {
 }
 
 fn function(charged: &FunctionUsage) -> Function<'_> {
-    let function = &charged.function;
     let Charge { own, total } = charge(&charged.heap);
     Function {
-        function: function.name.as_deref(),
-        module: &function.module,
-        file: function.file.as_deref(),
-        line: charged.line,
+        named: name(Some(&charged.function), charged.line),
         own,
         total,
         mapped: (charged.mapped != ranking::Charge::default()).then(|| charge(&charged.mapped)),

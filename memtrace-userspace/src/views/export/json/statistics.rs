@@ -7,8 +7,8 @@ use crate::pipeline::statistics::{
     self, AlignedBlocks, Allocator, HeldMemory, LIFETIME_UNIT_NS, Reallocations,
 };
 use crate::record::{MemoryByKind, MemoryFigures};
+use crate::views::export::json::named::{Named, name};
 use crate::views::export::json::stacks::{Frame, frame};
-use crate::views::frames::Function;
 use crate::views::ranking::FunctionUsage;
 use crate::views::statistics::{
     Aligned, CallPath, FunctionStatistics, OfFunction, all_sizes, over_aligned,
@@ -100,14 +100,6 @@ struct FunctionAligned<'r> {
 struct ApiSizes {
     api: &'static str,
     sizes: Vec<Bucket>,
-}
-
-#[derive(Serialize)]
-struct Named<'r> {
-    function: Option<&'r str>,
-    module: Option<&'r str>,
-    file: Option<&'r str>,
-    line: Option<u32>,
 }
 
 #[derive(Serialize)]
@@ -264,15 +256,6 @@ fn buckets(histogram: &statistics::Histogram, unit: u64) -> Vec<Bucket> {
 
 fn named<T>(of: &OfFunction<T>) -> Named<'_> {
     name(of.function.as_deref(), of.line)
-}
-
-fn name(function: Option<&Function>, line: Option<u32>) -> Named<'_> {
-    Named {
-        function: function.and_then(|function| function.name.as_deref()),
-        module: function.map(|function| &*function.module),
-        file: function.and_then(|function| function.file.as_deref()),
-        line,
-    }
 }
 
 fn reallocation(of: &OfFunction<Reallocations>) -> FunctionReallocations<'_> {

@@ -2,6 +2,7 @@
 
 use serde::Serialize;
 
+use super::named::{Named, name};
 use crate::pipeline::snapshot::ThreadUsage;
 use crate::views::printable::printable;
 use crate::views::timelines::{self, FunctionCourse, Others, ThreadCourse};
@@ -26,10 +27,8 @@ struct Course<'r> {
 
 #[derive(Serialize)]
 struct Function<'r> {
-    function: Option<&'r str>,
-    module: &'r str,
-    file: Option<&'r str>,
-    line: Option<u32>,
+    #[serde(flatten)]
+    named: Named<'r>,
     #[serde(flatten)]
     course: Course<'r>,
 }
@@ -78,13 +77,7 @@ fn course(of: &timelines::Course) -> Course<'_> {
 
 fn function(of: &FunctionCourse) -> Function<'_> {
     let FunctionCourse { function, line, course: numbers } = of;
-    Function {
-        function: function.name.as_deref(),
-        module: &function.module,
-        file: function.file.as_deref(),
-        line: *line,
-        course: course(numbers),
-    }
+    Function { named: name(Some(function), *line), course: course(numbers) }
 }
 
 fn thread(of: &ThreadCourse) -> Thread<'_> {

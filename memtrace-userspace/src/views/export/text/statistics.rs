@@ -10,6 +10,7 @@ use crate::pipeline::statistics::{
     FUNDAMENTAL_ALIGNMENT_BYTES, HeldMemory, Histogram, LIFETIME_UNIT_NS, Reallocations,
 };
 use crate::record::MemoryByKind;
+use crate::views::frames::Function;
 use crate::views::label::function_label;
 use crate::views::layout::wrap;
 use crate::views::quantity::{bytes, count, counted, duration, share, sparkline};
@@ -88,10 +89,7 @@ impl Report<'_> {
         for OfFunction { function, line, sum: Aligned { alignment, blocks } } in over.take(ALIGNING)
         {
             let width = self.options.width.saturating_sub(4);
-            let label = match function {
-                Some(function) => function_label(function, *line, width),
-                None => "an unknown function".to_owned(),
-            };
+            let label = label(function.as_deref(), *line, width);
             let text = format!(
                 "{label}: {} of {} on average to {}",
                 counted(blocks.allocations, "block"),
@@ -184,10 +182,7 @@ impl Report<'_> {
             let OfFunction { function, line, sum } = of;
             let Reallocations { grown, growth_bytes, .. } = sum;
             let width = self.options.width.saturating_sub(4);
-            let label = match function {
-                Some(function) => function_label(function, *line, width),
-                None => "an unknown function".to_owned(),
-            };
+            let label = label(function.as_deref(), *line, width);
             let text = format!(
                 "{label} lets blocks grow {} times by {} on average: reserve, or double them",
                 count(*grown),
@@ -319,5 +314,13 @@ fn lifetime(units: u64) -> String {
         0..1_000_000 => format!("{} µs", ns / 1000),
         1_000_000..100_000_000 => format!("{}.{} ms", ns / 1_000_000, ns / 100_000 % 10),
         _ => duration(Duration::from_nanos(ns)),
+    }
+}
+
+/// What a function is called; not all are known.
+fn label(function: Option<&Function>, line: Option<u32>, width: usize) -> String {
+    match function {
+        Some(function) => function_label(function, line, width),
+        None => "an unknown function".to_owned(),
     }
 }
