@@ -158,9 +158,9 @@ struct Watched<'w, 'f> {
     postings: Vec<Posting>,
 }
 
-impl Watched<'_, '_> {
-    fn nobody() -> Self {
-        Watched { watch: None, postings: Vec::new() }
+impl<'w, 'f> Watched<'w, 'f> {
+    fn by(watch: Option<&'w mut Watch<'f>>) -> Self {
+        Watched { watch, postings: Vec::new() }
     }
 
     fn apply(&mut self, pipeline: &mut Pipeline, records: &[Record]) {
@@ -221,12 +221,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
     fn moment(&mut self, at: &Place, watch: Option<&mut Watch>) -> Result<Pipeline, PartError> {
         let mut moment = Pipeline::of(self.limits.clone(), self.only);
         let cursor = self.run_to_moment(at)?;
-        tell(
-            &cursor.pipeline,
-            Purpose::Show,
-            &mut moment,
-            &mut Watched { watch, postings: Vec::new() },
-        );
+        tell(&cursor.pipeline, Purpose::Show, &mut moment, &mut Watched::by(watch));
         Ok(moment)
     }
 
@@ -247,7 +242,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         to: &Place,
         watch: Option<&mut Watch>,
     ) -> Result<Pipeline, PartError> {
-        let mut watched = Watched { watch, postings: Vec::new() };
+        let mut watched = Watched::by(watch);
         let from = self.find(from, Stop::Before)?;
         let to = self.find(to, Stop::After)?;
         let mut range = Pipeline::of_range(self.limits.clone(), self.only);
@@ -411,7 +406,7 @@ impl<R: Read> Cursor<'_, R> {
 
     /// Applies records up to `stop`; false if the trace ends before.
     fn run_to(&mut self, stop: Stop) -> Result<bool, TraceError> {
-        self.run_watched(stop, &mut Watched::nobody())
+        self.run_watched(stop, &mut Watched::by(None))
     }
 
     fn run_watched(&mut self, stop: Stop, watched: &mut Watched) -> Result<bool, TraceError> {

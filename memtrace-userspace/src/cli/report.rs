@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
+use memtrace_userspace::part::Watch;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record};
@@ -197,7 +198,7 @@ impl End {
         let mut activity = arguments.timeline.then(|| Activity::new(Level::Held));
         let mut by_process = (format == Format::Perfetto).then(ByProcess::default);
         let is_watched = activity.is_some() || by_process.is_some();
-        let mut watch = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
+        let mut watcher = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
             if let Some(activity) = &mut activity {
                 activity.event(record, postings, pipeline);
             }
@@ -205,16 +206,16 @@ impl End {
                 by_process.event(record, postings, pipeline);
             }
         };
-        let snapshot = match (part, is_watched) {
-            (Some(part), true) => replay_part(file, pids, limits, &part, Some(&mut watch))?,
-            (Some(part), false) => replay_part(file, pids, limits, &part, None)?,
-            (None, true) => replay_events(file, pids, limits, |record, postings, pipeline| {
-                watch(record, postings, pipeline);
-                Ok(())
-            })?,
-            (None, false) => {
-                replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?
+        let watch: Option<&mut Watch> = if is_watched { Some(&mut watcher) } else { None };
+        let snapshot = match (part, watch) {
+            (Some(part), watch) => replay_part(file, pids, limits, &part, watch)?,
+            (None, Some(watch)) => {
+                replay_events(file, pids, limits, |record, postings, pipeline| {
+                    watch(record, postings, pipeline);
+                    Ok(())
+                })?
             }
+            (None, None) => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
         };
         let sort = arguments.sort.map(SortKey::from);
         let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
