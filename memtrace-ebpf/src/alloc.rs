@@ -113,14 +113,7 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
 
 /// Tells of a block that the current thread has got; `caller` is who asked for it.
 #[inline(always)]
-pub fn send_acquired(
-    slot: &Slot,
-    api: u8,
-    alignment: u16,
-    ptr: u64,
-    size: u64,
-    caller: Regs,
-) {
+pub fn send_acquired(slot: &Slot, api: u8, alignment: u16, ptr: u64, size: u64, caller: Regs) {
     let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
     let header = header_of(slot.tid as u32, Kind::Alloc, api, alignment);
     let event = Alloc { header, ptr, size, stack };
