@@ -67,6 +67,19 @@ impl Change {
         matches!(self.direction(), Direction::Up)
     }
 
+    /// Whether it changes what is live in a [`Usage`]: what a program held when it ended stays live
+    /// there, and what was held before a range never is.
+    pub fn changes_usage(self) -> bool {
+        match self {
+            Change::Acquire
+            | Change::Release
+            | Change::Reclaim
+            | Change::Inherit
+            | Change::Disinherit => true,
+            Change::Abandon | Change::Hold | Change::LetGo => false,
+        }
+    }
+
     /// Whether more is held after it.
     #[inline(always)]
     fn direction(self) -> Direction {

@@ -174,10 +174,7 @@ impl Sums {
             self.allocations += blocks;
             self.allocated_bytes = self.allocated_bytes.wrapping_add(bytes);
         }
-        let is_counted = match (level, change) {
-            (Level::Live, Change::Abandon | Change::Hold | Change::LetGo) => false,
-            (Level::Live | Level::Held, _) => true,
-        };
+        let is_counted = level == Level::Held || change.changes_usage();
         if is_counted && change.adds() {
             self.level_bytes = self.level_bytes.wrapping_add(bytes);
         } else if is_counted {

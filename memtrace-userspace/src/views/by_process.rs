@@ -80,9 +80,10 @@ fn post(usage: &mut Usage, posting: &Posting) {
         Change::Reclaim => take((&mut usage.frees, &mut usage.freed_bytes)),
         Change::Inherit => add((&mut usage.inherited_blocks, &mut usage.inherited_bytes)),
         Change::Disinherit => take((&mut usage.inherited_blocks, &mut usage.inherited_bytes)),
-        // What a program held when it ended stays live, and what was held before a range is not.
-        Change::Abandon | Change::Hold | Change::LetGo => return,
+        Change::Abandon | Change::Hold | Change::LetGo => {}
     }
-    let live = (&mut usage.live_blocks, &mut usage.live_bytes);
-    if change.adds() { add(live) } else { take(live) }
+    if change.changes_usage() {
+        let live = (&mut usage.live_blocks, &mut usage.live_bytes);
+        if change.adds() { add(live) } else { take(live) }
+    }
 }
