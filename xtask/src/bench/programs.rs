@@ -1,7 +1,7 @@
 //! Real programs under memtrace and under the other tools.
 //!
 //! ```text
-//!   round   sqlite3: bare, memtrace   python3: bare, memtrace   …   redis: bare, memtrace
+//!   round   sqlite3: bare, floor, memtrace   python3: bare, floor, memtrace   …   redis: …
 //!   first round only: the other tools, on those programs that are compared
 //! ```
 //!
@@ -9,6 +9,8 @@
 //! tool's start nor its end counts, nor what other programs on the machine take. The time on the
 //! clock is kept beside it. A tool that needs more than [`PATIENCE`] for one run is cut off, and
 //! the table says by how much it was slower at least.
+//!
+//! *Floor* is empty programs where memtrace has its own: what the kernel takes for the probes alone.
 
 use std::time::{Duration, Instant};
 
@@ -74,19 +76,27 @@ pub(super) struct Measured {
     pub(super) entry: Entry,
     pub(super) target: f64,
     pub(super) bare: Vec<Usage>,
+    pub(super) floor: Vec<Usage>,
     pub(super) traced: Vec<Traced>,
     pub(super) peers: Vec<PeerRun>,
 }
 
 impl Measured {
     fn new(name: &'static str, entry: Entry, target: f64) -> Self {
-        Self { name, entry, target, bare: Vec::new(), traced: Vec::new(), peers: Vec::new() }
+        let (bare, floor, traced, peers) = (Vec::new(), Vec::new(), Vec::new(), Vec::new());
+        Self { name, entry, target, bare, floor, traced, peers }
     }
 
     /// The median of the rounds' slowdowns.
     pub(super) fn slowdown(&self, of: impl Fn(&Usage) -> f64) -> f64 {
         let rounds = self.traced.iter().zip(&self.bare);
         median(rounds.map(|(traced, bare)| of(&traced.usage) / of(bare)))
+    }
+
+    /// The median of the rounds' slowdowns by the probes alone, in CPU time.
+    pub(super) fn floor(&self) -> f64 {
+        let rounds = self.floor.iter().zip(&self.bare);
+        median(rounds.map(|(floor, bare)| floor.cpu_s / bare.cpu_s))
     }
 
     /// The median CPU time of the bare runs.
@@ -139,6 +149,9 @@ pub(super) fn measure(
             let name = measured.name;
             let bare = bare(stage, program).with_context(|| name)?;
             measured.bare.push(bare);
+            let (floor, _) =
+                under_memtrace(stage, program, &["--probe-cost", "empty"]).with_context(|| name)?;
+            measured.floor.push(floor);
             measured.traced.push(traced(stage, program).with_context(|| name)?);
             if number == 1 {
                 measured.peers = under_peers(stage, program, name, &tools);
@@ -170,10 +183,16 @@ fn bare(stage: &Stage, program: &Program) -> Result<Usage> {
 }
 
 fn traced(stage: &Stage, program: &Program) -> Result<Traced> {
-    let (usage, daemon_s) = match program {
+    let (usage, daemon_s) = under_memtrace(stage, program, &[])?;
+    Ok(Traced { usage, daemon_s, recorded: stage.recorded()? })
+}
+
+/// A run under memtrace with these options of `record`, and the CPU seconds of memtrace's process.
+fn under_memtrace(stage: &Stage, program: &Program, options: &[&str]) -> Result<(Usage, f64)> {
+    match program {
         Program::Command(workload) => {
             let mut command = stage.record();
-            command.arg("--").arg(stage.stopwatch()).args(&workload.command);
+            command.args(options).arg("--").arg(stage.stopwatch()).args(&workload.command);
             let mut watched = Watched::start("memtrace", &stage.privilege, command)?;
             let daemon = Stage::daemon(&watched.session)?;
             let before_ns = background::cpu_ns(daemon)?;
@@ -183,21 +202,20 @@ fn traced(stage: &Stage, program: &Program) -> Result<Traced> {
             let daemon_s = background::settled_cpu_ns(daemon)
                 .map_or(f64::NAN, |now_ns| now_ns.saturating_sub(before_ns) as f64 / 1e9);
             watched.session.finish(PATIENCE)?;
-            (usage, daemon_s)
+            Ok((usage, daemon_s))
         }
         Program::Redis { requests } => {
             let server = Redis::start(stage)?;
-            let session = stage.attach(server.pid(), &[])?;
+            let session = stage.attach(server.pid(), options)?;
             let daemon = Stage::daemon(&session)?;
             let before_ns = background::settled_cpu_ns(daemon)?;
             let usage = server.benchmark(*requests, PATIENCE)?;
             let daemon_ns = background::settled_cpu_ns(daemon)? - before_ns;
             server.shut_down()?;
             session.finish(PATIENCE)?;
-            (usage, daemon_ns as f64 / 1e9)
+            Ok((usage, daemon_ns as f64 / 1e9))
         }
-    };
-    Ok(Traced { usage, daemon_s, recorded: stage.recorded()? })
+    }
 }
 
 fn under_peers(stage: &Stage, program: &Program, name: &str, tools: &[Peer]) -> Vec<PeerRun> {

@@ -23,7 +23,9 @@ pub(super) fn section(
     let header = [
         "program",
         "bare s",
+        "floor",
         "memtrace",
+        "× floor",
         "target",
         "wall",
         "daemon",
@@ -44,7 +46,8 @@ pub(super) fn section(
         format!(
             "Slowdowns of the program's own CPU time (*wall*: of the time on the clock, with the \
              stops in which memtrace attaches), medians; {rounds} interleaved rounds, the other \
-             tools one run each. *daemon*: memtrace's CPU time in units of what it adds to the \
+             tools one run each. *floor*: with empty programs where memtrace has its own, which is \
+             what the kernel takes for the probes alone, so no target below it can be met. *daemon*: memtrace's CPU time in units of what it adds to the \
              program's. *complete*: allocations whose stack reaches the root. *heaptrack counts*: \
              allocations that heaptrack counted in the same run, against memtrace's."
         ),
@@ -61,7 +64,9 @@ fn cells(program: &Measured) -> Vec<String> {
     let mut cells = vec![
         program.name.to_owned(),
         format!("{:.2}", program.bare_s()),
+        factor(program.floor()),
         factor(slowdown),
+        factor(slowdown / program.floor()),
         verdict(slowdown, slowdown, program.target),
         factor(program.slowdown(|usage| usage.wall_s)),
         format!("{:.2}", daemon_share(program)),
@@ -151,9 +156,11 @@ fn program_json(program: &Measured) -> Value {
         "program": program.name,
         "target": program.target,
         "slowdown": program.slowdown(|usage| usage.cpu_s),
+        "floor_slowdown": program.floor(),
         "wall_slowdown": program.slowdown(|usage| usage.wall_s),
         "daemon_share": daemon_share(program),
         "bare": program.bare.iter().map(usage).collect::<Vec<_>>(),
+        "floor": program.floor.iter().map(usage).collect::<Vec<_>>(),
         "memtrace": program.traced.iter().map(traced).collect::<Vec<_>>(),
         "peers": program.peers.iter().map(peer).collect::<Vec<_>>(),
     })
@@ -170,6 +177,7 @@ mod tests {
             entry: Entry::Launches,
             target: 9.0,
             bare,
+            floor: Vec::new(),
             traced: Vec::new(),
             peers,
         }
