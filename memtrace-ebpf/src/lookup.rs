@@ -105,7 +105,9 @@ fn find_module(s: &mut Scratch, pc: u64) -> Option<()> {
     if pc < module.start || pc >= module.end {
         return None;
     }
-    s.module = *module;
+    // Said to be apart, they are copied word by word; else by a function, byte by byte.
+    // SAFETY: the one is in the scratch, the other a value of another map.
+    unsafe { core::ptr::copy_nonoverlapping(module, &raw mut s.module, 1) };
     Some(())
 }
 

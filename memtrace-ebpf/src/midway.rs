@@ -1,6 +1,7 @@
 //! Places inside a function that gives memory; see [`memtrace_common::midway`].
 
 use core::ffi::c_void;
+use core::mem::MaybeUninit;
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
@@ -62,7 +63,8 @@ fn caller(regs: &pt_regs, cookie: Cookie) -> Regs {
     // Volatile, lest the choice below becomes one between two addresses, which the verifier refuses.
     // SAFETY: the kernel's registers.
     let rbp = unsafe { core::ptr::read_volatile(&raw const regs.rbp) };
-    let mut words = [0u64; STACK_WORDS];
+    // Not set to zero, which would be a function that does so byte by byte.
+    let mut words = MaybeUninit::<[u64; STACK_WORDS]>::uninit();
     // SAFETY: the helper checks the address.
     let failed = unsafe {
         bpf_probe_read_user(
@@ -76,8 +78,8 @@ fn caller(regs: &pt_regs, cookie: Cookie) -> Regs {
         return Regs { pc: regs.rip, sp: regs.rsp, fp: rbp, pc_kind: PcKind::Exact };
     }
     let word = |number: u32| {
-        // SAFETY: the mask keeps the index below the length.
-        unsafe { *words.get_unchecked(number as usize & (STACK_WORDS - 1)) }
+        // SAFETY: the helper has written all of it; the mask keeps the index below the length.
+        unsafe { *words.assume_init_ref().get_unchecked(number as usize & (STACK_WORDS - 1)) }
     };
     let caller_word = cookie.caller_word();
     let rbp_word = cookie.rbp_word();

@@ -150,8 +150,8 @@ fn begin_walk(s: &mut Scratch, process: &Process, owner: u64, regs: Regs) {
     s.span = 0;
     s.frame_count = 1;
     s.end = WALKING;
+    // No address lies below it, so it is no module's.
     s.module.end = 0;
-    s.module.start = 0;
     s.first_module = process.modules;
     s.module_count = process.module_count;
     s.frames[0] = regs.lookup_pc();
