@@ -42,7 +42,7 @@ pub const REMEMBERED_SETS: u32 = 1024;
 pub const REMEMBERED_WAYS: u32 = 8;
 
 /// How many ids of stacks that were sent are kept, in direct-mapped places.
-pub const SENT_STACKS: u32 = 1 << 17;
+pub const SENT_STACKS: u32 = 1 << 19;
 
 /// Pieces of scratch memory for walks; each holds one stack copy.
 pub const SCRATCH_PIECES: u32 = 64;
