@@ -3,7 +3,7 @@
 use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
-use crate::record::{Alignment, Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, MapKind, Record, Tid, Time, WireStackId};
 use crate::trace::bytes::{Input, undelta, undelta_address};
 use crate::trace::error::Damage;
 use crate::trace::model::{Block, MAX_DICTIONARY, Model, StackIndex, ThreadIndex};
@@ -107,7 +107,7 @@ impl Decoder {
                 let (time, tid, thread) = self.who()?;
                 let stack = self.stack(thread, operation)?.1;
                 let (start, length) = self.range()?;
-                let kind = rows::map_kind(self.columns[column::MAPPINGS].byte()?)?;
+                let kind = map_kind(self.columns[column::MAPPINGS].byte()?)?;
                 Ok(Record::Map { time, tid, start, length, kind, stack })
             }
             kind::UNMAP => {
@@ -345,6 +345,16 @@ fn check_room(entries: usize, what: &'static str) -> Result<(), Damage> {
 }
 
 #[inline]
+fn map_kind(number: u8) -> Result<MapKind, Damage> {
+    match number {
+        0 => Ok(MapKind::Anonymous),
+        1 => Ok(MapKind::File),
+        2 => Ok(MapKind::Shared),
+        3 => Ok(MapKind::Reserved),
+        _ => Err(Damage::UnknownValue { what: "the kind of a mapping", found: u64::from(number) }),
+    }
+}
+
 fn api(number: u8) -> Result<Api, Damage> {
     Api::from_wire(number)
         .ok_or(Damage::UnknownValue { what: NAMES[column::APIS], found: u64::from(number) })

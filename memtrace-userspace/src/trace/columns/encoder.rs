@@ -4,7 +4,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
 
-use crate::record::{Alignment, Record, Tid, Time, WireStackId};
+use crate::record::{Alignment, MapKind, Record, Tid, Time, WireStackId};
 use crate::trace::bytes::{address_delta, delta, put_varint};
 use crate::trace::model::{Block, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
@@ -107,7 +107,7 @@ impl Encoder {
                 let flag = self.stack(thread, *stack);
                 self.columns[column::OPERATIONS].push(kind::MAP | flag);
                 self.range(*start, *length);
-                self.columns[column::MAPPINGS].push(rows::map_kind_number(*kind));
+                self.columns[column::MAPPINGS].push(map_kind_number(*kind));
             }
             Record::Unmap { time, tid, start, length } => {
                 self.timed(*time);
@@ -159,70 +159,6 @@ impl Encoder {
                 put_varint(&mut self.columns[column::STACKS], u64::from(index));
                 self.untimed_row();
             }
-            Record::Session(session) => {
-                rows::put_session(row, session);
-                self.untimed_row();
-            }
-            Record::Probe(probe) => {
-                rows::put_probe(row, probe);
-                self.untimed_row();
-            }
-            Record::BeforeAttach(before) => {
-                rows::put_before_attach(row, before);
-                self.untimed_row();
-            }
-            Record::Namespaces(namespaces) => {
-                rows::put_namespaces(row, namespaces);
-                self.untimed_row();
-            }
-            Record::Counters(counters) => {
-                rows::put_counters(row, counters);
-                self.untimed_row();
-            }
-            Record::Process(process) => {
-                rows::put_process(row, process);
-                self.timed_row(process.time);
-            }
-            Record::Module(module) => {
-                rows::put_module(row, module);
-                self.timed_row(module.time);
-            }
-            Record::ModuleGone { time, pid, start } => {
-                rows::put_module_gone(row, *pid, *start);
-                self.timed_row(*time);
-            }
-            Record::Thread { time, pid, tid, name } => {
-                rows::put_thread(row, *pid, *tid, name);
-                self.timed_row(*time);
-            }
-            Record::ThreadExit { time, tid } => {
-                rows::put_thread_exit(row, *tid);
-                self.timed_row(*time);
-            }
-            Record::Fork { time, parent, child } => {
-                rows::put_fork(row, *parent, *child);
-                self.timed_row(*time);
-            }
-            Record::Exec { time, pid, exe, command } => {
-                rows::put_exec(row, *pid, exe, command);
-                self.timed_row(*time);
-            }
-            Record::Exit { time, pid } => {
-                rows::put_exit(row, *pid);
-                self.timed_row(*time);
-            }
-            Record::Resident { time, pid, rss_bytes } => {
-                rows::put_resident(row, *pid, *rss_bytes);
-                self.timed_row(*time);
-            }
-            Record::MemoryDetail { time, pid, memory } => {
-                rows::put_memory_detail(row, *pid, memory);
-                self.timed_row(*time);
-            }
-            Record::Mark { time, text } => {
-                rows::put_mark(row, text);
-                self.timed_row(*time);
-            }
             Record::Held { born, pid, tid, api, start, length, alignment, stack } => {
                 rows::put_holder(row, *pid, *tid);
                 columns[column::APIS].push(api.map_or(NO_API, |api| api as u8));
@@ -237,21 +173,31 @@ impl Encoder {
                 self.timed(*born);
                 self.columns[column::OPERATIONS].push(operation);
             }
-            Record::JitSymbol { time, pid, start, size, name } => {
-                rows::put_jit_symbol(row, *pid, *start, *size, name);
-                self.timed_row(*time);
-            }
-            Record::MemoryLimit { time, pid, kind, limit_bytes, used_bytes } => {
-                rows::put_memory_limit(row, *pid, *kind, *limit_bytes, *used_bytes);
-                self.timed_row(*time);
-            }
-            Record::Tick { time } => {
-                rows::put_tick(row);
-                self.timed_row(*time);
-            }
-            Record::End { time, reason } => {
-                rows::put_end(row, *reason);
-                self.timed_row(*time);
+            Record::Session(_)
+            | Record::Probe(_)
+            | Record::Process(_)
+            | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
+            | Record::Module(_)
+            | Record::ModuleGone { .. }
+            | Record::Thread { .. }
+            | Record::ThreadExit { .. }
+            | Record::Fork { .. }
+            | Record::Exec { .. }
+            | Record::Exit { .. }
+            | Record::Resident { .. }
+            | Record::MemoryDetail { .. }
+            | Record::JitSymbol { .. }
+            | Record::MemoryLimit { .. }
+            | Record::Counters(_)
+            | Record::Mark { .. }
+            | Record::Tick { .. }
+            | Record::End { .. } => {
+                rows::put(row, record);
+                match record.time() {
+                    None => self.untimed_row(),
+                    Some(time) => self.timed_row(time),
+                }
             }
         }
     }
@@ -489,4 +435,14 @@ fn gcd(mut a: u64, mut b: u64) -> u64 {
         (a, b) = (b, a % b);
     }
     a
+}
+
+/// The twin of the decoder's `map_kind`.
+fn map_kind_number(kind: MapKind) -> u8 {
+    match kind {
+        MapKind::Anonymous => 0,
+        MapKind::File => 1,
+        MapKind::Shared => 2,
+        MapKind::Reserved => 3,
+    }
 }
