@@ -25,55 +25,25 @@
 //! it is known whether the call has failed: then it comes back, but never over what was mapped
 //! there meanwhile. Ranges are whole pages, as they are for the kernel.
 
+mod ledger;
+mod pages;
+
 use std::collections::BTreeMap;
 
 use memtrace_common::addr::Avma;
 
+pub(super) use self::pages::Pages;
+
+use self::ledger::Ledger;
 use super::account::{Change, Claim, Posting};
 use super::processes::Incarnation;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
 use crate::record::{Pid, Time};
 
-const PAGE_BYTES: u64 = 4096;
-
 /// How many pieces one call can release so that they can come back; a call that fails after it
 /// has released more is all but unknown.
 const MOST_CUTS: usize = 1024;
-
-/// Whole pages: `start < end`, both multiples of the page size.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Pages {
-    start: u64,
-    end: u64,
-}
-
-impl Pages {
-    /// The pages that `length` bytes from `start` on touch; `None` if there are none.
-    ///
-    /// A range beyond the end of the address space is cut there; the call that named it fails.
-    pub(super) fn touched(start: Avma, length: u64) -> Option<Pages> {
-        let start = start.0 - start.0 % PAGE_BYTES;
-        let end = page_up(start.saturating_add(length));
-        (start < end).then_some(Pages { start, end })
-    }
-
-    /// The pages that the program break gains when it moves up from `old` to `new`.
-    pub(super) fn between(old: Avma, new: Avma) -> Option<Pages> {
-        let (start, end) = (page_up(old.0), page_up(new.0));
-        (start < end).then_some(Pages { start, end })
-    }
-
-    fn bytes(self) -> u64 {
-        self.end - self.start
-    }
-}
-
-/// The first page boundary not below `address`, or the last one there is.
-fn page_up(address: u64) -> u64 {
-    let last = u64::MAX - (PAGE_BYTES - 1);
-    address.checked_next_multiple_of(PAGE_BYTES).unwrap_or(last)
-}
 
 /// What a call changes for a site.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -400,145 +370,4 @@ fn move_cut(cut: Pages, old: Pages, new: Pages) -> Option<Pages> {
     let (from, to) = (cut.start - old.start, cut.end - old.start);
     let to = to.min(new.bytes());
     (from < to).then(|| Pages { start: new.start + from, end: new.start + to })
-}
-
-/// The mappings during one call, and what comes of it.
-struct Ledger<'m> {
-    mappings: &'m mut Mappings,
-    most_pieces: usize,
-    outcome: Outcome,
-}
-
-impl<'m> Ledger<'m> {
-    fn new(mappings: &'m mut Mappings, room: usize) -> Ledger<'m> {
-        let most_pieces = mappings.len().saturating_add(room);
-        Ledger { mappings, most_pieces, outcome: Outcome::default() }
-    }
-
-    fn mapping(&mut self, id: MappingId) -> &mut Mapping {
-        &mut self.mappings.mappings[id.0 as usize]
-    }
-
-    fn post(&mut self, origin: Option<Origin>, change: Change, blocks: u64, bytes: u64) {
-        if let Some(Origin { site, thread, born: _ }) = origin {
-            self.outcome.postings.push(SiteChange { site, thread, change, blocks, bytes });
-        }
-    }
-
-    fn has_room(&mut self) -> bool {
-        let room = self.mappings.pieces.len() < self.most_pieces;
-        if !room {
-            self.outcome.left_out += 1;
-        }
-        room
-    }
-
-    /// A new mapping instead of what is mapped there, a piece of it in each part.
-    fn replace(&mut self, parts: &[Pages], origin: Option<Origin>) {
-        for &pages in parts {
-            let cuts = self.cut(pages);
-            self.forget(&cuts);
-        }
-        self.add(parts, origin, Claim::Own);
-    }
-
-    /// A new mapping, where nothing is mapped, a piece of it in each part.
-    fn add(&mut self, parts: &[Pages], origin: Option<Origin>, claim: Claim) {
-        let room = self.most_pieces.saturating_sub(self.mappings.pieces.len());
-        let (parts, beyond) = parts.split_at(parts.len().min(room));
-        self.outcome.left_out += beyond.len() as u64;
-        if parts.is_empty() {
-            return;
-        }
-        let mapping = Mapping { origin, claim, pieces: parts.len() as u32, cuts: 0 };
-        let id = self.mappings.vacant.pop();
-        let id = id.unwrap_or(MappingId(self.mappings.mappings.len() as u32));
-        match self.mappings.mappings.get_mut(id.0 as usize) {
-            Some(slot) => *slot = mapping,
-            None => self.mappings.mappings.push(mapping),
-        }
-        for pages in parts {
-            self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
-        }
-        let change = match claim {
-            Claim::Own => Change::Acquire,
-            Claim::Inherited | Claim::Earlier => claim.reclaim(),
-        };
-        let bytes = parts.iter().map(|pages| pages.bytes()).sum();
-        self.post(origin, change, 1, bytes);
-    }
-
-    /// Takes out everything in `pages`, in ascending order. To be forgotten in the end.
-    fn cut(&mut self, pages: Pages) -> Vec<Cut> {
-        let Pages { start, end } = pages;
-        let mut cuts = Vec::new();
-        let before = self.mappings.pieces.range(..start).next_back();
-        if let Some((&left, &piece)) = before.filter(|(_, piece)| piece.end > start) {
-            self.mappings.pieces.insert(left, Piece { end: start, ..piece });
-            self.mapping(piece.mapping).pieces += 1;
-            cuts.push(self.take(piece, start, end));
-        }
-        while let Some((&left, &piece)) = self.mappings.pieces.range(start..end).next() {
-            self.mappings.pieces.remove(&left);
-            cuts.push(self.take(piece, left, end));
-        }
-        cuts
-    }
-
-    /// Gives up a piece from `start` to `end`; what lies beyond is a piece again.
-    fn take(&mut self, piece: Piece, start: u64, end: u64) -> Cut {
-        let Piece { end: piece_end, mapping } = piece;
-        let mut taken = piece_end - start;
-        if piece_end > end && self.has_room() {
-            self.mappings.pieces.insert(end, piece);
-            self.mapping(mapping).pieces += 1;
-            taken = end - start;
-        }
-        let state = self.mapping(mapping);
-        state.pieces -= 1;
-        state.cuts += 1;
-        let Mapping { origin, claim, pieces, cuts: _ } = *state;
-        self.post(origin, claim.release(), u64::from(pieces == 0), taken);
-        Cut { pages: Pages { start, end: piece_end.min(end) }, mapping }
-    }
-
-    /// Maps a part of a mapping, where nothing is mapped.
-    fn reclaim(&mut self, pages: Pages, id: MappingId) {
-        if !self.has_room() {
-            return;
-        }
-        self.mappings.pieces.insert(pages.start, Piece { end: pages.end, mapping: id });
-        let state = self.mapping(id);
-        state.pieces += 1;
-        let Mapping { origin, claim, pieces, cuts: _ } = *state;
-        self.post(origin, claim.reclaim(), u64::from(pieces == 1), pages.bytes());
-    }
-
-    /// The parts of `pages` where nothing is mapped.
-    fn gaps(&self, pages: Pages) -> Vec<Pages> {
-        let mut gaps = Vec::new();
-        let before = self.mappings.pieces.range(..=pages.start).next_back();
-        let mut start = before.map_or(pages.start, |(_, piece)| piece.end.max(pages.start));
-        for (&left, piece) in self.mappings.pieces.range(pages.start..pages.end) {
-            if start < left {
-                gaps.push(Pages { start, end: left });
-            }
-            start = start.max(piece.end);
-        }
-        if start < pages.end {
-            gaps.push(Pages { start, end: pages.end });
-        }
-        gaps
-    }
-
-    /// Drops cuts; a mapping without pieces and cuts is no more.
-    fn forget(&mut self, cuts: &[Cut]) {
-        for cut in cuts {
-            let state = self.mapping(cut.mapping);
-            state.cuts -= 1;
-            if state.cuts == 0 && state.pieces == 0 {
-                self.mappings.vacant.push(cut.mapping);
-            }
-        }
-    }
 }
