@@ -11,33 +11,36 @@
 
 mod keyframes;
 mod output;
+mod pipeline;
 mod scan;
 mod snapshots;
 mod start;
 mod stop;
+mod tracer;
 
 use std::ffi::OsString;
 use std::ops::ControlFlow;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
-use std::sync::mpsc::Receiver as RequestReceiver;
 use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use thiserror::Error;
 use tokio::sync::mpsc;
 
 pub use self::scan::{ScanError, ScanOptions};
+pub use self::snapshots::SnapshotFiles;
 
 use self::output::Output;
+use self::pipeline::{Aside, count};
 use self::scan::{Desk, Scan};
 use self::snapshots::Snapshots;
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
-use crate::batches::{BATCH_RECORDS, Receiver, ReceiverGone, Sender};
-use crate::control::{Control, Request, Requests};
-use crate::heap_snapshot;
+use self::tracer::trace;
+use crate::batches::Sender;
+use crate::control::{Control, Requests};
 use crate::live::allocators::Watch;
 use crate::live::allocators::spec::ProbeSpec;
 use crate::live::allocators::survey::Verdict;
@@ -47,27 +50,15 @@ use crate::live::privilege::{self, NotPrivileged};
 use crate::live::probes::LinkKind;
 use crate::live::selection::Selection;
 use crate::live::table_cache::TableCache;
-use crate::live::tracer::{Children, Drained, NewCode, Tracer, TracerError};
+use crate::live::tracer::{Children, NewCode, TracerError};
 use crate::lost::LostBlocks;
+use crate::pipeline::Limits;
 use crate::pipeline::snapshot::Snapshot;
-use crate::pipeline::{Limits, Pipeline};
-use crate::record::{EndReason, Pid, Record};
+use crate::record::Pid;
 use crate::trace::WriteError;
 
 /// Batches that may wait for the writer or the pipeline: about 20 MB of records.
 const WAITING_BATCHES: usize = 64;
-
-/// How long the tracer sleeps when the ring is empty.
-const IDLE: Duration = Duration::from_millis(4);
-
-/// How often time passes for an idle target, and the daemon shows the kernel that it lives.
-const TICK: Duration = Duration::from_millis(100);
-
-/// How long a mark waits for a ring that never gets empty.
-const MARK_PATIENCE: Duration = Duration::from_millis(200);
-
-/// How often processes are looked for that match.
-const FOLLOW: Duration = Duration::from_secs(1);
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -86,8 +77,6 @@ pub enum Refused {
     /// It is left out, unless none is left.
     Skip,
 }
-
-pub use self::snapshots::SnapshotFiles;
 
 /// How to trace it.
 #[derive(Clone, Debug)]
@@ -364,148 +353,6 @@ pub fn run(
     let exit_status = launched.and_then(|launched| launched.status(snapshot.end));
     let lost = lost.transpose()?;
     Ok(SessionSummary { snapshot, trace_bytes, verdict, exit_status, lost })
-}
-
-/// The tracer thread: gives what could be traced, and what a scan found.
-fn trace(
-    mut tracer: Tracer,
-    follow: Option<Selection>,
-    stop: &Stop,
-    mut batches: Sender,
-    marks: &RequestReceiver<Request>,
-    mut scan: Option<Scan>,
-) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
-    let mut next_tick = Instant::now();
-    // How far the ring was written when the scanner had looked: what came before is in there.
-    let mut looked_at = None;
-    let mut mark = None;
-    let mut next_look = Instant::now() + FOLLOW;
-    let reason = loop {
-        if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
-            looked_at = Some(tracer.written());
-        }
-        let drained = tracer.drain(BATCH_RECORDS)?;
-        let is_at_end = tracer.is_at_end();
-        if Instant::now() >= next_tick {
-            tracer.tick()?;
-            next_tick = Instant::now() + TICK;
-        }
-        if mark.is_none() {
-            mark = marks.try_recv().ok().map(|request| (request, Instant::now()));
-        }
-        // What is in the ring came before the mark.
-        let is_next = |(_, asked): &mut (_, Instant)| {
-            drained == Drained::All || asked.elapsed() > MARK_PATIENCE
-        };
-        if let Some((Request::Mark(text, answer), _)) = mark.take_if(is_next) {
-            let time = tracer.mark(text);
-            // A client that is gone needs no answer.
-            let _ = answer.send(time);
-        }
-        if let Some(selection) = &follow
-            && Instant::now() >= next_look
-        {
-            tracer.attach_to_matching(selection)?;
-            next_look = Instant::now() + FOLLOW;
-        }
-        let ready = tracer.records();
-        let reason = stop.reason();
-        let is_batch =
-            drained == Drained::Some || ready.len() > 1 || looked_at.is_some() || is_at_end;
-        if !ready.is_empty()
-            && is_batch
-            && let Err(ReceiverGone) = batches.send(ready)
-        {
-            break EndReason::Interrupted;
-        }
-        if let Some(scan) = &mut scan
-            && looked_at.is_some_and(|looked_at| tracer.has_read(looked_at))
-        {
-            scan.ask_for_changes(batches.sent());
-        }
-        match (reason, &mut scan) {
-            (Some(reason), None) => break reason,
-            (Some(reason), Some(scan)) if scan.is_over() => break reason,
-            (Some(_), Some(scan)) if !tracer.is_done() => {
-                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
-            }
-            (None, Some(scan)) if is_at_end && !scan.is_over() => {
-                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
-            }
-            (None, Some(scan)) if is_at_end => tracer.let_end(),
-            (Some(_) | None, _) => {}
-        }
-        if tracer.is_done()
-            && follow.is_none()
-            && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
-        {
-            break EndReason::TargetExited;
-        }
-        if drained == Drained::All {
-            tracer.wait(IDLE);
-        }
-    };
-    let (mut records, verdict) = tracer.finish(reason)?;
-    // A receiver that is gone has failed, and says why itself.
-    let _ = batches.send(&mut records);
-    Ok((verdict, scan.and_then(Scan::finish)))
-}
-
-/// The pipeline thread: gives the last snapshot.
-fn count(
-    batches: &Receiver,
-    limits: Limits,
-    interval: Duration,
-    snapshots: &mpsc::Sender<Arc<Snapshot>>,
-    aside: &mut Aside,
-    watched: Option<Pid>,
-) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(limits);
-    if let Some(pid) = watched {
-        pipeline.remember_freed(pid);
-    }
-    let mut next = Instant::now() + interval;
-    for batch in batches {
-        pipeline.apply_all(&batch);
-        aside.look(&mut pipeline, &batch);
-        if Instant::now() >= next {
-            // A view that is still busy with the last one does not need this one.
-            if snapshots.try_reserve().is_ok_and(|place| {
-                place.send(pipeline.snapshot());
-                true
-            }) {
-                next = Instant::now() + interval;
-            }
-        }
-    }
-    if let Some(keyframes) = aside.keyframes.take() {
-        keyframes.finish(&pipeline);
-    }
-    pipeline.snapshot()
-}
-
-/// What the pipeline's thread does besides.
-struct Aside {
-    keyframes: Option<keyframes::Maker>,
-    requests: RequestReceiver<Request>,
-    snapshots: Option<Snapshots>,
-    desk: Desk,
-}
-
-impl Aside {
-    fn look(&mut self, pipeline: &mut Pipeline, batch: &[Record]) {
-        self.desk.applied(pipeline, batch);
-        if let Some(keyframes) = &mut self.keyframes {
-            keyframes.look(pipeline);
-        }
-        if let Some(snapshots) = &mut self.snapshots {
-            snapshots.look(pipeline);
-        }
-        if let Ok(Request::Snapshot(answer)) = self.requests.try_recv() {
-            // A client that is gone needs no answer.
-            let _ = answer.send(heap_snapshot::encode_within_limits(pipeline));
-        }
-    }
 }
 
 /// Starts a thread; its name is what `top -H` shows.

@@ -3,7 +3,8 @@
 use std::thread::JoinHandle;
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use super::{IDLE, RecordOptions, Refused, SessionError, Started, Target};
+use super::tracer::IDLE;
+use super::{RecordOptions, Refused, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
 use crate::live::allocators::wanted;

@@ -1,0 +1,115 @@
+//! The tracer's thread: the ring to batches of records, until the end.
+//!
+//! Besides, marks take their place among the records, processes that match are attached to, and a scan
+//! for lost blocks is held when the end has come.
+
+use std::sync::mpsc::Receiver as RequestReceiver;
+use std::time::{Duration, Instant};
+
+use super::SessionError;
+use super::scan::{Scan, ScanError};
+use super::stop::Stop;
+use crate::batches::{BATCH_RECORDS, ReceiverGone, Sender};
+use crate::control::Request;
+use crate::live::allocators::survey::Verdict;
+use crate::live::selection::Selection;
+use crate::live::tracer::{Drained, Tracer};
+use crate::lost::LostBlocks;
+use crate::record::EndReason;
+
+/// How long the tracer sleeps when the ring is empty.
+pub(super) const IDLE: Duration = Duration::from_millis(4);
+
+/// How often time passes for an idle target, and the daemon shows the kernel that it lives.
+const TICK: Duration = Duration::from_millis(100);
+
+/// How long a mark waits for a ring that never gets empty.
+const MARK_PATIENCE: Duration = Duration::from_millis(200);
+
+/// How often processes are looked for that match.
+const FOLLOW: Duration = Duration::from_secs(1);
+
+/// Traces until there is a reason to stop; gives what could be traced, and what a scan found.
+pub(super) fn trace(
+    mut tracer: Tracer,
+    follow: Option<Selection>,
+    stop: &Stop,
+    mut batches: Sender,
+    marks: &RequestReceiver<Request>,
+    mut scan: Option<Scan>,
+) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
+    let mut next_tick = Instant::now();
+    // How far the ring was written when the scanner had looked: what came before is in there.
+    let mut looked_at = None;
+    let mut mark = None;
+    let mut next_look = Instant::now() + FOLLOW;
+    let reason = loop {
+        if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
+            looked_at = Some(tracer.written());
+        }
+        let drained = tracer.drain(BATCH_RECORDS)?;
+        let is_at_end = tracer.is_at_end();
+        if Instant::now() >= next_tick {
+            tracer.tick()?;
+            next_tick = Instant::now() + TICK;
+        }
+        if mark.is_none() {
+            mark = marks.try_recv().ok().map(|request| (request, Instant::now()));
+        }
+        // What is in the ring came before the mark.
+        let is_next = |(_, asked): &mut (_, Instant)| {
+            drained == Drained::All || asked.elapsed() > MARK_PATIENCE
+        };
+        if let Some((Request::Mark(text, answer), _)) = mark.take_if(is_next) {
+            let time = tracer.mark(text);
+            // A client that is gone needs no answer.
+            let _ = answer.send(time);
+        }
+        if let Some(selection) = &follow
+            && Instant::now() >= next_look
+        {
+            tracer.attach_to_matching(selection)?;
+            next_look = Instant::now() + FOLLOW;
+        }
+        let ready = tracer.records();
+        let reason = stop.reason();
+        let is_batch =
+            drained == Drained::Some || ready.len() > 1 || looked_at.is_some() || is_at_end;
+        if !ready.is_empty()
+            && is_batch
+            && let Err(ReceiverGone) = batches.send(ready)
+        {
+            break EndReason::Interrupted;
+        }
+        if let Some(scan) = &mut scan
+            && looked_at.is_some_and(|looked_at| tracer.has_read(looked_at))
+        {
+            scan.ask_for_changes(batches.sent());
+        }
+        match (reason, &mut scan) {
+            (Some(reason), None) => break reason,
+            (Some(reason), Some(scan)) if scan.is_over() => break reason,
+            (Some(_), Some(scan)) if !tracer.is_done() => {
+                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
+            }
+            (None, Some(scan)) if is_at_end && !scan.is_over() => {
+                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
+            }
+            (None, Some(scan)) if is_at_end => tracer.let_end(),
+            (Some(_) | None, _) => {}
+        }
+        if tracer.is_done()
+            && follow.is_none()
+            && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
+        {
+            break EndReason::TargetExited;
+        }
+        if drained == Drained::All {
+            tracer.wait(IDLE);
+        }
+    };
+    let (mut records, verdict) = tracer.finish(reason)?;
+    // A receiver that is gone has failed, and says why itself.
+    let _ = batches.send(&mut records);
+    Ok((verdict, scan.and_then(Scan::finish)))
+}
