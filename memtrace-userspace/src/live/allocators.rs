@@ -20,7 +20,6 @@
 
 use memtrace_common::addr::{FileOffset, Svma};
 use memtrace_common::call::{Argument, Call, Given};
-use memtrace_common::event::Api;
 use memtrace_common::midway::Midway;
 use object::ReadRef;
 use thiserror::Error;
@@ -31,6 +30,7 @@ use crate::record;
 
 mod elf;
 pub mod facts;
+mod find;
 mod forwards;
 pub mod named;
 mod names;
@@ -40,17 +40,14 @@ pub mod survey;
 mod tests;
 pub mod wanted;
 
-use elf::{Elf, Symbol, SymbolType};
+use elf::Elf;
 use facts::Facts;
+use find::{Found, find};
 use named::NotFound;
-use names::{Family, Name};
 use spec::ProbeSpec;
 
 /// The most functions of one file that are considered; tcmalloc has 41 names, in two tables.
 const MAX_FUNCTIONS: usize = 512;
-
-/// The most functions of one file that unwind the stack (libgcc has three), or that end the process.
-const MAX_OTHERS: usize = 8;
 
 /// The most bytes of one function that are decoded.
 const MAX_FUNCTION_BYTES: u64 = 1 << 20;
@@ -273,21 +270,6 @@ impl Plan {
     }
 }
 
-/// The functions of a file, before their sites are chosen.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Found {
-    /// The functions to probe, by address.
-    pub targets: Vec<Target>,
-    /// What was passed over, by name.
-    pub skipped: Vec<Skipped>,
-    /// The functions that unwind the stack, by address.
-    pub unwinders: Vec<Target>,
-    /// The functions that end the process, by address.
-    pub ends: Vec<Target>,
-    /// Where glibc's own `malloc` is.
-    pub glibc_malloc: Option<Svma>,
-}
-
 /// Finds the allocator functions of the ELF file `file` and chooses the site of each probe.
 ///
 /// `named` are the functions that the user wants to be probed in it. One that is an allocator's as
@@ -358,80 +340,6 @@ fn is_plain(call: Call) -> bool {
     }
 }
 
-/// Finds the allocator functions of the ELF file `file`.
-///
-/// A file without any, or without symbols, is not an error: it has no targets.
-pub fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> {
-    let elf = Elf::parse(file)?;
-    let mut found = Found::default();
-    let mut candidates = Vec::new();
-    for (name, symbol) in named_symbols(&elf) {
-        if candidates.len() + found.skipped.len() >= MAX_FUNCTIONS {
-            found.skip(symbol.name, Skip::TooMany);
-            break;
-        }
-        match target(&elf, name, symbol) {
-            Ok(target) => candidates.push((name, target)),
-            Err(reason) => found.skip(symbol.name, reason),
-        }
-    }
-    if elf.is_dynamic_linker() {
-        for (_, target) in candidates.drain(..) {
-            found.skip(&target.symbol, Skip::DynamicLinker);
-        }
-    }
-    let candidates = without_aliases(candidates, &mut found);
-
-    let forwarders = forwards::find(&elf, &candidates);
-    for (_, target) in candidates {
-        if forwarders.contains(&target.svma) {
-            found.skip(&target.symbol, Skip::Forwards);
-        } else {
-            found.targets.push(target);
-        }
-    }
-    found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
-    found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
-    if !found.targets.is_empty() {
-        found.glibc_malloc = glibc_malloc(&elf);
-    }
-    found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
-    found.skipped.dedup();
-    Ok(found)
-}
-
-/// Where glibc's `malloc` is, in its shared library or linked into a program.
-///
-/// tcmalloc calls its own `__libc_malloc`, too.
-fn glibc_malloc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<Svma> {
-    let is_glibc =
-        |symbol: &Symbol<'_>| symbol.name == "_int_malloc" || symbol.name == "gnu_get_libc_version";
-    elf.defined_symbols().find(is_glibc)?;
-    elf.defined_symbols().find(|symbol| symbol.name == "__libc_malloc").map(|symbol| symbol.svma)
-}
-
-/// The functions of this role, by their names: those that start to unwind the stack, or that end the
-/// process.
-fn not_of_an_allocator<'data, R: ReadRef<'data>>(
-    elf: &Elf<'data, R>,
-    role: Role,
-    is_one: impl Fn(&str) -> bool,
-) -> Vec<Target> {
-    let mut found: Vec<Target> = elf
-        .defined_symbols()
-        .filter(|symbol| is_one(symbol.name) && symbol.kind == SymbolType::Function)
-        .filter_map(|Symbol { name, svma, size, .. }| {
-            let offset = elf.code_offset(svma, size)?;
-            let symbol = name.to_owned();
-            Some(Target { call: Call::Ignore, role, symbol, offset, svma, size })
-        })
-        .collect();
-    found.sort_by_key(|target| target.svma);
-    found.dedup_by_key(|target| target.svma);
-    found.truncate(MAX_OTHERS);
-    found
-}
-
 /// What else the ELF file `file` says of itself.
 pub fn facts<'data, R>(file: R) -> Result<Facts, AllocatorsError>
 where
@@ -449,67 +357,5 @@ where
 /// Go does not allocate through any function known here, and a return probe would break the
 /// growth of its stacks, so that such a program deserves an answer of its own.
 pub fn is_go<'data>(file: impl ReadRef<'data>) -> Result<bool, AllocatorsError> {
-    Ok(Elf::parse(file)?.has_section(b".go.buildinfo"))
-}
-
-impl Found {
-    fn skip(&mut self, symbol: &str, reason: Skip) {
-        self.skipped.push(Skipped { symbol: symbol.to_owned(), reason });
-    }
-}
-
-/// The symbols that are defined in the file and named like an allocator's function.
-///
-/// The C++ operators are left out if the file does not define `malloc` as well.
-fn named_symbols<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<(Name, Symbol<'data>)> {
-    let mut named: Vec<_> = elf
-        .defined_symbols()
-        .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
-        .collect();
-    let has_malloc = named.iter().any(|(name, _)| name.call.api() == Some(Api::Malloc));
-    named.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
-    named
-}
-
-fn target<'data, R: ReadRef<'data>>(
-    elf: &Elf<'data, R>,
-    name: Name,
-    symbol: Symbol<'_>,
-) -> Result<Target, Skip> {
-    match symbol.kind {
-        SymbolType::Function => {}
-        SymbolType::IndirectFunction => return Err(Skip::IndirectFunction),
-        SymbolType::Other => return Err(Skip::NotAFunction),
-    }
-    if symbol.size == 0 {
-        return Err(Skip::NoSize);
-    }
-    let offset = elf.code_offset(symbol.svma, symbol.size).ok_or(Skip::NotInCode)?;
-    Ok(Target {
-        call: name.call,
-        role: name.role(),
-        symbol: symbol.name.to_owned(),
-        offset,
-        svma: symbol.svma,
-        size: symbol.size,
-    })
-}
-
-/// Keeps one name for each address: the best known one.
-fn without_aliases(mut all: Vec<(Name, Target)>, found: &mut Found) -> Vec<(Name, Target)> {
-    all.sort_by(|(a, at), (b, bt)| {
-        at.svma.cmp(&bt.svma).then(a.rank().cmp(&b.rank())).then(at.symbol.cmp(&bt.symbol))
-    });
-    let mut kept: Vec<(Name, Target)> = Vec::new();
-    for (name, target) in all {
-        match kept.last() {
-            Some((_, of)) if of.svma == target.svma => {
-                if of.symbol != target.symbol {
-                    found.skip(&target.symbol, Skip::Alias { of: of.symbol.clone() });
-                }
-            }
-            _ => kept.push((name, target)),
-        }
-    }
-    kept
+    Ok(Elf::parse(file)?.is_go())
 }

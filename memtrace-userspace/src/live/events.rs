@@ -12,7 +12,8 @@ use memtrace_common::event::{Kind, Mapping, Task, flag};
 use super::decode::{Event, RawStack};
 use super::finish::finish;
 use super::guardian::continue_process;
-use super::tracer::{Ending, PAGE_BYTES, Tracer, TracerError};
+use super::process::PAGE_BYTES;
+use super::tracer::{Ending, Tracer, TracerError};
 use crate::record::{MapKind, Pid, Record, Tid, WireStackId};
 
 impl Tracer {

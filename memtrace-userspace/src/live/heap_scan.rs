@@ -102,7 +102,7 @@ pub fn look(pid: Pid, blocks: &Blocks, stop: Stop) -> Result<Seen, ScanError> {
 fn look_at_stopped(pid: Pid, blocks: &Blocks, limit: Option<Duration>) -> Result<Seen, ScanError> {
     let resident = Resident::open(pid)?;
     let kernel_held = KernelHeld::of(pid);
-    let limit = limit.unwrap_or_else(|| usual_limit(super::tracer::resident_bytes(pid)));
+    let limit = limit.unwrap_or_else(|| usual_limit(super::process::resident_bytes(pid)));
     let failed = |source| ScanError::Memory { pid: pid.0, source };
     let memory = Memory::of(&process::mappings(pid)?, &[], &resident).map_err(failed)?;
     let mut copies = Copies::new(room_for(memory.bytes())).map_err(failed)?;

@@ -36,6 +36,9 @@ pub use status::{ProgramId, Seccomp};
 
 use status::{Stat, State};
 
+/// Bytes of a page, on x86-64.
+pub(super) const PAGE_BYTES: u64 = 4096;
+
 /// The most bytes read of one file of `/proc`; the maps of 65,530 mappings have about 10 MB.
 const MAX_PROC_FILE_BYTES: u64 = 256 << 20;
 
@@ -273,7 +276,16 @@ pub fn program(pid: Pid) -> Option<ProgramId> {
     stat(pid).ok().filter(|stat| stat.state == State::Alive).map(|stat| stat.program)
 }
 
-/// The most of its memory that was ever resident at once.
+/// The memory of a process that is resident, in bytes; `None` if it is gone.
+///
+/// The second field of `/proc/PID/statm`, in pages.
+pub(super) fn resident_bytes(pid: Pid) -> Option<u64> {
+    let statm = std::fs::read_to_string(file_of(pid, "statm")).ok()?;
+    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+    pages.checked_mul(PAGE_BYTES)
+}
+
+/// The most of its memory that was ever resident at once, in bytes; `None` if it is gone.
 pub fn peak_resident_bytes(pid: Pid) -> Option<u64> {
     let text = std::fs::read_to_string(file_of(pid, "status")).ok()?;
     let value = text.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;

@@ -29,16 +29,13 @@ use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
 use super::loader::{Capacity, Kernel, KernelTypes, LoadError, Program};
-use super::perf_map::Unread;
 use super::probes::LinkKind;
-use super::process::{self, ProcessError, memory_limit};
+use super::process::{self, ProcessError};
 use super::ring_meter::RingMeter;
+use super::samples::{Anomalies, When};
 use super::table_cache::TableCache;
 use super::tables::{self, Placed, Tables};
-use crate::record::{EndReason, GO_PROGRAMS, Pid, Record, Session, Tid, Time};
-
-/// Bytes of a page.
-pub(super) const PAGE_BYTES: u64 = 4096;
+use crate::record::{EndReason, Pid, Record, Session, Tid, Time};
 
 /// How often resident memory and counters are written.
 const SAMPLE_NS: u64 = 1_000_000_000;
@@ -187,20 +184,11 @@ pub enum Drained {
     Some,
 }
 
-/// When a process's memory is looked at.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum When {
-    /// If it is due.
-    Due,
-    /// Whether or not.
-    Now,
-}
-
 /// The live source.
 pub struct Tracer {
     pub(super) kernel: Kernel,
     ring: RingBuf<MapData>,
-    meter: RingMeter,
+    pub(super) meter: RingMeter,
     pub(super) options: Options,
     pub(super) tables: Tables,
     pub(super) placed: HashMap<ImageId, Placed>,
@@ -232,25 +220,6 @@ pub struct Tracer {
     pub(super) closer: Closer,
     /// Records that are ready.
     pub(super) out: Vec<Record>,
-}
-
-/// What went wrong in the daemon without ending the session.
-#[derive(Clone, Copy, Debug, Default)]
-pub(super) struct Anomalies {
-    /// Children or programs that could not be attached to.
-    pub attach_failures: u64,
-    /// Mapped files that could not be read: no probes, and no table.
-    pub files_unreadable: u64,
-    /// Files whose unwind table has too many rows for what room is left.
-    pub tables_without_room_for_rows: u64,
-    /// Files whose unwind table covers too much text for what room is left.
-    pub tables_without_room_for_text: u64,
-    /// Mappings of code that had no room.
-    pub modules_without_room: u64,
-    /// Probes that the kernel refused.
-    pub probes_refused: u64,
-    /// What could not be read of the names of programs that have ended.
-    pub jit_names_unread: Unread,
 }
 
 impl Tracer {
@@ -457,107 +426,6 @@ impl Tracer {
         Ok(())
     }
 
-    /// Ends processes whose event of their end was lost from a full ring.
-    ///
-    /// A process that had ended at the last sample is one: the ring has been empty since then.
-    fn end_what_was_lost(&mut self, was_drained: bool, time: Time) {
-        let mut lost = Vec::new();
-        for (pid, traced) in &mut self.processes {
-            let had_ended = std::mem::replace(&mut traced.had_ended, traced.handle.has_ended());
-            if had_ended && was_drained {
-                lost.push(*pid);
-            }
-        }
-        lost.sort();
-        for pid in lost {
-            tracing::debug!("process {} ended, and the event of it was lost", pid.0);
-            self.exited(pid, time);
-        }
-    }
-
-    /// Follows processes to programs whose beginning was lost from a full ring.
-    ///
-    /// As with their end: a program that had begun at the last sample is one.
-    fn notice_lost_programs(&mut self, was_drained: bool, time: Time) -> Result<(), TracerError> {
-        let mut lost = Vec::new();
-        for (pid, traced) in &mut self.processes {
-            let other = process::program(*pid).filter(|program| *program != traced.program);
-            let before = std::mem::replace(&mut traced.other_program, other);
-            if was_drained && other.is_some() && other == before {
-                lost.push(*pid);
-            }
-        }
-        lost.sort();
-        for pid in lost {
-            self.executed(pid, time)?;
-            tracing::info!("process {} runs a new program, and the event of it was lost", pid.0);
-        }
-        Ok(())
-    }
-
-    /// Looks at the memory of processes in detail.
-    fn sample_memory(&mut self, time: Time, when: When) {
-        let now_ns = monotonic_ns();
-        let mut due: Vec<_> = self
-            .processes
-            .iter_mut()
-            .filter(|(_, traced)| when == When::Now || traced.memory_samples.is_due(now_ns))
-            .collect();
-        due.sort_by_key(|(pid, _)| **pid);
-        let records =
-            due.into_iter().filter_map(|(pid, traced)| traced.memory_samples.look(*pid, time));
-        self.out.extend(records);
-    }
-
-    /// Writes resident memory and counters.
-    fn sample(&mut self, time: Time) -> Result<(), TracerError> {
-        let mut pids: Vec<Pid> = self.processes.keys().copied().collect();
-        pids.sort();
-        for pid in pids {
-            if let Some(rss_bytes) = resident_bytes(pid) {
-                self.out.push(Record::Resident { time, pid, rss_bytes });
-            }
-            self.out.extend(memory_limit::sample(pid, time));
-        }
-        self.sample_memory(time, When::Due);
-        let Anomalies {
-            attach_failures,
-            files_unreadable,
-            tables_without_room_for_rows,
-            tables_without_room_for_text,
-            modules_without_room,
-            probes_refused,
-            jit_names_unread,
-        } = self.anomalies;
-        let unread = self.processes.values().fold(jit_names_unread, |sum, traced| {
-            let Unread { lines, addresses, files } = traced.jit_names.unread;
-            Unread {
-                lines: sum.lines + lines,
-                addresses: sum.addresses + addresses,
-                files: sum.files + files,
-            }
-        });
-        let kernel = self.kernel.counters()?;
-        self.clean_up_forks(&kernel);
-        let mut counters: Vec<(String, u64)> =
-            kernel.into_iter().map(|(counter, value)| (counter.name().to_owned(), value)).collect();
-        counters.extend([
-            ("ring_peak_bytes".to_owned(), self.meter.peak_bytes()),
-            ("attach_failures".to_owned(), attach_failures),
-            ("code_files_unreadable".to_owned(), files_unreadable),
-            ("unwind_tables_without_room_for_rows".to_owned(), tables_without_room_for_rows),
-            ("unwind_tables_without_room_for_text".to_owned(), tables_without_room_for_text),
-            ("code_mappings_without_room".to_owned(), modules_without_room),
-            ("probes_refused".to_owned(), probes_refused),
-            ("perf_map_lines_unread".to_owned(), unread.lines),
-            ("perf_map_addresses_unread".to_owned(), unread.addresses),
-            ("perf_maps_unreadable".to_owned(), unread.files),
-            (GO_PROGRAMS.to_owned(), self.images.go_programs()),
-        ]);
-        self.out.push(Record::Counters(counters));
-        Ok(())
-    }
-
     /// A child that is not traced: the end of it, or of what is known of it.
     ///
     /// Its `Fork` record gave it copies of its parent's memory, and no event will take them away.
@@ -582,11 +450,4 @@ fn read_ahead(images: &mut Images, pids: &[Pid]) {
         let code: Vec<_> = mappings.iter().filter(|mapping| mapping.is_code()).collect();
         images.read(*pid, &code);
     }
-}
-
-/// Resident memory, from the second field of `/proc/PID/statm`; `None` if the process is gone.
-pub(super) fn resident_bytes(pid: Pid) -> Option<u64> {
-    let statm = std::fs::read_to_string(format!("/proc/{}/statm", pid.0)).ok()?;
-    let pages: u64 = statm.split(' ').nth(1)?.parse().ok()?;
-    pages.checked_mul(PAGE_BYTES)
 }

@@ -175,7 +175,8 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
         })
     }
 
-    pub(super) fn has_section(&self, name: &[u8]) -> bool {
-        self.file.elf_section_table().section_by_name(LE, name).is_some()
+    /// Whether it is a Go program: the linker of Go writes this section into every one.
+    pub(super) fn is_go(&self) -> bool {
+        self.file.elf_section_table().section_by_name(LE, b".go.buildinfo").is_some()
     }
 }

@@ -152,7 +152,7 @@ fn by_name<'data, R: ReadRef<'data>>(
         (Some(symbol), None) if symbol.kind == SymbolType::IndirectFunction => {
             Err(NotFound::IndirectFunction)
         }
-        (Some(symbol), None) if symbol.name.contains('.') && is_go(elf) => Err(NotFound::Go),
+        (Some(symbol), None) if symbol.name.contains('.') && elf.is_go() => Err(NotFound::Go),
         (Some(symbol), None) => Ok((symbol.svma, symbol.size)),
         (Some(first), Some(second)) => {
             let all = [first, second].into_iter().chain(found).take(MAX_NAMES);
@@ -190,7 +190,7 @@ fn by_address<'data, R: ReadRef<'data>>(
     svma: Svma,
 ) -> Result<u64, NotFound> {
     elf.code_offset(svma, 1).ok_or(NotFound::NotInCode)?;
-    if is_go(elf) {
+    if elf.is_go() {
         return Err(NotFound::Go);
     }
     if let Some(symbol) = elf
@@ -219,8 +219,4 @@ fn first_instruction<'data, R: ReadRef<'data>>(
         true => Err(NotFound::NotAnInstruction),
         false => Ok(instruction.len() as u64),
     }
-}
-
-fn is_go<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> bool {
-    elf.has_section(b".go.buildinfo")
 }

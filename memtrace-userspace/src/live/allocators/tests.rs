@@ -1,3 +1,5 @@
+use memtrace_common::event::Api;
+
 use super::*;
 use crate::record::ProbeCost;
 

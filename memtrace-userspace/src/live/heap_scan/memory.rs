@@ -27,11 +27,9 @@ use super::copies::{Copies, Copy, GROUP_BYTES, Part};
 use super::resident::{Pages, Resident};
 use super::urgent::ComesFirst;
 use crate::live::process::maps::Sharing;
-use crate::live::process::{Mapped, Mapping, ProcessError};
+use crate::live::process::{Mapped, Mapping, PAGE_BYTES, ProcessError};
 use crate::reach::{Blocks, Piece};
 use crate::record::Pid;
-
-const PAGE_BYTES: u64 = 4096;
 
 /// The red zone of the System V ABI.
 const RED_ZONE_BYTES: u64 = 128;

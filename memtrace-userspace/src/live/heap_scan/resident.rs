@@ -11,10 +11,8 @@ use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::FileExt as _;
 use std::path::PathBuf;
 
-use crate::live::process::ProcessError;
+use crate::live::process::{PAGE_BYTES, ProcessError};
 use crate::record::Pid;
-
-const PAGE_BYTES: u64 = 4096;
 
 /// `_IOWR('f', 16, struct pm_scan_arg)`.
 const PAGEMAP_SCAN: libc::Ioctl = 0xc060_6610u32 as libc::Ioctl;

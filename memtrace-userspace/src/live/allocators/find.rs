@@ -1,0 +1,168 @@
+//! Which functions of a file are an allocator's, by their symbols.
+//!
+//! Every name for an address counts once, forwarders do not count, and what else has to be probed in
+//! a file is found beside: where the stack is unwound, and where the process ends.
+
+use memtrace_common::addr::Svma;
+use memtrace_common::call::Call;
+use memtrace_common::event::Api;
+use object::ReadRef;
+
+use super::elf::{Elf, Symbol, SymbolType};
+use super::forwards;
+use super::names::{self, Family, Name};
+use super::{AllocatorsError, MAX_FUNCTIONS, Role, Skip, Skipped, Target};
+
+/// The most functions of one file that unwind the stack (libgcc has three), or that end the process.
+const MAX_OTHERS: usize = 8;
+
+/// The functions of a file, before their sites are chosen.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Found {
+    /// The functions to probe, by address.
+    pub(super) targets: Vec<Target>,
+    /// What was passed over, by name.
+    pub(super) skipped: Vec<Skipped>,
+    /// The functions that unwind the stack, by address.
+    pub(super) unwinders: Vec<Target>,
+    /// The functions that end the process, by address.
+    pub(super) ends: Vec<Target>,
+    /// Where glibc's own `malloc` is.
+    pub(super) glibc_malloc: Option<Svma>,
+}
+
+impl Found {
+    fn skip(&mut self, symbol: &str, reason: Skip) {
+        self.skipped.push(Skipped { symbol: symbol.to_owned(), reason });
+    }
+}
+
+/// Finds the allocator functions of the ELF file `file`.
+///
+/// A file without any, or without symbols, is not an error: it has no targets.
+pub(super) fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, AllocatorsError> {
+    let elf = Elf::parse(file)?;
+    let mut found = Found::default();
+    let mut candidates = Vec::new();
+    for (name, symbol) in named_symbols(&elf) {
+        if candidates.len() + found.skipped.len() >= MAX_FUNCTIONS {
+            found.skip(symbol.name, Skip::TooMany);
+            break;
+        }
+        match target(&elf, name, symbol) {
+            Ok(target) => candidates.push((name, target)),
+            Err(reason) => found.skip(symbol.name, reason),
+        }
+    }
+    if elf.is_dynamic_linker() {
+        for (_, target) in candidates.drain(..) {
+            found.skip(&target.symbol, Skip::DynamicLinker);
+        }
+    }
+    let candidates = without_aliases(candidates, &mut found);
+
+    let forwarders = forwards::find(&elf, &candidates);
+    for (_, target) in candidates {
+        if forwarders.contains(&target.svma) {
+            found.skip(&target.symbol, Skip::Forwards);
+        } else {
+            found.targets.push(target);
+        }
+    }
+    found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
+    found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
+    if !found.targets.is_empty() {
+        found.glibc_malloc = glibc_malloc(&elf);
+    }
+    found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
+    found.skipped.dedup();
+    Ok(found)
+}
+
+/// Where glibc's `malloc` is, in its shared library or linked into a program.
+///
+/// tcmalloc calls its own `__libc_malloc`, too.
+fn glibc_malloc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<Svma> {
+    let is_glibc =
+        |symbol: &Symbol<'_>| symbol.name == "_int_malloc" || symbol.name == "gnu_get_libc_version";
+    elf.defined_symbols().find(is_glibc)?;
+    elf.defined_symbols().find(|symbol| symbol.name == "__libc_malloc").map(|symbol| symbol.svma)
+}
+
+/// The functions of this role, by their names: those that start to unwind the stack, or that end the
+/// process.
+fn not_of_an_allocator<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    role: Role,
+    is_one: impl Fn(&str) -> bool,
+) -> Vec<Target> {
+    let mut found: Vec<Target> = elf
+        .defined_symbols()
+        .filter(|symbol| is_one(symbol.name) && symbol.kind == SymbolType::Function)
+        .filter_map(|symbol| located(elf, symbol, Call::Ignore, role))
+        .collect();
+    found.sort_by_key(|target| target.svma);
+    found.dedup_by_key(|target| target.svma);
+    found.truncate(MAX_OTHERS);
+    found
+}
+
+/// The symbols that are defined in the file and named like an allocator's function.
+///
+/// The C++ operators are left out if the file does not define `malloc` as well.
+fn named_symbols<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<(Name, Symbol<'data>)> {
+    let mut named: Vec<_> = elf
+        .defined_symbols()
+        .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
+        .collect();
+    let has_malloc = named.iter().any(|(name, _)| name.call.api() == Some(Api::Malloc));
+    named.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
+    named
+}
+
+fn target<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    name: Name,
+    symbol: Symbol<'_>,
+) -> Result<Target, Skip> {
+    match symbol.kind {
+        SymbolType::Function => {}
+        SymbolType::IndirectFunction => return Err(Skip::IndirectFunction),
+        SymbolType::Other => return Err(Skip::NotAFunction),
+    }
+    if symbol.size == 0 {
+        return Err(Skip::NoSize);
+    }
+    located(elf, symbol, name.call, name.role()).ok_or(Skip::NotInCode)
+}
+
+/// The function of `symbol`; `None` if it is not in the file's code.
+fn located<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    symbol: Symbol<'_>,
+    call: Call,
+    role: Role,
+) -> Option<Target> {
+    let Symbol { name, svma, size, kind: _ } = symbol;
+    let offset = elf.code_offset(svma, size)?;
+    Some(Target { call, role, symbol: name.to_owned(), offset, svma, size })
+}
+
+/// Keeps one name for each address: the best known one.
+fn without_aliases(mut all: Vec<(Name, Target)>, found: &mut Found) -> Vec<(Name, Target)> {
+    all.sort_by(|(a, at), (b, bt)| {
+        at.svma.cmp(&bt.svma).then(a.rank().cmp(&b.rank())).then(at.symbol.cmp(&bt.symbol))
+    });
+    let mut kept: Vec<(Name, Target)> = Vec::new();
+    for (name, target) in all {
+        match kept.last() {
+            Some((_, of)) if of.svma == target.svma => {
+                if of.symbol != target.symbol {
+                    found.skip(&target.symbol, Skip::Alias { of: of.symbol.clone() });
+                }
+            }
+            _ => kept.push((name, target)),
+        }
+    }
+    kept
+}
