@@ -8,36 +8,32 @@
 //!   stack 4  ?? in plugin.so, cut off                                  realloc
 //! ```
 
+mod findings;
+mod statistics;
+
 use std::sync::Arc;
-use std::time::Duration;
 
 use memtrace_common::addr::FileOffset;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-use crate::lost::{Amount, Births, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::add_usage;
-use crate::pipeline::findings::{
-    Class, Cohort, Confidence, Contributor, Leaks, Level, MemoryLimit, Rate, Severity, Spike,
-    ThreadGrowth, Verdict,
-};
 use crate::pipeline::snapshot::{
-    Amount as SnapshotAmount, Memory, Phase, Place, ProcessUsage, Scope, Snapshot, Stack,
-    StackUsage, ThreadUsage, TimelinePoint, Totals, Usage,
+    Amount, Phase, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage,
+    TimelinePoint, Totals, Usage,
 };
-use crate::pipeline::statistics::{
-    AlignedBlocks, Allocator, HeldMemory, Histogram, Histograms, Reallocations, SiteAligned,
-    SiteHistograms, SiteReallocations, Statistics,
-};
-use crate::reach::Cost;
 use crate::record::{
-    Alignment, BeforeAttach, EndReason, Image, LimitKind, MemoryByKind, MemoryFigures, Origin, Pid,
-    Probe, ProbeCost, Session, Tid, Time,
+    BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
 };
 use crate::symbols;
 use crate::views::frames::{Found, Lookup, Names};
 use crate::views::ranking::Ranking;
 use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Timelines};
+
+pub(crate) use self::findings::lost;
+
+use self::findings::{leaks, spikes};
+use self::statistics::{memory, statistics};
 
 const KIB: u64 = 1 << 10;
 const MIB: u64 = 1 << 20;
@@ -49,8 +45,8 @@ pub(crate) fn phases() -> Vec<Phase> {
         begins_with: None,
         from: Time(0),
         to: Time(SECOND),
-        allocated: SnapshotAmount::default(),
-        freed: SnapshotAmount::default(),
+        allocated: Amount::default(),
+        freed: Amount::default(),
         live_bytes_before: 0,
         live_bytes_after: 15 * MIB,
         peak_live_bytes: 15 * MIB,
@@ -219,43 +215,6 @@ pub(crate) fn snapshot() -> Snapshot {
     }
 }
 
-/// What a scan at the session's end found: stacks 0, 1 and 4 lost something.
-pub(crate) fn lost() -> LostBlocks {
-    let amount = |bytes, blocks| Amount { bytes, blocks };
-    let losses = [
-        (0, amount(12 * MIB, 12 * KIB), amount(3 * KIB, 24), Amount::default()),
-        (1, Amount::default(), Amount::default(), amount(3 * KIB, 24)),
-        (4, amount(100, 3), Amount::default(), Amount::default()),
-    ];
-    let first = Time(1_000_000_000);
-    let born = |direct: Amount| {
-        let last = Time(first.0 + 500_000 * direct.blocks.saturating_sub(1));
-        (direct.blocks > 0).then_some(Births { first, last })
-    };
-    let stacks = snapshot().stacks;
-    LostBlocks {
-        pid: Pid(4242),
-        stacks: losses
-            .into_iter()
-            .map(|(stack, direct, held, indirect): (usize, _, _, _)| LostStack {
-                stack: Arc::clone(&stacks[stack].stack),
-                api: stacks[stack].api,
-                losses: Losses { direct, born: born(direct), held, indirect },
-            })
-            .collect(),
-        judged: amount(14 * MIB, 12_323),
-        not_judged: NotJudged { contradictory: 0, out_of_reach: 0, changed: 7 },
-        cost: Cost {
-            stopped: Some(Duration::from_millis(12)),
-            threads: 2,
-            read_bytes: 88 * MIB,
-            unreadable_bytes: 4 * KIB,
-            uncopied_bytes: 0,
-            own_peak_bytes: 200 * MIB,
-        },
-    }
-}
-
 /// Symbols from a function.
 pub(crate) struct FakeSymbols(pub(crate) fn(&Image, FileOffset) -> Found);
 
@@ -317,80 +276,6 @@ fn stack(end: End, api: Api, frames: &[(u32, u64)], usage: Usage) -> StackUsage 
     StackUsage { stack: Arc::new(Stack { end, frames }), api, usage }
 }
 
-/// What the process held after eleven seconds, which is more than its blocks.
-fn memory() -> HeldMemory {
-    let figures = |size_bytes, resident_bytes| MemoryFigures {
-        size_bytes,
-        resident_bytes,
-        proportional_bytes: resident_bytes,
-        private_dirty_bytes: resident_bytes / 2,
-        ..MemoryFigures::default()
-    };
-    HeldMemory {
-        time: Time(11 * SECOND),
-        live_blocks: 12 * KIB,
-        requested_bytes: 14 * MIB,
-        usable_bytes: Some(14 * MIB + 96 * KIB),
-        kinds: MemoryByKind {
-            heap: figures(40 * MIB, 30 * MIB),
-            anonymous: figures(50 * MIB, 48 * MIB),
-            file: figures(20 * MIB, 11 * MIB),
-            stack: figures(132 * KIB, 60 * KIB),
-            shared: MemoryFigures::default(),
-        },
-    }
-}
-
-/// Blocks of two sizes, most of which die young, and a string that grows byte by byte.
-fn statistics(stacks: &[StackUsage]) -> Statistics {
-    let histogram = |values: &[(u64, u64)]| {
-        let mut histogram = Histogram::default();
-        for &(value, bytes) in values {
-            histogram.add(value, bytes);
-        }
-        histogram
-    };
-    let reallocations = Reallocations {
-        calls: 5000,
-        moved: 12,
-        copied_bytes: 30 * KIB,
-        grown: 5000,
-        growth_bytes: 5000,
-        grown_from_bytes: 12_500_000,
-    };
-    let lifetimes = histogram(&[(0, 40), (0, 40), (3, 40), (400_000, 1 << 18)]);
-    Statistics {
-        temporary_between: 1,
-        sizes: vec![
-            (Api::Malloc, histogram(&[(40, 40), (40, 40), (1024, 1024)])),
-            (Api::New, histogram(&[(1 << 18, 1 << 18)])),
-        ],
-        lifetimes: lifetimes.clone(),
-        histograms_by_site: vec![SiteHistograms {
-            stack: Arc::clone(&stacks[2].stack),
-            api: stacks[2].api,
-            histograms: Histograms { sizes: histogram(&[(40, 40), (40, 40)]), lifetimes },
-        }],
-        aligned: vec![SiteAligned {
-            stack: Arc::clone(&stacks[2].stack),
-            api: stacks[2].api,
-            alignment: Alignment::from_log2(6).expect("in an address"),
-            blocks: AlignedBlocks {
-                allocations: 2,
-                requested_bytes: 80,
-                smaller_allocations: 2,
-                extra_bytes: Some(0),
-            },
-        }],
-        reallocations: vec![SiteReallocations {
-            stack: Arc::clone(&stacks[2].stack),
-            api: Api::Realloc,
-            reallocations,
-        }],
-        allocator: Some(Allocator::Glibc),
-    }
-}
-
 /// `blocks` of `size` bytes, none of them released.
 fn leaked(blocks: u64, size: u64) -> Usage {
     Usage {
@@ -404,93 +289,6 @@ fn leaked(blocks: u64, size: u64) -> Usage {
         inherited_bytes: 0,
         peak_bytes: blocks * size / 2,
         temporary_allocations: 0,
-    }
-}
-
-/// A spike of stack 1 that has returned, and the mapping, which has not and is not told again.
-fn spikes(stacks: &[StackUsage]) -> Vec<Spike> {
-    let maker = |index: usize, bytes| Contributor {
-        stack: Arc::clone(&stacks[index].stack),
-        api: stacks[index].api,
-        bytes,
-    };
-    let spike = Spike {
-        memory: Memory::Heap,
-        severity: Severity::High,
-        start: Time(3 * SECOND),
-        end: Time(4 * SECOND),
-        base_bytes: 6 * MIB,
-        height_bytes: 52 * MIB,
-        window_bytes: 52 * MIB,
-        returned: Some(Time(7 * SECOND)),
-        left_bytes: 0,
-        contributors: vec![maker(1, 48 * MIB), maker(0, 2 * MIB)],
-        measured_bytes: 50 * MIB,
-        threads: vec![ThreadGrowth {
-            pid: Pid(4242),
-            tid: Tid(4243),
-            name: b"worker\x1b[2J".to_vec(),
-            bytes: 50 * MIB,
-        }],
-        alert: true,
-    };
-    let mapped = Spike {
-        memory: Memory::Mapped,
-        severity: Severity::Medium,
-        start: Time(8 * SECOND),
-        end: Time(8 * SECOND),
-        base_bytes: 0,
-        height_bytes: 32 * MIB,
-        window_bytes: 32 * MIB,
-        returned: None,
-        left_bytes: 32 * MIB,
-        contributors: vec![maker(3, 32 * MIB)],
-        measured_bytes: 32 * MIB,
-        threads: vec![],
-        alert: false,
-    };
-    vec![spike, mapped]
-}
-
-/// Stack 0 leaks, stack 1 has levelled off, stack 4 is not told.
-fn leaks(stacks: &[StackUsage]) -> Leaks {
-    let verdict = |index: usize, class: Class, level| {
-        let StackUsage { stack, api, usage } = &stacks[index];
-        Verdict {
-            stack: Arc::clone(stack),
-            api: *api,
-            class,
-            level,
-            confidence: Confidence::High,
-            rate: Rate { bytes_per_hour: 3.5e9, plus_minus: 1.25e8 },
-            live_blocks: usage.live_blocks,
-            live_bytes: usage.live_bytes,
-            aged_bytes: usage.live_bytes * 9 / 10,
-            oldest: Time(SECOND),
-            since: Time(0),
-            cohorts: (1..=4)
-                .map(|n| Cohort {
-                    until: Time(n * 3 * SECOND),
-                    allocated_blocks: usage.allocations as f64 / 4.0,
-                    live_blocks: usage.live_blocks / 4,
-                    live_bytes: usage.live_bytes / 4,
-                })
-                .collect(),
-            limit_in_ns: class.is_leak().then_some(3_720 * SECOND),
-        }
-    };
-    Leaks {
-        verdicts: vec![
-            verdict(0, Class::LinearGrowth, Level::Alert),
-            verdict(1, Class::BoundedCache, Level::Healthy),
-            verdict(4, Class::Undetermined, Level::Healthy),
-        ],
-        needed_ns: 30 * SECOND,
-        limit: Some(MemoryLimit {
-            kind: LimitKind::Cgroup,
-            limit_bytes: 4096 * MIB,
-            used_bytes: 478 * MIB,
-        }),
     }
 }
 
