@@ -9,11 +9,11 @@ use rustc_hash::FxHashMap;
 use super::call_paths::CallPaths;
 use super::frames::Names;
 use super::ranking::{SortKey, SymbolizedUsage, sort_stacks};
-use crate::pipeline::snapshot::{Snapshot, Usage};
-use crate::pipeline::{Change, Pipeline, Posting, SiteId};
+use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::{Account, Pipeline, Posting, SiteId};
 use crate::record::{Pid, Record};
 
-/// The most pairs of a process and a site: 150 MB.
+/// The most pairs of a process and a site: 100 MB.
 const PAIRS: usize = 1 << 20;
 
 /// The usage of each process at each site.
@@ -23,7 +23,9 @@ const PAIRS: usize = 1 << 20;
 #[derive(Default)]
 pub struct ByProcess {
     call_paths: CallPaths,
-    usage: FxHashMap<(Pid, SiteId), Usage>,
+    /// Where the account of a pair is.
+    places: FxHashMap<(Pid, SiteId), usize>,
+    accounts: Vec<Account>,
 }
 
 impl ByProcess {
@@ -33,9 +35,13 @@ impl ByProcess {
         for posting in postings {
             self.call_paths.meet(posting.site, pipeline);
             let key = (posting.pid, posting.site);
-            let has_room = self.usage.len() < PAIRS || self.usage.contains_key(&key);
+            let has_room = self.places.len() < PAIRS || self.places.contains_key(&key);
             let key = if has_room { key } else { (Pid(0), posting.site) };
-            post(self.usage.entry(key).or_default(), posting);
+            let place = *self.places.entry(key).or_insert(self.accounts.len());
+            if place == self.accounts.len() {
+                self.accounts.push(Account::default());
+            }
+            self.accounts[place].post(posting);
         }
     }
 
@@ -46,11 +52,12 @@ impl ByProcess {
         names: &mut Names,
     ) -> BTreeMap<Pid, Vec<SymbolizedUsage>> {
         let sites = self.call_paths.finish();
-        let mut pairs: Vec<_> = self.usage.into_iter().collect();
+        let mut pairs: Vec<_> = self.places.into_iter().collect();
         // Equal sessions give equal files.
         pairs.sort_unstable_by_key(|(key, _)| *key);
         let mut processes: BTreeMap<Pid, Vec<SymbolizedUsage>> = BTreeMap::new();
-        for ((pid, site), usage) in pairs {
+        for ((pid, site), place) in pairs {
+            let usage = self.accounts[place].usage_without_peak();
             let (stack, api) = &sites[site.index()];
             let stack = names.symbolize(&snapshot.images, stack);
             let stacks = processes.entry(pid).or_default();
@@ -60,30 +67,5 @@ impl ByProcess {
             sort_stacks(stacks, SortKey::Live);
         }
         processes
-    }
-}
-
-/// As the pipeline's accounts do it; the bytes at the peak are not known.
-fn post(usage: &mut Usage, posting: &Posting) {
-    let &Posting { pid: _, site: _, thread: _, change, blocks, bytes } = posting;
-    let add = |(number, sum): (&mut u64, &mut u64)| {
-        *number = number.wrapping_add(blocks);
-        *sum = sum.wrapping_add(bytes);
-    };
-    let take = |(number, sum): (&mut u64, &mut u64)| {
-        *number = number.wrapping_sub(blocks);
-        *sum = sum.wrapping_sub(bytes);
-    };
-    match change {
-        Change::Acquire => add((&mut usage.allocations, &mut usage.allocated_bytes)),
-        Change::Release => add((&mut usage.frees, &mut usage.freed_bytes)),
-        Change::Reclaim => take((&mut usage.frees, &mut usage.freed_bytes)),
-        Change::Inherit => add((&mut usage.inherited_blocks, &mut usage.inherited_bytes)),
-        Change::Disinherit => take((&mut usage.inherited_blocks, &mut usage.inherited_bytes)),
-        Change::Abandon | Change::Hold | Change::LetGo => {}
-    }
-    if change.changes_usage() {
-        let live = (&mut usage.live_blocks, &mut usage.live_bytes);
-        if change.adds() { add(live) } else { take(live) }
     }
 }

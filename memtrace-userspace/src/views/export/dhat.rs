@@ -239,16 +239,12 @@ impl Point {
             self.max = self.held;
         }
         let moments = now_ns.wrapping_mul(blocks);
-        match change {
-            Change::Acquire | Change::Reclaim | Change::Inherit => {
-                self.live.change(posting);
-                self.lifetimes_ns = self.lifetimes_ns.wrapping_sub(moments);
-            }
-            Change::Release | Change::Disinherit => {
-                self.live.change(posting);
-                self.lifetimes_ns = self.lifetimes_ns.wrapping_add(moments);
-            }
-            Change::Abandon | Change::Hold | Change::LetGo => {}
+        if change.changes_usage() {
+            self.live.change(posting);
+            self.lifetimes_ns = match change.adds() {
+                true => self.lifetimes_ns.wrapping_sub(moments),
+                false => self.lifetimes_ns.wrapping_add(moments),
+            };
         }
         if change == Change::Acquire {
             self.total.bytes = self.total.bytes.wrapping_add(bytes);
