@@ -7,36 +7,10 @@
 // expect: function=second_plugin_allocates api=malloc allocations=5240 allocated_bytes=1168520 frees=1240 freed_bytes=276520 live_blocks=4000 live_bytes=892000
 // expect: within=use_first api=malloc allocations=5080 allocated_bytes=1071880 frees=1080 freed_bytes=227880 live_blocks=4000 live_bytes=844000
 // expect: within=use_second api=malloc allocations=5240 allocated_bytes=1168520 frees=1240 freed_bytes=276520 live_blocks=4000 live_bytes=892000
-#include "memtrace_test.h"
-#include <dlfcn.h>
+#include "plugins.h"
 #include <pthread.h>
 
 enum { THREADS = 4, ROUNDS = 20 };
-
-typedef void (*entry)(void);
-
-static char directory[4096];
-
-static entry load(const char *name, const char *symbol, void **library) {
-    char path[sizeof directory + 64];
-    strcpy(path, directory);
-    strcat(path, name);
-    *library = dlopen(path, RTLD_NOW);
-    require(*library != NULL, 11);
-    entry function = (entry)dlsym(*library, symbol);
-    require(function != NULL, 12);
-    return function;
-}
-
-NOINLINE static void use_first(entry function) {
-    function();
-    keep(NULL);
-}
-
-NOINLINE static void use_second(entry function) {
-    function();
-    keep(NULL);
-}
 
 static void *first_thread(void *unused) {
     (void)unused;
@@ -59,11 +33,7 @@ static void *second_thread(void *unused) {
 }
 
 int main(int argc, char **argv) {
-    ssize_t length = readlink("/proc/self/exe", directory, sizeof directory - 1);
-    require(length > 0, 10);
-    directory[length] = 0;
-    strrchr(directory, '/')[1] = 0;
-
+    find_plugins();
     rendezvous(argc, argv, "ready");
     pthread_t threads[THREADS];
     for (int i = 0; i < THREADS; i++) {

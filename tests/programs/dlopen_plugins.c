@@ -8,39 +8,10 @@
 // expect: function=second_plugin_allocates api=malloc allocations=131 allocated_bytes=29213 frees=31 freed_bytes=6913 live_blocks=100 live_bytes=22300
 // expect: within=use_first api=malloc allocations=127 allocated_bytes=26797 frees=27 freed_bytes=5697 live_blocks=100 live_bytes=21100
 // expect: within=use_second api=malloc allocations=131 allocated_bytes=29213 frees=31 freed_bytes=6913 live_blocks=100 live_bytes=22300
-#include "memtrace_test.h"
-#include <dlfcn.h>
-
-typedef void (*entry)(void);
-
-static void path_of(const char *name, char *path, size_t size) {
-    ssize_t length = readlink("/proc/self/exe", path, size - 64);
-    require(length > 0, 10);
-    path[length] = 0;
-    strcpy(strrchr(path, '/') + 1, name);
-}
-
-static entry load(const char *name, const char *symbol, void **library) {
-    static char path[4096];
-    path_of(name, path, sizeof path);
-    *library = dlopen(path, RTLD_NOW);
-    require(*library != NULL, 11);
-    entry function = (entry)dlsym(*library, symbol);
-    require(function != NULL, 12);
-    return function;
-}
-
-NOINLINE static void use_first(entry function) {
-    function();
-    keep(NULL);
-}
-
-NOINLINE static void use_second(entry function) {
-    function();
-    keep(NULL);
-}
+#include "plugins.h"
 
 int main(int argc, char **argv) {
+    find_plugins();
     rendezvous(argc, argv, "ready");
     void *library;
     entry function = load("libplugin_first.so", "first_plugin_allocates", &library);

@@ -1,15 +1,7 @@
 // More events than a ring of 1 MiB holds, and then another program in the same process.
 //
 // For a recorder that does not look while the new program begins. It has no table of its own.
-#include "memtrace_test.h"
-
-NOINLINE static void flood(void) {
-    for (int i = 0; i < 40000; i++) {
-        void *block = malloc(73);
-        keep(block);
-        free(block);
-    }
-}
+#include "flood.h"
 
 int main(int argc, char **argv) {
     rendezvous(argc, argv, "ready");

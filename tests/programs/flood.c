@@ -2,15 +2,7 @@
 //
 // For a recorder that does not look for a while. It has no table: what is recorded and what is
 // counted as lost must add up to 40,000 allocations and 40,000 frees.
-#include "memtrace_test.h"
-
-NOINLINE static void flood(void) {
-    for (int i = 0; i < 40000; i++) {
-        void *block = malloc(73);
-        keep(block);
-        free(block);
-    }
-}
+#include "flood.h"
 
 int main(int argc, char **argv) {
     rendezvous(argc, argv, "ready");

@@ -399,8 +399,8 @@ impl Program {
         let Ok(built) = modified(executable) else {
             return false;
         };
-        let newer = |path: PathBuf| modified(&path).map_or(true, |time| time > built);
-        let stale = newer(self.source_path()) || newer(sources().join("memtrace_test.h"));
+        let newer = |path: &Path| modified(path).map_or(true, |time| time > built);
+        let stale = newer(&self.source_path()) || headers().iter().any(|header| newer(header));
         !stale && fs::read_to_string(recipe_path).is_ok_and(|last| last == recipe)
     }
 
@@ -487,4 +487,11 @@ impl Program {
 
 fn sources() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("programs")
+}
+
+/// What the C and C++ programs share.
+fn headers() -> Vec<PathBuf> {
+    let entries = fs::read_dir(sources()).expect("the programs are beside the crate");
+    let paths = entries.map(|entry| entry.expect("a readable directory").path());
+    paths.filter(|path| path.extension().is_some_and(|ending| ending == "h")).collect()
 }
