@@ -15,6 +15,7 @@ mod mark;
 mod output;
 mod part;
 mod profile;
+mod progress;
 mod quantity;
 mod record;
 mod replay;

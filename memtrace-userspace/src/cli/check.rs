@@ -18,12 +18,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, anyhow, bail};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict as Traceable;
 use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::{EndReason, Pid};
-use memtrace_userspace::session::{self, Progress, RecordOptions, SessionSummary, Target};
+use memtrace_userspace::session::{Progress, RecordOptions, SessionSummary, Target};
 use memtrace_userspace::views::budget::{
     self, Attach, Bound, Budget, Judgement, Limit, Loss, Metric, Row, Scope, Strictness, Verdict,
     judge,
@@ -37,10 +36,10 @@ use memtrace_userspace::views::suppressions::Suppressions;
 use self::budget_file::{Loaded, bound};
 use self::load::{Load, LoadEnd, describe};
 use super::detectors::read_suppressions;
-use super::output::Output;
+use super::output::{Output, cannot_write};
 use super::profile::{load as load_profile, load_judged};
+use super::progress::{self, Line, warning};
 use super::quantity::positive_duration;
-use super::record::{progress_line, tell_started, warning};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::{TargetArguments, one_target};
 use super::{Outcome, tell, terminal};
@@ -207,16 +206,12 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     };
     let mut judgement = judge(&budget, &profile, baseline.as_ref(), &words, strictness);
     judgement.rows.splice(0..0, ends);
-    write(&mut out, format, &judgement, &profile, result.is_none()).with_context(
-        || match &result {
-            Some(path) => format!("cannot write {}; free some space", path.display()),
-            None => "cannot write to stdout".to_owned(),
-        },
-    )?;
+    write(&mut out, format, &judgement, &profile, result.is_none())
+        .with_context(|| cannot_write(result.as_deref()))?;
     out.commit()?;
     if let Some(mut junit) = junit {
         budget::write_junit(&mut junit, &judgement, &profile)
-            .context("cannot write the JUnit file; free some space or choose another --junit")?;
+            .context("cannot write the JUnit file; free some space or name another --junit")?;
         junit.commit()?;
     }
     Ok(match judgement.verdict() {
@@ -319,31 +314,22 @@ fn watch(
         ..options
     };
     // The command writes where a line of progress would be.
-    let progress = if is_launch { ProgressBar::hidden() } else { ProgressBar::new_spinner() }
-        .with_style(
-            ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
-        );
+    let line = if is_launch { Line::Hidden } else { Line::Shown };
     let mut running: Option<io::Result<Load>> = None;
     let mut load_ended = false;
-    let ended = session::run(options, |step| match step {
-        Progress::Started(processes) => {
-            tell_started(processes);
-            if load.is_empty() {
-                return ControlFlow::Continue(());
-            }
+    let ended = progress::run(options, line, |step| match step {
+        Progress::Started(_) if load.is_empty() => ControlFlow::Continue(()),
+        Progress::Started(_) => {
             let started = Load::start(&load);
             let failed = started.is_err();
             running = Some(started);
             if failed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
-        Progress::Snapshot(snapshot) => {
-            progress.set_message(progress_line(snapshot, terminal::error_width()));
-            progress.tick();
+        Progress::Snapshot(_) => {
             load_ended = running.as_ref().is_some_and(|r| r.as_ref().is_ok_and(Load::has_ended));
             if load_ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
     });
-    progress.finish_and_clear();
     let what = || {
         let name = load.first().map(|name| name.to_string_lossy()).unwrap_or_default();
         format!("cannot run the load {name}; check its name and that it may be executed")

@@ -11,7 +11,7 @@ use memtrace_userspace::views::profile::Vocabulary;
 use memtrace_userspace::views::ranking::SortKey;
 use memtrace_userspace::views::style::Style;
 
-use super::output::Output;
+use super::output::{Output, cannot_write};
 use super::profile::load;
 use super::source::{Sort, SymbolArguments};
 use super::{Outcome, terminal};
@@ -105,12 +105,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             diff::folded(&comparison, &words).iter().try_for_each(|line| writeln!(out, "{line}"))
         }
     };
-    written.with_context(|| match &output {
-        Some(path) => {
-            format!("cannot write {}; free some space or choose another -o", path.display())
-        }
-        None => "cannot write to stdout".to_owned(),
-    })?;
+    written.with_context(|| cannot_write(output.as_deref()))?;
     out.commit()?;
     Ok(Outcome::Fine)
 }

@@ -11,14 +11,11 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
-use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::heap_scan::Stop;
 use memtrace_userspace::live::tracer::Children;
 use memtrace_userspace::pipeline::findings::Level;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{
-    self, Progress, RecordOptions, ScanOptions, SessionSummary, Target,
-};
+use memtrace_userspace::session::{RecordOptions, ScanOptions, SessionSummary, Target};
 use memtrace_userspace::views::export::json::lost as json;
 use memtrace_userspace::views::export::lost as text;
 use memtrace_userspace::views::findings::{Findings, NamedVerdict};
@@ -27,8 +24,8 @@ use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;
 
 use super::detectors::read_suppressions;
-use super::output::Output;
-use super::record::{progress_line, tell_started};
+use super::output::{Output, cannot_write};
+use super::progress::{self, Line};
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::pid;
 use super::{Outcome, quantity, tell, terminal};
@@ -126,8 +123,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         children: Children::Ignore,
         ..trace.session(target, None)
     };
+    // The command writes where a line of progress would be.
+    let line = if pid.is_some() { Line::Shown } else { Line::Hidden };
     let SessionSummary { snapshot, trace_bytes: _, verdict: _, exit_status, lost } =
-        watch(options)?;
+        progress::run(options, line, |_| ControlFlow::Continue(()))?;
     let Some(lost) = lost else { bail!("{}", not_read(pid, exit_status)) };
     let failed = exit_status.filter(|status| !status.success());
     if let Some(status) = failed {
@@ -153,12 +152,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             out.write_all(text.as_bytes())
         }
     };
-    written.with_context(|| match &output {
-        Some(path) => {
-            format!("cannot write {}; free some space or choose another -o", path.display())
-        }
-        None => "cannot write to stdout".to_owned(),
-    })?;
+    written.with_context(|| cannot_write(output.as_deref()))?;
     out.commit()?;
     let is_alarming = |named: &NamedVerdict| named.verdict.level == Level::Alert;
     let leaks = growth.iter().flat_map(Findings::leaks).any(is_alarming);
@@ -180,29 +174,4 @@ fn not_read(pid: Option<Pid>, status: Option<ExitStatus>) -> String {
              through its C library's exit; to look while it runs, use --duration"
             .to_owned(),
     }
-}
-
-fn watch(options: RecordOptions) -> Result<SessionSummary> {
-    // The command writes where a line of progress would be.
-    let progress = match options.target {
-        Target::Launch(_) => ProgressBar::hidden(),
-        Target::Attach(_) => ProgressBar::new_spinner(),
-    };
-    let progress = progress.with_style(
-        ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
-    );
-    let ended = session::run(options, |step| {
-        match step {
-            Progress::Started(processes) => {
-                tell_started(processes);
-            }
-            Progress::Snapshot(snapshot) => {
-                progress.set_message(progress_line(snapshot, terminal::error_width()));
-                progress.tick();
-            }
-        }
-        ControlFlow::Continue(())
-    });
-    progress.finish_and_clear();
-    Ok(ended?)
 }

@@ -59,12 +59,12 @@ impl Output {
     /// Makes the result appear under its name.
     pub(crate) fn commit(self) -> Result<()> {
         match self {
-            Output::Stdout(mut out) => out.flush().context("cannot write to stdout"),
+            Output::Stdout(mut out) => out.flush().with_context(|| cannot_write(None)),
             Output::InPlace { mut file, path } => {
-                file.flush().with_context(|| format!("cannot write {}", path.display()))
+                file.flush().with_context(|| cannot_write(Some(&path)))
             }
             Output::Replace { file, path } => {
-                let complete = || format!("cannot write {}", path.display());
+                let complete = || cannot_write(Some(&path));
                 let file = file
                     .into_inner()
                     .map_err(io::IntoInnerError::into_error)
@@ -91,6 +91,16 @@ impl Write for Output {
             Output::InPlace { file, .. } => file.flush(),
             Output::Replace { file, .. } => file.flush(),
         }
+    }
+}
+
+/// What to say when a result cannot be written to `output`, or to stdout for none.
+pub(crate) fn cannot_write(output: Option<&Path>) -> String {
+    match output {
+        Some(path) => {
+            format!("cannot write {}; free some space or name another file", path.display())
+        }
+        None => "cannot write to stdout; if it goes to a file, free some space".to_owned(),
     }
 }
 

@@ -8,23 +8,20 @@ use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
-use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{
-    self, Progress, RecordOptions, SessionSummary, SnapshotFiles, Started, Target,
-};
-use memtrace_userspace::views::layout::cut;
-use memtrace_userspace::views::printable::{printable, printable_str};
+use memtrace_userspace::session::{RecordOptions, SessionSummary, SnapshotFiles, Target};
+use memtrace_userspace::views::printable::printable_str;
 use memtrace_userspace::views::{caveats, quantity, summary};
 
 use super::detectors::DetectorArguments;
 use super::output::Output;
+use super::progress::{self, Line, warning};
 use super::report::write_json;
 use super::source::{SymbolArguments, TraceArguments};
 use super::target::{TargetArguments, one_target};
-use super::{Outcome, quantity as quantity_arguments, tell, terminal};
+use super::{Outcome, quantity as quantity_arguments, tell};
 
 const EXAMPLES: &str = "\
 Examples:
@@ -98,9 +95,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         );
     }
     let report = report.map(|path| Output::open(Some(&path), &output)).transpose()?;
-    let progress = ProgressBar::new_spinner().with_style(
-        ProgressStyle::with_template("{spinner} {msg}").expect("the template is well-formed"),
-    );
     let snapshot_files = (snapshot_every.is_some() || snapshot_on_spike).then(|| SnapshotFiles {
         every: snapshot_every,
         on_spike: snapshot_on_spike,
@@ -112,23 +106,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         snapshot_files,
         ..options
     };
-    let ended = session::run(options, |step| {
-        match step {
-            Progress::Started(processes) => {
-                if processes.is_empty() {
-                    tell("nothing matches yet; waiting, Ctrl-C ends");
-                }
-                tell_started(processes);
-            }
-            Progress::Snapshot(snapshot) => {
-                progress.set_message(progress_line(snapshot, terminal::error_width()));
-                progress.tick();
-            }
-        }
-        ControlFlow::Continue(())
-    });
-    progress.finish_and_clear();
-    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = ended?;
+    let summary = progress::run(options, Line::Shown, |_| ControlFlow::Continue(()))?;
+    let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = summary;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
@@ -146,62 +125,6 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         Verdict::NoAllocator if snapshot.events == 0 => Outcome::Failed,
         Verdict::NoAllocator | Verdict::Traceable | Verdict::GoWithC | Verdict::Go => Outcome::Fine,
     })
-}
-
-/// Tells of each process that it is traced, and what of it is not seen.
-pub(crate) fn tell_started(processes: &[Started]) {
-    for process in processes {
-        tell(&started_line(process));
-        if let Started::Attached { verdict, .. } = process {
-            warning(*verdict).iter().for_each(|line| tell(line));
-        }
-    }
-}
-
-/// `attached to 4242 (/usr/bin/server): 12 probes; Ctrl-C detaches`.
-///
-/// Scripts wait for this line: it comes before the first event.
-fn started_line(started: &Started) -> String {
-    match started {
-        Started::Attached { pid: Pid(pid), exe, probes, stepped_probes, verdict: _ } => {
-            let stepped = match stepped_probes {
-                0 => String::new(),
-                stepped => format!(", {stepped} of them single-stepped"),
-            };
-            let probes = quantity::counted(*probes, "probe");
-            format!("attached to {pid} ({}): {probes}{stepped}; Ctrl-C detaches", printable(exe))
-        }
-        Started::Skipped { pid: _, reason } => format!("left out: {}", printable_str(reason)),
-        Started::Launched { pid: Pid(pid), command } => {
-            format!("tracing {} (pid {pid})", printable_str(&command.to_string_lossy()))
-        }
-    }
-}
-
-/// What is not seen, if it is not everything.
-pub(crate) fn warning(verdict: Verdict) -> Option<String> {
-    match verdict {
-        Verdict::Traceable => None,
-        Verdict::GoWithC | Verdict::Go | Verdict::NoAllocator => {
-            Some(format!("warning: {verdict}"))
-        }
-    }
-}
-
-/// `server (pid 4242)  00:00:12  2.5M events, 0 lost  live 14.0 MiB`.
-///
-/// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
-/// wraps cannot be cleared.
-pub(crate) fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
-    let line = format!(
-        "{}  {}  {} events, {} lost  live {}",
-        summary::target(snapshot),
-        quantity::clock(summary::since_start(snapshot.now)),
-        quantity::count(snapshot.events),
-        quantity::count(caveats::lost_events(snapshot)),
-        quantity::bytes(snapshot.totals.heap.live_bytes),
-    );
-    cut(&line, columns.saturating_sub(5)).into_owned()
 }
 
 /// What was written, and the caveat that matters most.
@@ -341,24 +264,6 @@ mod tests {
         assert_eq!(children(&["-p", "1"]), Children::Ignore);
         assert_eq!(children(&["-p", "1", "--children"]), Children::Follow);
         assert_eq!(children(&["--", "make"]), Children::Follow);
-    }
-
-    #[test]
-    fn line_about_the_attach_names_the_process_and_its_probes() {
-        let attached = Started::Attached {
-            pid: Pid(7),
-            exe: b"/srv/a\x1bpp".to_vec(),
-            probes: 12,
-            stepped_probes: 1,
-            verdict: Verdict::Traceable,
-        };
-        let launched = Started::Launched { pid: Pid(7), command: "make".into() };
-
-        assert_eq!(
-            started_line(&attached),
-            "attached to 7 (/srv/a\\x1bpp): 12 probes, 1 of them single-stepped; Ctrl-C detaches"
-        );
-        assert_eq!(started_line(&launched), "tracing make (pid 7)");
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod format;
 use std::collections::BTreeMap;
 use std::io::{self, Write};
 use std::ops::ControlFlow;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use anyhow::{Context, Result, bail};
@@ -29,7 +29,7 @@ use memtrace_userspace::views::timelines::{self, Timelines};
 
 use self::format::Format;
 use super::detectors::DetectorArguments;
-use super::output::Output;
+use super::output::{Output, cannot_write};
 use super::part::PartArguments;
 use super::replay::{Pace, replay, replay_events, replay_part};
 use super::source::{Sort, SymbolArguments};
@@ -278,15 +278,6 @@ impl Arguments {
     }
 }
 
-fn cannot_write(output: Option<&Path>) -> String {
-    match output {
-        Some(path) => {
-            format!("cannot write {}; free some space or choose another -o", path.display())
-        }
-        None => "cannot write to stdout".to_owned(),
-    }
-}
-
 /// Writes the JSON report of a session, with everything in it.
 pub(crate) fn write_json(
     mut out: Output,
@@ -297,6 +288,6 @@ pub(crate) fn write_json(
     let mut ranking = rank(snapshot, names, SortKey::Live);
     ranking.findings.suppress(suppressions);
     json::write(&mut out, snapshot, &ranking, None)
-        .context("cannot write the report; free some space or choose another --report")?;
+        .context("cannot write the report; free some space or name another --report")?;
     out.commit()
 }

@@ -11,7 +11,7 @@ use memtrace_userspace::record::Pid;
 use memtrace_userspace::views::printable::printable_str;
 use memtrace_userspace::views::quantity;
 
-use super::output::Output;
+use super::output::{Output, cannot_write};
 use super::part::place;
 use super::replay::snapshot_of;
 use super::target::pid;
@@ -51,11 +51,10 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         (None, Some(pid)) => client::snapshot(pid)?,
         (None, None) => anyhow::bail!("name a trace, or a process with -p"),
     };
-    let path = output.display().to_string();
-    out.write_all(&bytes)
-        .with_context(|| format!("cannot write {path}; free some space or choose another -o"))?;
+    out.write_all(&bytes).with_context(|| cannot_write(Some(&output)))?;
     out.commit()?;
     let size = quantity::bytes(bytes.len() as u64);
+    let path = output.display().to_string();
     tell(&format!("wrote {} ({size})", printable_str(&path)));
     Ok(Outcome::Fine)
 }

@@ -23,6 +23,7 @@ use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 
 use super::detectors::DetectorArguments;
+use super::output::cannot_write;
 use super::record::summary_line;
 use super::replay::Pace;
 use super::source::{self, Sort, Source, SymbolArguments, TraceArguments};
@@ -184,7 +185,7 @@ fn show_blocks(
         let ranking = names.rank(&snapshot, key);
         let mut block = Vec::new();
         write_block(&mut block, &snapshot, &ranking, key, top, terminal::width())?;
-        out.write_all(&block).and_then(|()| out.flush()).context("cannot write to stdout")?;
+        out.write_all(&block).and_then(|()| out.flush()).with_context(|| cannot_write(None))?;
         last = Some(snapshot);
     }
     Ok(last)

@@ -12,7 +12,8 @@ use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{SortKey, rank};
 use memtrace_userspace::views::suppressions::Suppressions;
 
-use super::{Arguments, cannot_write};
+use super::Arguments;
+use crate::cli::output::cannot_write;
 use crate::cli::replay::replay_events;
 
 /// Replays the trace into a file for DHAT's viewer. `output` is the name of `out`.
