@@ -167,6 +167,16 @@ mod tests {
     }
 
     #[test]
+    fn usage_fits_into_80_columns() {
+        let mut command = Cli::command().bin_name("memtrace");
+        command.build();
+        for subcommand in command.get_subcommands_mut() {
+            let usage = subcommand.render_usage().to_string();
+            assert!(usage.lines().all(|line| line.chars().count() <= 80), "{usage}");
+        }
+    }
+
+    #[test]
     fn error_is_one_printable_line_with_its_causes() {
         let cause = io::Error::new(io::ErrorKind::NotFound, "no such file");
         let error = anyhow::Error::from(cause).context("cannot read a\x1b[2J\nb");

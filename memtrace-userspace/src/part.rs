@@ -73,7 +73,7 @@ pub enum PartError {
     },
     /// The range begins after the trace ends.
     #[error(
-        "the trace ends after {} s, before the range begins; choose an earlier --from",
+        "the trace ends after {} s, before what is asked for; choose an earlier --from or --at",
         seconds(*.end)
     )]
     AfterEnd {
@@ -305,7 +305,8 @@ impl<'p, R: Read + Seek> Source<'p, R> {
             }
         }
         let known = match texts.as_slice() {
-            [] => "it has none; `memtrace mark` makes them while it is recorded".to_owned(),
+            [] => "it has no marks at all, which `memtrace mark` makes while it is recorded"
+                .to_owned(),
             texts => {
                 let listed: Vec<_> =
                     texts.iter().take(LISTED_MARKS).map(|text| format!("\"{text}\"")).collect();

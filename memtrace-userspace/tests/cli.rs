@@ -224,11 +224,17 @@ fn bad_inputs_are_one_line_each() {
     fs::write(files.path("foreign"), "ELF or so, at any rate no trace").expect("space");
     fs::write(files.path("empty"), "").expect("space");
 
-    assert_error(&memtrace(&["report", "/no/such/file"]), "cannot read /no/such/file: ");
+    assert_error(
+        &memtrace(&["report", "/no/such/file"]),
+        "cannot read /no/such/file; name a trace that `memtrace record -o FILE` wrote: ",
+    );
     assert_error(&memtrace(&["report", utf8(&files.path("foreign"))]), "not a memtrace trace");
     assert_error(&memtrace(&["report", utf8(&files.path("empty"))]), "ends after 0 bytes");
     assert_error(&memtrace(&["report", "/"]), "is a directory");
-    assert_error(&memtrace(&["top", "/no/such/file"]), "cannot read /no/such/file: ");
+    assert_error(
+        &memtrace(&["top", "/no/such/file"]),
+        "cannot read /no/such/file; name a trace that `memtrace record -o FILE` wrote: ",
+    );
 }
 
 #[test]

@@ -48,6 +48,7 @@ Examples:
 /// something grows at 50 MB/h or more as leaks do, or if the command fails.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
+#[command(override_usage = "memtrace leaks [OPTIONS] <-p PID | -- CMD...>")]
 pub(crate) struct Arguments {
     /// The process
     #[arg(short, long = "pid", value_name = "PID", value_parser = pid)]

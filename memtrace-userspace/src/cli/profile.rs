@@ -41,7 +41,9 @@ pub(crate) fn load_judged(
 /// The text of the file if it begins as a JSON object does; a trace never does.
 fn open_report(path: &Path) -> Result<Option<String>> {
     let what = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(what)?;
+    let file = File::open(path).with_context(|| {
+        format!("cannot read {}; name a trace or a JSON report", path.display())
+    })?;
     if file.metadata().with_context(what)?.is_dir() {
         bail!("{} is a directory; name a trace or a JSON report", path.display());
     }

@@ -15,6 +15,9 @@ pub(crate) enum QuantityError {
     /// No number at the start.
     #[error("expected a number with a unit, such as {example}")]
     NoNumber { example: &'static str },
+    /// A number alone, of what has several units.
+    #[error("the unit is missing; add one of {known}")]
+    NoUnit { known: &'static str },
     /// A number, and behind it something else.
     #[error("unknown unit `{found}`; use one of {known}")]
     UnknownUnit { found: String, known: &'static str },
@@ -39,10 +42,7 @@ pub(crate) fn size(text: &str) -> Result<u64, QuantityError> {
         "gb" => 1_000_000_000,
         "tb" => 1_000_000_000_000,
         _ => {
-            return Err(QuantityError::UnknownUnit {
-                found: unit.to_owned(),
-                known: "K, M, G, T (1024) or KB, MB, GB, TB (1000)",
-            });
+            return Err(unknown_unit(unit, "K, M, G, T (1024) or KB, MB, GB, TB (1000)"));
         }
     };
     scale(number, factor)
@@ -58,10 +58,7 @@ pub(crate) fn duration(text: &str) -> Result<Duration, QuantityError> {
         "h" => 3_600_000_000_000,
         "d" => 86_400_000_000_000,
         _ => {
-            return Err(QuantityError::UnknownUnit {
-                found: unit.to_owned(),
-                known: "ms, s, m, h, d",
-            });
+            return Err(unknown_unit(unit, "ms, s, m, h, d"));
         }
     };
     scale(number, factor).map(Duration::from_nanos)
@@ -80,7 +77,7 @@ pub(crate) fn share(text: &str) -> Result<u64, QuantityError> {
     let (number, unit) = number_and_unit(text, "5% or 0.5%")?;
     match unit {
         "%" => scale(number, 10_000),
-        _ => Err(QuantityError::UnknownUnit { found: unit.to_owned(), known: "%" }),
+        _ => Err(unknown_unit(unit, "%")),
     }
 }
 
@@ -117,6 +114,13 @@ fn number_and_unit<'t>(
         fraction_digits: u32::try_from(fraction.len()).map_err(|_| QuantityError::TooLarge)?,
     };
     Ok((decimal, unit.trim_start()))
+}
+
+fn unknown_unit(unit: &str, known: &'static str) -> QuantityError {
+    match unit {
+        "" => QuantityError::NoUnit { known },
+        found => QuantityError::UnknownUnit { found: found.to_owned(), known },
+    }
 }
 
 fn scale(number: Decimal, factor: u64) -> Result<u64, QuantityError> {
@@ -169,7 +173,10 @@ mod tests {
     fn shares_and_counts_are_exact() {
         assert_eq!(share("5%"), Ok(50_000));
         assert_eq!(share("0.5 %"), Ok(5_000));
-        assert_eq!(share("5").expect_err("no unit").to_string(), "unknown unit ``; use one of %");
+        assert_eq!(
+            share("5").expect_err("no unit").to_string(),
+            "the unit is missing; add one of %"
+        );
         assert_eq!(count("1_000_000"), Ok(1_000_000));
         assert_eq!(count("20"), Ok(20));
         assert!(count("20K").is_err() && count("1.5").is_err() && count("").is_err());
@@ -187,7 +194,7 @@ mod tests {
     fn unknown_unit_lists_the_known_ones() {
         assert_eq!(
             duration("10").expect_err("no unit").to_string(),
-            "unknown unit ``; use one of ms, s, m, h, d"
+            "the unit is missing; add one of ms, s, m, h, d"
         );
         assert_eq!(
             size("1X").expect_err("no such unit").to_string(),

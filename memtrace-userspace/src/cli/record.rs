@@ -35,12 +35,18 @@ Examples:
   sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
   sudo memtrace record --report test.json -- ./test       and the report, for CI";
 
+/// Two lines that fit into 80 columns.
+const USAGE: &str = "\
+memtrace record [OPTIONS] -- CMD...
+       memtrace record [OPTIONS] -p PID|--comm NAME|--cgroup PATH|--container ID";
+
 /// How many names are tried for a trace whose name is not given.
 const NAMES: u32 = 1000;
 
 /// Attach to running processes, or start a command, and write a trace.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
+#[command(override_usage = USAGE)]
 #[command(group = one_target().arg("command"))]
 pub(crate) struct Arguments {
     #[command(flatten)]

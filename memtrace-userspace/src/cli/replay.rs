@@ -163,9 +163,10 @@ fn read_at_once<T>(
 
 /// Opens a trace.
 fn open(path: &Path) -> Result<File> {
-    let what = || format!("cannot read {}", path.display());
-    let file = File::open(path).with_context(what)?;
-    if file.metadata().with_context(what)?.is_dir() {
+    let file = File::open(path).with_context(|| {
+        format!("cannot read {}; name a trace that `memtrace record -o FILE` wrote", path.display())
+    })?;
+    if file.metadata().with_context(|| format!("cannot read {}", path.display()))?.is_dir() {
         bail!(
             "{} is a directory; name a trace that `memtrace record -o FILE` wrote",
             path.display()

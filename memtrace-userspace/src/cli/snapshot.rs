@@ -26,6 +26,7 @@ Examples:
 /// Save what is held at one moment: a small trace that every command reads.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
+#[command(override_usage = "memtrace snapshot [OPTIONS] -o OUT <FILE | -p PID>")]
 #[command(group = clap::ArgGroup::new("source").required(true).args(["pid", "file"]))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it

@@ -38,6 +38,11 @@ Examples:
   sudo memtrace top -p 4711 --interval 5s | tee api.log   lines instead of a screen
   memtrace top api.mtrace                                 browse a trace";
 
+/// Two lines that fit into 80 columns.
+const USAGE: &str = "\
+memtrace top [OPTIONS] FILE
+       memtrace top [OPTIONS] -p PID|--comm NAME|--cgroup PATH|--container ID";
+
 /// Time between two snapshots unless told otherwise.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How often a screen shows how far a trace has been read.
@@ -48,6 +53,7 @@ const BLOCK_FUNCTIONS: usize = 10;
 /// Show the top consumers of a process, or of a trace.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
+#[command(override_usage = USAGE)]
 #[command(group = one_target().arg("file"))]
 pub(crate) struct Arguments {
     /// A trace, as `memtrace record` wrote it

@@ -92,7 +92,8 @@ fn bad_sides_of_a_diff_are_one_line_each() {
     let diff =
         |old: &Path, more: &[&str]| memtrace(&[&["diff", utf8(old), utf8(&new)], more].concat());
 
-    assert_error(&diff(Path::new("/no/such/file"), &[]), "cannot read /no/such/file");
+    let missing = diff(Path::new("/no/such/file"), &[]);
+    assert_error(&missing, "cannot read /no/such/file; name a trace or a JSON report: ");
     assert_error(&diff(&broken, &[]), "not a JSON report");
     assert_error(&diff(&foreign, &[]), "found lock file version 3");
     assert_error(&diff(files.directory.path(), &[]), "is a directory");
@@ -168,7 +169,10 @@ fn limits_that_make_no_sense_are_one_line_each() {
     assert_error(&check(&["--max-peak", "+5%"]), "give a --baseline");
     assert_error(&check(&["--baseline", utf8(&trace), "--tolerance", "5"]), "--tolerance");
     assert_error(&check(&["--budget", utf8(&budget)]), "mem.toml:2: peak: unknown unit `banana`");
-    assert_error(&check(&["--budget", "/no/such/budget"]), "cannot read /no/such/budget");
+    assert_error(
+        &check(&["--budget", "/no/such/budget"]),
+        "cannot read /no/such/budget; check --budget: ",
+    );
     let no_target = memtrace(&["check", "--max-peak", "1G"]);
     assert_eq!((no_target.status.code(), text(&no_target.stdout)), (Some(2), String::new()));
 }

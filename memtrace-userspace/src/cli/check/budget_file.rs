@@ -95,7 +95,10 @@ struct Baseline {
 /// Reads a budget.
 pub(super) fn load(path: &Path) -> Result<Loaded> {
     let what = || format!("cannot read {}", path.display());
-    let size = path.metadata().with_context(what)?.len();
+    let found = path
+        .metadata()
+        .with_context(|| format!("cannot read {}; check --budget", path.display()))?;
+    let size = found.len();
     if size > MAX_BYTES {
         anyhow::bail!("{} has {size} bytes, which no budget has", path.display());
     }
@@ -362,7 +365,7 @@ tolerance = "5%"
             ("[total]\npeak = \"+5%\"", "2: a limit on growth needs a [baseline]"),
             ("\n[[function]]\nname = \"f\"\n", "2: function `f` has no limit"),
             ("[[function]]\npeak = 1", "1: missing field `name`"),
-            ("[baseline]\ntrace = \"a\"\ntolerance = \"5\"", "3: tolerance: unknown unit"),
+            ("[baseline]\ntrace = \"a\"\ntolerance = \"5\"", "3: tolerance: the unit is missing"),
             ("[total]\nleaks = 0", "2: leaks: expected \"none\" or a rate"),
             ("[total]\nleaks = \"5MB\"", "2: leaks: expected \"none\" or a rate"),
             ("[total]\nleaks = \"+5MB/h\"", "2: leaks: expected a number"),
