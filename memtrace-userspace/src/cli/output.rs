@@ -1,10 +1,12 @@
 //! Where a result goes: stdout, or a file that appears only when it is complete.
 //!
 //! ```text
-//!   -o r.json    .memtrace-XXXXXX ──written──> rename to r.json      half a file is never seen
-//!   -o /dev/…    written in place                                    never renamed over a device
+//!   -o r.json    a file without a name ──written──> it becomes r.json    half a file is never seen
+//!   -o /dev/…    written in place                                        never replaces a device
 //!   -o -         stdout
 //! ```
+
+mod draft;
 
 use std::fs::{File, Metadata, OpenOptions, Permissions};
 use std::io::{self, BufWriter, IsTerminal, Stdout, Write};
@@ -12,7 +14,8 @@ use std::os::unix::fs::{MetadataExt, PermissionsExt, fchown};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use tempfile::{Builder, NamedTempFile};
+
+use self::draft::Draft;
 
 /// Bytes that are written together: reports can be large.
 const BUFFER_BYTES: usize = 1 << 16;
@@ -23,8 +26,8 @@ pub(crate) enum Output {
     Stdout(BufWriter<Stdout>),
     /// Something that is no regular file: a pipe, a device.
     InPlace { file: BufWriter<File>, path: PathBuf },
-    /// A file beside the one that it will become. Dropped, it is gone.
-    Replace { file: BufWriter<NamedTempFile>, path: PathBuf },
+    /// What will become the file. Dropped, it is gone.
+    Replace { file: BufWriter<Draft>, path: PathBuf },
 }
 
 impl Output {
@@ -69,8 +72,7 @@ impl Output {
                     .into_inner()
                     .map_err(io::IntoInnerError::into_error)
                     .with_context(complete)?;
-                file.persist(&path).map_err(|error| error.error).with_context(complete)?;
-                Ok(())
+                file.persist(&path).with_context(complete)
             }
         }
     }
@@ -142,14 +144,11 @@ fn replace(path: PathBuf, existing: Option<Metadata>) -> Result<Output> {
         Some(existing) => existing.permissions(),
         None => Permissions::from_mode(0o666),
     };
-    let file = Builder::new()
-        .prefix(".memtrace-")
-        .permissions(permissions)
-        .tempfile_in(directory)
+    let file = Draft::new(directory, permissions)
         .with_context(|| format!("cannot create a file in {}", directory.display()))?;
     if let Some(existing) = existing {
         // A report of root's keeps the owner of the file it replaces, if the file system has owners.
-        let _ = fchown(file.as_file(), Some(existing.uid()), Some(existing.gid()));
+        let _ = fchown(file.file(), Some(existing.uid()), Some(existing.gid()));
     }
     Ok(Output::Replace { file: BufWriter::with_capacity(BUFFER_BYTES, file), path })
 }
