@@ -328,11 +328,11 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         }
         let mut peak = (0, 0);
         for keyframe in self.index.keyframes() {
-            if keyframe.peak_live_bytes > peak.0 {
-                peak = (keyframe.peak_live_bytes, keyframe.peak_records);
+            if keyframe.level.peak_live_bytes > peak.0 {
+                peak = (keyframe.level.peak_live_bytes, keyframe.level.peak_records);
             }
         }
-        let told = self.index.keyframes().last().map(|keyframe| keyframe.records);
+        let told = self.index.keyframes().last().map(|keyframe| keyframe.level.records);
         if told.is_none() || told != self.index.records() {
             let from = Stop::Records(told.unwrap_or(0));
             let mut cursor = self.cursor(from)?;
@@ -348,9 +348,9 @@ impl<'p, R: Read + Seek> Source<'p, R> {
     /// A cursor somewhere before `stop`, with the state there.
     fn cursor(&mut self, stop: Stop) -> Result<Cursor<'_, R>, PartError> {
         let is_before = |keyframe: &&Keyframe| match stop {
-            Stop::Records(records) => keyframe.records <= records,
-            Stop::Before(time) => keyframe.time < time,
-            Stop::After(time) => keyframe.time <= time,
+            Stop::Records(records) => keyframe.level.records <= records,
+            Stop::Before(time) => keyframe.level.time < time,
+            Stop::After(time) => keyframe.level.time <= time,
             Stop::Never => true,
         };
         let usable = self.index.keyframes().iter().filter(|keyframe| keyframe.has_snapshot());
@@ -365,8 +365,8 @@ impl<'p, R: Read + Seek> Source<'p, R> {
                 pipeline.apply_all(&records);
                 records.clear();
             }
-            pipeline.begin_range(keyframe.time);
-            position = keyframe.records;
+            pipeline.begin_range(keyframe.level.time);
+            position = keyframe.level.records;
         }
         pipeline.go_on_from(position);
         self.reader.seek(&self.index, position)?;

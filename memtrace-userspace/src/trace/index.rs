@@ -18,7 +18,7 @@ use std::io::{self, Read, Seek, SeekFrom};
 use zerocopy::little_endian::{U32, U64};
 use zerocopy::{FromBytes, IntoBytes};
 
-use crate::record::Time;
+use crate::record::{Level, Time};
 
 use super::error::{Damage, TraceError};
 use super::format::{
@@ -50,23 +50,11 @@ pub(super) struct Segment {
     pub(super) records_before: u64,
 }
 
-/// What was held after a number of records, and the highest level since the keyframe before.
+/// What was held after a number of records, and its place in the file.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keyframe {
-    /// How many records it takes in.
-    pub records: u64,
-    /// The time by then.
-    pub time: Time,
-    /// Live heap bytes of the running processes by then.
-    pub live_bytes: u64,
-    /// Their mapped bytes.
-    pub mapped_bytes: u64,
-    /// The most live bytes since the last keyframe, or the start.
-    pub peak_live_bytes: u64,
-    /// After how many records that was first reached.
-    pub peak_records: u64,
-    /// When.
-    pub peak_at: Time,
+    /// How much was held, and the most since the keyframe before.
+    pub level: Level,
     /// Where the frame starts in the file.
     pub(super) offset: u64,
     /// Bytes of its snapshot; 0 if it has none.
@@ -221,8 +209,12 @@ impl Index {
             check(entry.as_bytes(), entry.crc.get())?;
             let (offset, after) = U64::read_from_prefix(after).map_err(|_| ends)?;
             let keyframe = keyframe(&entry, offset.get())?;
-            if index.keyframes.last().is_some_and(|last| last.records > keyframe.records) {
-                return Err(wrong("the records of a keyframe", keyframe.records));
+            if index
+                .keyframes
+                .last()
+                .is_some_and(|last| last.level.records > keyframe.level.records)
+            {
+                return Err(wrong("the records of a keyframe", keyframe.level.records));
             }
             index.keyframes.push(keyframe);
             rest = after;
@@ -247,15 +239,12 @@ impl Index {
 fn join_keyframes(keyframes: &mut Vec<Keyframe>) {
     let (pairs, _) = keyframes.as_chunks();
     let joined = pairs.iter().map(|&[first, second]: &[Keyframe; 2]| {
-        if first.peak_live_bytes < second.peak_live_bytes {
+        let Level { peak_live_bytes, peak_records, peak_at, .. } = first.level;
+        if peak_live_bytes < second.level.peak_live_bytes {
             return second;
         }
-        Keyframe {
-            peak_live_bytes: first.peak_live_bytes,
-            peak_records: first.peak_records,
-            peak_at: first.peak_at,
-            ..second
-        }
+        let level = Level { peak_live_bytes, peak_records, peak_at, ..second.level };
+        Keyframe { level, ..second }
     });
     *keyframes = joined.collect();
 }
@@ -336,7 +325,8 @@ fn scan(file: &mut (impl Read + Seek)) -> Result<Index, TraceError> {
                 let Ok(()) = check(header.as_bytes(), header.crc.get()) else { break };
                 let Ok(keyframe) = keyframe(&header, offset) else { break };
                 let frame_bytes = size_of::<KeyframeHeader>() as u64 + keyframe.snapshot_bytes;
-                let is_next = index.keyframes.last().is_none_or(|l| l.records <= keyframe.records);
+                let least = index.keyframes.last().map_or(0, |last| last.level.records);
+                let is_next = least <= keyframe.level.records;
                 if is_next && offset.saturating_add(frame_bytes) <= length {
                     index.add_keyframe(keyframe);
                 }
@@ -403,7 +393,7 @@ pub(super) fn keyframe(header: &KeyframeHeader, offset: u64) -> Result<Keyframe,
         let what = "the length of a keyframe";
         return Err(Damage::TooLarge { what, found: snapshot_bytes, limit: MAX_KEYFRAME_BYTES });
     }
-    Ok(Keyframe {
+    let level = Level {
         records: header.records.get(),
         time: Time(header.time.get()),
         live_bytes: header.live_bytes.get(),
@@ -411,15 +401,15 @@ pub(super) fn keyframe(header: &KeyframeHeader, offset: u64) -> Result<Keyframe,
         peak_live_bytes: header.peak_live_bytes.get(),
         peak_records: header.peak_records.get(),
         peak_at: Time(header.peak_at.get()),
-        offset,
-        snapshot_bytes,
-    })
+    };
+    Ok(Keyframe { level, offset, snapshot_bytes })
 }
 
 impl From<Keyframe> for KeyframeHeader {
     /// A header without the checksum of a snapshot.
     fn from(keyframe: Keyframe) -> KeyframeHeader {
-        let Keyframe {
+        let Keyframe { level, offset: _, snapshot_bytes } = keyframe;
+        let Level {
             records,
             time,
             live_bytes,
@@ -427,9 +417,7 @@ impl From<Keyframe> for KeyframeHeader {
             peak_live_bytes,
             peak_records,
             peak_at,
-            offset: _,
-            snapshot_bytes,
-        } = keyframe;
+        } = level;
         let mut header = KeyframeHeader {
             marker: KEYFRAME,
             snapshot_crc: U32::ZERO,

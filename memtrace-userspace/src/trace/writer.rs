@@ -170,26 +170,8 @@ impl<W: Write> Writer<W> {
             let (bytes, limit) = (snapshot.len(), MAX_KEYFRAME_BYTES as usize);
             return Err(WriteError::RecordTooLarge { bytes, limit });
         }
-        let &Level {
-            records,
-            time,
-            live_bytes,
-            mapped_bytes,
-            peak_live_bytes,
-            peak_records,
-            peak_at,
-        } = level;
-        let keyframe = Keyframe {
-            records,
-            time,
-            live_bytes,
-            mapped_bytes,
-            peak_live_bytes,
-            peak_records,
-            peak_at,
-            offset: self.offset,
-            snapshot_bytes: snapshot.len() as u64,
-        };
+        let snapshot_bytes = snapshot.len() as u64;
+        let keyframe = Keyframe { level: *level, offset: self.offset, snapshot_bytes };
         let mut header = KeyframeHeader::from(keyframe);
         header.snapshot_crc = U32::new(crc32fast::hash(snapshot));
         header.crc = U32::new(header_crc(header.as_bytes()));
