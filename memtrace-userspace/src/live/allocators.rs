@@ -24,7 +24,7 @@ use memtrace_common::midway::Midway;
 use object::ReadRef;
 use thiserror::Error;
 
-use crate::live::placement::midway::{self, Calls};
+use crate::live::placement::midway::{self, Calls, Function, Size};
 use crate::live::placement::{self, Need, Site};
 use crate::record;
 
@@ -279,7 +279,7 @@ pub fn plan<'data>(
     named: &[&ProbeSpec],
     watch: Watch,
 ) -> Result<Plan, AllocatorsError> {
-    let Found { mut targets, mut skipped, unwinders, ends, glibc_malloc } = find(file)?;
+    let Found { mut targets, mut skipped, unwinders, ends, glibc } = find(file)?;
     for spec in named {
         match named::resolve(file, spec) {
             Ok(target) => {
@@ -302,10 +302,15 @@ pub fn plan<'data>(
     let mut probes = Vec::new();
     for target in targets {
         // A function that the user has named may be one that an allocator's function calls.
-        let sites = if watch == Watch::Inside && named.is_empty() && is_plain(target.call) {
-            let is_glibc = glibc_malloc == Some(target.svma);
-            let calls = if is_glibc { Calls::Inner } else { Calls::Unknown };
-            midway::find(target.code(file), calls)
+        let sites = if watch == Watch::Inside && named.is_empty() {
+            sizes(target.call).and_then(|size| {
+                let (calls, memset) = match glibc.get(&target.svma) {
+                    Some(memset) => (Calls::Inner, memset.as_slice()),
+                    None => (Calls::Unknown, [].as_slice()),
+                };
+                let fills = memset.iter().map(|to| to.0.wrapping_sub(target.svma.0)).collect();
+                midway::find(target.code(file), &Function { size, calls, fills })
+            })
         } else {
             None
         };
@@ -325,18 +330,27 @@ pub fn plan<'data>(
     Ok(Plan { probes, skipped, unwinders, ends: ends.into_iter().map(place).collect() })
 }
 
-/// Whether it is like `malloc`: a size in, a block out, and no alignment asked for.
-fn is_plain(call: Call) -> bool {
+/// How a function that is like `malloc` or `calloc` is asked for a size: nothing else in, a block
+/// out, and no alignment asked for.
+fn sizes(call: Call) -> Option<Size> {
     match call {
         Call::Acquire {
             api: _,
             size,
-            times: None,
+            times,
             block: None,
             given: Given::Returned,
             alignment: None,
-        } => Argument::new(0) == Some(size),
-        Call::Acquire { .. } | Call::Release { .. } | Call::Ignore => false,
+        } => {
+            let arguments = [Argument::new(0), Argument::new(1)];
+            match times {
+                None if Some(size) == arguments[0] => Some(Size::Argument),
+                Some(times) if [Some(size), Some(times)] == arguments => Some(Size::Product),
+                Some(times) if [Some(times), Some(size)] == arguments => Some(Size::Product),
+                None | Some(_) => None,
+            }
+        }
+        Call::Acquire { .. } | Call::Release { .. } | Call::Ignore => None,
     }
 }
 

@@ -2,6 +2,7 @@
 
 use std::collections::HashMap;
 
+use iced_x86::{Code, Decoder, DecoderOptions, FlowControl};
 use memtrace_common::addr::{FileOffset, Svma};
 use object::LittleEndian;
 use object::elf;
@@ -11,6 +12,9 @@ use object::{Object as _, ReadRef, RelocationTarget};
 use super::{AllocatorsError, MAX_FUNCTION_BYTES};
 
 const LE: LittleEndian = LittleEndian;
+
+/// The longest PLT stub: `endbr64; bnd jmp [rip + x]`, padded.
+const PLT_STUB_BYTES: u64 = 16;
 
 /// A parsed x86-64 ELF file.
 pub(super) struct Elf<'data, R: ReadRef<'data>> {
@@ -164,6 +168,19 @@ impl<'data, R: ReadRef<'data>> Elf<'data, R> {
                 Some((Svma(svma), slot))
             })
             .collect()
+    }
+
+    /// The word through which the PLT stub at `stub` jumps, if there is a stub.
+    pub(super) fn plt_slot(&self, stub: Svma) -> Option<Svma> {
+        let code = self.code(stub, PLT_STUB_BYTES);
+        let mut decoder = Decoder::with_ip(64, code, stub.0, DecoderOptions::NONE);
+        let mut instruction = decoder.decode();
+        if instruction.code() == Code::Endbr64 {
+            instruction = decoder.decode();
+        }
+        let jumps = instruction.flow_control() == FlowControl::IndirectBranch
+            && instruction.is_ip_rel_memory_operand();
+        jumps.then(|| Svma(instruction.ip_rel_memory_address()))
     }
 
     /// Whether this is glibc's dynamic linker. musl's is its C library and does not count.

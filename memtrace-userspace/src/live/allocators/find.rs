@@ -3,15 +3,19 @@
 //! Every name for an address counts once, forwarders do not count, and what else has to be probed in
 //! a file is found beside: where the stack is unwound, and where the process ends.
 
+use std::collections::{BTreeMap, BTreeSet};
+
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use memtrace_common::addr::Svma;
 use memtrace_common::call::Call;
 use memtrace_common::event::Api;
 use object::ReadRef;
 
-use super::elf::{Elf, Symbol, SymbolType};
+use super::elf::{Elf, Slot, Symbol, SymbolType};
 use super::forwards;
 use super::names::{self, Family, Name};
 use super::{AllocatorsError, MAX_FUNCTIONS, Role, Skip, Skipped, Target};
+use crate::live::placement::branch_target;
 
 /// The most functions of one file that unwind the stack (libgcc has three), or that end the process.
 const MAX_OTHERS: usize = 8;
@@ -27,8 +31,9 @@ pub(super) struct Found {
     pub(super) unwinders: Vec<Target>,
     /// The functions that end the process, by address.
     pub(super) ends: Vec<Target>,
-    /// Where glibc's own `malloc` is.
-    pub(super) glibc_malloc: Option<Svma>,
+    /// glibc's own `malloc` and `calloc`, whose calls stay inside the library, and where each may
+    /// jump to `memset`.
+    pub(super) glibc: BTreeMap<Svma, Vec<Svma>>,
 }
 
 impl Found {
@@ -72,21 +77,60 @@ pub(super) fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, Allocators
     found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
     found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
     if !found.targets.is_empty() {
-        found.glibc_malloc = glibc_malloc(&elf);
+        found.glibc = glibc(&elf);
     }
     found.skipped.sort_by(|a, b| a.symbol.cmp(&b.symbol));
     found.skipped.dedup();
     Ok(found)
 }
 
-/// Where glibc's `malloc` is, in its shared library or linked into a program.
+/// glibc's `malloc` and `calloc`, in its shared library or linked into a program.
 ///
 /// tcmalloc calls its own `__libc_malloc`, too.
-fn glibc_malloc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Option<Svma> {
+fn glibc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> BTreeMap<Svma, Vec<Svma>> {
     let is_glibc =
         |symbol: &Symbol<'_>| symbol.name == "_int_malloc" || symbol.name == "gnu_get_libc_version";
-    elf.defined_symbols().find(is_glibc)?;
-    elf.defined_symbols().find(|symbol| symbol.name == "__libc_malloc").map(|symbol| symbol.svma)
+    if elf.defined_symbols().find(is_glibc).is_none() {
+        return BTreeMap::new();
+    }
+    // Its `calloc` has only this name where it is the shared library's.
+    let is_one = |name: &str| matches!(name, "__libc_malloc" | "__libc_calloc" | "calloc");
+    let functions = elf.defined_symbols().filter(|symbol| is_one(symbol.name));
+    functions.map(|function| (function.svma, jumps_to_memset(elf, function))).collect()
+}
+
+/// Where a function jumps, out of itself, that is `memset` or leads to it through the PLT.
+fn jumps_to_memset<'data, R: ReadRef<'data>>(
+    elf: &Elf<'data, R>,
+    Symbol { svma, size, .. }: Symbol<'_>,
+) -> Vec<Svma> {
+    let code = elf.code(svma, size);
+    let leaves = |to: u64| to.wrapping_sub(svma.0) >= size;
+    let targets: BTreeSet<Svma> = Decoder::with_ip(64, code, svma.0, DecoderOptions::NONE)
+        .iter()
+        .filter(|instruction| instruction.flow_control() == FlowControl::UnconditionalBranch)
+        .filter_map(|instruction| branch_target(&instruction))
+        .filter(|to| leaves(*to))
+        .map(Svma)
+        .collect();
+    if targets.is_empty() {
+        return Vec::new();
+    }
+    let slots = elf.slots();
+    let memset: Vec<Svma> = elf
+        .defined_symbols()
+        .filter(|symbol| symbol.name == "memset")
+        .map(|symbol| symbol.svma)
+        .collect();
+    let is_memset = |target: &Svma| match elf.plt_slot(*target) {
+        None => memset.contains(target),
+        Some(word) => match slots.get(&word) {
+            Some(Slot::Defined(entry)) => memset.contains(entry),
+            Some(Slot::Imported(name)) => *name == "memset",
+            None => false,
+        },
+    };
+    targets.into_iter().filter(is_memset).collect()
 }
 
 /// The functions of this role, by their names: those that start to unwind the stack, or that end the

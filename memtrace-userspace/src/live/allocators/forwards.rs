@@ -36,9 +36,6 @@ const MAX_STEPS: usize = 4096;
 /// The most functions that are followed in a row; mimalloc's deletes need two.
 const MAX_DEPTH: usize = 4;
 
-/// The longest PLT stub: `endbr64; bnd jmp [rip + x]`, padded.
-const PLT_STUB_BYTES: u64 = 16;
-
 /// The addresses of those `candidates` that only forward to others of them, or through the GOT.
 pub(super) fn find<'data, R: ReadRef<'data>>(
     elf: &Elf<'data, R>,
@@ -212,7 +209,7 @@ impl<'data, R: ReadRef<'data>> Resolver<'_, 'data, R> {
 
     fn callee(&self, destination: Destination) -> Callee<'data> {
         let word = match destination {
-            Destination::To(entry) => match self.plt_slot(entry) {
+            Destination::To(entry) => match self.elf.plt_slot(entry) {
                 Some(word) => word,
                 None => return Callee::Here(entry),
             },
@@ -223,20 +220,6 @@ impl<'data, R: ReadRef<'data>> Resolver<'_, 'data, R> {
             Some(Slot::Defined(entry)) => Callee::Here(*entry),
             Some(Slot::Imported(name)) => Callee::Elsewhere(name),
             None => Callee::Unknown,
-        }
-    }
-
-    /// The word through which the PLT stub at `stub` jumps, if there is a stub.
-    fn plt_slot(&self, stub: Svma) -> Option<Svma> {
-        let code = self.elf.code(stub, PLT_STUB_BYTES);
-        let mut decoder = Decoder::with_ip(64, code, stub.0, DecoderOptions::NONE);
-        let mut instruction = decoder.decode();
-        if instruction.code() == Code::Endbr64 {
-            instruction = decoder.decode();
-        }
-        match (instruction.flow_control(), indirect(&instruction)) {
-            (FlowControl::IndirectBranch, Destination::Through(word)) => Some(word),
-            _ => None,
         }
     }
 }

@@ -38,10 +38,31 @@ const MAX_NOTE_DISTANCE: usize = 8;
 /// What a function's calls may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Calls {
-    /// They have no probes: those of glibc's `malloc`, which stay inside the library.
+    /// They have no probes: those of glibc's `malloc` and `calloc`, which stay inside the library.
     Inner,
     /// Anything, an allocator's function among them.
     Unknown,
+}
+
+/// How a size is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Size {
+    /// `malloc(size)`.
+    Argument,
+    /// `calloc(count, size)`.
+    Product,
+}
+
+/// What is known of a function besides its code.
+#[derive(Clone, Debug)]
+pub struct Function {
+    /// How it is asked for a size.
+    pub size: Size,
+    /// What its calls may be.
+    pub calls: Calls,
+    /// Where `memset` is, in bytes from the function's start: it returns its first argument, and
+    /// `calloc` may end in a jump to it.
+    pub fills: Vec<u64>,
 }
 
 /// Where to probe. All of it is emulated by the kernel; places are bytes from the function's start.
@@ -54,15 +75,16 @@ pub struct Sites {
     pub tail_calls: Vec<u64>,
 }
 
-/// Finds the sites of the function whose whole code is `code`, and whose first argument is the size.
-pub fn find(code: &[u8], calls: Calls) -> Option<Sites> {
-    let mut graph = Graph::of(code, calls)?;
-    let values = values::of(&mut graph)?;
+/// Finds the sites of the function whose whole code is `code`.
+pub fn find(code: &[u8], function: &Function) -> Option<Sites> {
+    let mut graph = Graph::of(code, function)?;
+    let values = values::of(&mut graph, function.size)?;
     let outcomes = outcome::of(&graph, &values);
-    Cut { graph: &graph, values: &values, outcomes: &outcomes }.make()
+    Cut { size: function.size, graph: &graph, values: &values, outcomes: &outcomes }.make()
 }
 
 struct Cut<'a> {
+    size: Size,
     graph: &'a Graph,
     values: &'a BTreeMap<u64, Values>,
     outcomes: &'a BTreeMap<u64, Outcome>,
@@ -89,8 +111,8 @@ impl Cut<'_> {
             }
             match node.flow {
                 Flow::Return => return None,
-                Flow::TailCall => {
-                    if !node.is_emulated || !self.values.get(&at)?.is_as_on_entry() {
+                Flow::TailCall { .. } => {
+                    if !node.is_emulated || !self.values.get(&at)?.is_as_on_entry(self.size) {
                         return None;
                     }
                     tail_calls.push(at);

@@ -45,8 +45,10 @@ fn glibc_2_36_of_debian_12() {
     assert_eq!(
         sites(&plan),
         [
-            ("aligned_alloc", 7, Emulated), // and memalign: je
-            ("calloc", 0, Emulated),
+            ("aligned_alloc", 7, Emulated),  // and memalign: je
+            ("calloc", 213, Emulated),       // je: from an arena, unless there is none
+            ("calloc", 356, Emulated),       // jne: in a program with one thread
+            ("calloc", 424, Emulated),       // jne: from another arena
             ("free", 3, Emulated),           // je
             ("malloc", 156, Emulated),       // je: from an arena, unless there is none
             ("malloc", 343, Emulated),       // jne: from the thread's cache, unless it is corrupted

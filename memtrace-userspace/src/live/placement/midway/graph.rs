@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use memtrace_common::midway::When;
 
-use super::Calls;
+use super::{Calls, Function};
 use crate::live::placement::{branch_target, is_emulated};
 
 /// Longer functions are not looked at.
@@ -31,7 +31,10 @@ pub(super) enum Flow {
     /// Back to the caller.
     Return,
     /// To another function, which returns to the caller.
-    TailCall,
+    TailCall {
+        /// It returns its first argument, as `memset` does.
+        fills: bool,
+    },
     /// Nowhere: the program ends.
     End,
 }
@@ -49,7 +52,7 @@ impl Node {
             Flow::Next { next } | Flow::Call { next } => (Some(next), None),
             Flow::Jump { target } => (Some(target), None),
             Flow::Fork { next, target, .. } => (Some(next), Some(target)),
-            Flow::Return | Flow::TailCall | Flow::End => (None, None),
+            Flow::Return | Flow::TailCall { .. } | Flow::End => (None, None),
         };
         first.into_iter().chain(second)
     }
@@ -63,7 +66,7 @@ pub(super) struct Graph {
 
 impl Graph {
     /// `None` if it cannot be told what the function does.
-    pub(super) fn of(code: &[u8], calls: Calls) -> Option<Graph> {
+    pub(super) fn of(code: &[u8], function: &Function) -> Option<Graph> {
         if code.len() > MAX_CODE_BYTES {
             return None;
         }
@@ -75,7 +78,7 @@ impl Graph {
             if nodes.contains_key(&at) {
                 continue;
             }
-            let node = node(code, at, calls, &jumps)?;
+            let node = node(code, at, function, &jumps)?;
             for next in node.successors() {
                 predecessors.entry(next).or_default().insert(at);
                 pending.push(next);
@@ -113,7 +116,12 @@ impl Graph {
     }
 }
 
-fn node(code: &[u8], at: u64, calls: Calls, jumps: &BTreeMap<u64, Vec<u64>>) -> Option<Node> {
+fn node(
+    code: &[u8],
+    at: u64,
+    function: &Function,
+    jumps: &BTreeMap<u64, Vec<u64>>,
+) -> Option<Node> {
     let start = usize::try_from(at).ok()?;
     let bytes = code.get(start..)?;
     let mut decoder = Decoder::with_ip(64, bytes, at, DecoderOptions::NONE);
@@ -127,7 +135,7 @@ fn node(code: &[u8], at: u64, calls: Calls, jumps: &BTreeMap<u64, Vec<u64>>) -> 
         FlowControl::Next => Flow::Next { next },
         FlowControl::UnconditionalBranch => match branch_target(&instruction)? {
             target if is_inside(target) => Flow::Jump { target },
-            _ => Flow::TailCall,
+            target => Flow::TailCall { fills: function.fills.contains(&target) },
         },
         FlowControl::ConditionalBranch => match branch_target(&instruction)? {
             target if is_inside(target) => {
@@ -139,7 +147,7 @@ fn node(code: &[u8], at: u64, calls: Calls, jumps: &BTreeMap<u64, Vec<u64>>) -> 
         FlowControl::Return if instruction.op_count() == 0 => Flow::Return,
         FlowControl::Call => {
             branch_target(&instruction)?;
-            if calls == Calls::Unknown {
+            if function.calls == Calls::Unknown {
                 return None;
             }
             if does_not_return(code, at, next, jumps) { Flow::End } else { Flow::Call { next } }

@@ -45,7 +45,8 @@ pub(super) fn of(graph: &Graph, values: &BTreeMap<u64, Values>) -> BTreeMap<u64,
         let (Some(node), Some(values)) = (graph.node(at), values.get(&at)) else { continue };
         let behind = match node.flow {
             Flow::Return => Outcome::In(Place::Register(Register::Rax)),
-            Flow::TailCall => Outcome::Unknown,
+            Flow::TailCall { fills: true } => Outcome::In(Place::Register(Register::Rdi)),
+            Flow::TailCall { fills: false } => Outcome::Unknown,
             _ => node
                 .successors()
                 .map(|next| outcomes.get(&next).copied().unwrap_or(Outcome::Nothing))

@@ -12,9 +12,10 @@ type Written = Result<(), iced_x86::IcedError>;
 fn code(write: impl FnOnce(&mut CodeAssembler) -> Written) -> Vec<u8> {
     let mut assembler = CodeAssembler::new(64).unwrap();
     write(&mut assembler).unwrap();
-    assembler.assemble(0x10_0000).unwrap()
+    assembler.assemble(CODE).unwrap()
 }
 
+const CODE: u64 = 0x10_0000;
 const ELSEWHERE: u64 = 0x4000;
 
 fn known(size: Option<Register>, block: Register, when: When) -> Midway {
@@ -23,6 +24,16 @@ fn known(size: Option<Register>, block: Register, when: When) -> Midway {
 
 fn unless_zero() -> When {
     When { flags: ZF, any_set: false }
+}
+
+/// Like `malloc`.
+fn plain(calls: Calls) -> Function {
+    Function { size: Size::Argument, calls, fills: Vec::new() }
+}
+
+/// The sites in a function like `malloc`.
+fn find(code: &[u8], calls: Calls) -> Option<Sites> {
+    super::find(code, &plain(calls))
 }
 
 /// The places and what is done there, without the tail calls.
@@ -230,7 +241,7 @@ fn loop_behind_a_call_is_not_taken_for_the_end_of_the_program() {
             a.ud2()
         })
     };
-    let graph = |code: &[u8]| Graph::of(code, Calls::Inner).unwrap();
+    let graph = |code: &[u8]| Graph::of(code, &plain(Calls::Inner)).unwrap();
     let call_of = |code: &[u8]| {
         let graph = graph(code);
         graph.nodes().find(|(_, node)| node.instruction.is_call_near()).unwrap().1.flow
@@ -335,10 +346,98 @@ fn condition_of_more_than_one_of_the_low_flags_is_refused() {
     assert_eq!(find(&code, Calls::Unknown), None);
 }
 
+/// As in glibc 2.36's `calloc`: the product is in a register that calls keep, and the block is
+/// cleared by a jump to `memset`, which returns it.
+fn calloc(product: impl FnOnce(&mut CodeAssembler) -> Written) -> Vec<u8> {
+    code(|a| {
+        let mut failed = a.create_label();
+        a.push(rbx)?; // 0
+        product(a)?; // 1
+        a.call(ELSEWHERE)?; // 10
+        a.test(rax, rax)?; // 15
+        a.je(failed)?; // 18
+        a.mov(rdi, rax)?;
+        a.pop(rbx)?;
+        a.jmp(ELSEWHERE)?;
+        a.set_label(&mut failed)?;
+        a.xor(eax, eax)?;
+        a.pop(rbx)?;
+        a.ret()
+    })
+}
+
+/// A function like `calloc`, which may jump to `memset`.
+fn product() -> Function {
+    // What `ELSEWHERE` is to code that is assembled at this address.
+    let fills = vec![ELSEWHERE.wrapping_sub(CODE)];
+    Function { size: Size::Product, calls: Calls::Inner, fills }
+}
+
+#[test]
+fn product_of_the_arguments_is_the_size() {
+    let places = |code: &[u8]| super::find(code, &product()).map(|sites| sites.midway);
+    let expected = Midway::Known {
+        size: Some(Register::Rbx),
+        block: Register::Rax,
+        when: unless_zero(),
+        caller_word: 1,
+        rbp_word: None,
+    };
+
+    let mul = calloc(|a| {
+        a.mov(rax, rdi)?;
+        a.mul(rsi)?;
+        a.mov(rbx, rax)
+    });
+    assert_eq!(places(&mul), Some(vec![(18, expected)]));
+
+    let imul = calloc(|a| {
+        a.mov(rbx, rsi)?;
+        a.imul_2(rbx, rdi)?;
+        a.xor(edx, edx)
+    });
+    assert_eq!(places(&imul), Some(vec![(18, expected)]));
+}
+
+#[test]
+fn product_of_anything_else_is_no_size() {
+    let square = calloc(|a| {
+        a.mov(rax, rdi)?;
+        a.mul(rdi)?;
+        a.mov(rbx, rax)
+    });
+    let overwritten = calloc(|a| {
+        a.mov(rax, rdx)?;
+        a.mul(rsi)?;
+        a.mov(rbx, rax)
+    });
+    let lost = calloc(|a| {
+        a.mov(rax, rdi)?;
+        a.mul(rsi)?;
+        a.mov(rax, rdi)
+    });
+
+    for code in [square, overwritten, lost] {
+        assert_eq!(super::find(&code, &product()), None);
+    }
+}
+
+#[test]
+fn jump_to_what_is_not_memset_gives_no_block() {
+    let code = calloc(|a| {
+        a.mov(rax, rdi)?;
+        a.mul(rsi)?;
+        a.mov(rbx, rax)
+    });
+
+    assert_eq!(super::find(&code, &Function { fills: Vec::new(), ..product() }), None);
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_survived(code in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = find(&code, Calls::Inner);
         let _ = find(&code, Calls::Unknown);
+        let _ = super::find(&code, &product());
     }
 }

@@ -1,5 +1,7 @@
 //! Where the size that a function was asked for is, and its caller's `rbp`.
 //!
+//! `calloc`'s size is a product: its factors are followed until they are multiplied.
+//!
 //! A forward analysis: before each instruction, which registers and which words of the frame hold
 //! the one and the other on all paths.
 
@@ -8,6 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register as Iced};
 use memtrace_common::midway::{Register, STACK_WORDS};
 
+use super::Size;
 use super::graph::{Flow, Graph};
 use crate::live::placement::writes;
 
@@ -39,7 +42,9 @@ struct Places {
 }
 
 impl Places {
-    fn only(register: Register) -> Places {
+    const NONE: Places = Places { registers: 0, words: 0 };
+
+    const fn only(register: Register) -> Places {
         Places { registers: 1 << register as u16, words: 0 }
     }
 
@@ -74,13 +79,19 @@ pub(super) struct Values {
     /// Bytes from `rsp` to the return address.
     depth: u64,
     size: Places,
+    /// What the size is the product of, if it is one.
+    factors: [Places; 2],
     rbp: Places,
 }
 
 impl Values {
-    fn on_entry() -> Values {
-        let (size, rbp) = (Places::only(Register::Rdi), Places::only(Register::Rbp));
-        Values { depth: 0, size, rbp }
+    const fn on_entry(size: Size) -> Values {
+        let first = Places::only(Register::Rdi);
+        let (size, factors) = match size {
+            Size::Argument => (first, [Places::NONE; 2]),
+            Size::Product => (Places::NONE, [first, Places::only(Register::Rsi)]),
+        };
+        Values { depth: 0, size, factors, rbp: Places::only(Register::Rbp) }
     }
 
     pub(super) fn depth(&self) -> u64 {
@@ -105,10 +116,30 @@ impl Values {
     }
 
     /// Whether another function could be entered here as this one was.
-    pub(super) fn is_as_on_entry(&self) -> bool {
-        self.depth == 0
-            && self.size.has(Place::Register(Register::Rdi))
-            && self.rbp.has(Place::Register(Register::Rbp))
+    pub(super) fn is_as_on_entry(&self, size: Size) -> bool {
+        let entry = Values::on_entry(size);
+        self.both(entry) == Some(entry)
+    }
+
+    /// Whether one place holds the one factor, and the other the other.
+    fn are_factors(&self, a: Place, b: Place) -> bool {
+        let [first, second] = self.factors;
+        first.has(a) && second.has(b) || first.has(b) && second.has(a)
+    }
+
+    /// The register that an instruction leaves the size in, as the product of its factors.
+    fn multiplied(&self, instruction: &Instruction) -> Option<Register> {
+        let operand = |i| {
+            (instruction.op_kind(i) == OpKind::Register)
+                .then(|| register(instruction.op_register(i)))
+                .flatten()
+        };
+        let (product, a, b) = match instruction.code() {
+            Code::Mul_rm64 => (Register::Rax, Register::Rax, operand(0)?),
+            Code::Imul_r64_rm64 => (operand(0)?, operand(0)?, operand(1)?),
+            _ => return None,
+        };
+        self.are_factors(Place::Register(a), Place::Register(b)).then_some(product)
     }
 
     /// The word of the frame at `rsp + displacement`.
@@ -122,18 +153,30 @@ impl Values {
         (self.depth == other.depth).then_some(Values {
             depth: self.depth,
             size: self.size.both(other.size),
+            factors: [
+                self.factors[0].both(other.factors[0]),
+                self.factors[1].both(other.factors[1]),
+            ],
             rbp: self.rbp.both(other.rbp),
         })
     }
 
+    /// The places of each value.
+    fn all(&mut self) -> [&mut Places; 4] {
+        let [first, second] = &mut self.factors;
+        [&mut self.size, first, second, &mut self.rbp]
+    }
+
     fn forget(&mut self, place: Place) {
-        self.size.set(place, false);
-        self.rbp.set(place, false);
+        for places in self.all() {
+            places.set(place, false);
+        }
     }
 
     fn copy(&mut self, from: Place, to: Place) {
-        self.size.set(to, self.size.has(from));
-        self.rbp.set(to, self.rbp.has(from));
+        for places in self.all() {
+            places.set(to, places.has(from));
+        }
     }
 
     /// What is known behind `instruction`; `None` if it does what is not followed.
@@ -166,6 +209,7 @@ impl Values {
             self.copy(from, to);
             return Some(self);
         }
+        let product = self.multiplied(instruction);
         let used = info.info(instruction);
         for used in used.used_registers() {
             let whole = used.register().full_register();
@@ -192,6 +236,9 @@ impl Values {
                     }
                 }
             }
+        }
+        if let Some(product) = product {
+            self.size.set(Place::Register(product), true);
         }
         Some(self)
     }
@@ -220,13 +267,13 @@ impl Values {
 ///
 /// Finds calls that do not return, and takes their way on out of the graph: where the code behind
 /// one is reached in another way too, and `rsp` is elsewhere then.
-pub(super) fn of(graph: &mut Graph) -> Option<BTreeMap<u64, Values>> {
+pub(super) fn of(graph: &mut Graph, size: Size) -> Option<BTreeMap<u64, Values>> {
     // Whoever takes the frame's address may write to its words later.
     if graph.nodes().any(|(_, node)| takes_stack_address(&node.instruction)) {
         return None;
     }
     let mut info = InstructionInfoFactory::new();
-    let mut known = BTreeMap::from([(0, Values::on_entry())]);
+    let mut known = BTreeMap::from([(0, Values::on_entry(size))]);
     let mut pending = vec![0];
     // Calls come last, so that what is reached in other ways is known by then.
     let mut calls = BTreeSet::new();
@@ -252,9 +299,11 @@ pub(super) fn of(graph: &mut Graph) -> Option<BTreeMap<u64, Values>> {
             }
             Flow::Return if before.depth != 0 => return None,
             Flow::Next { .. } => before.step(&node.instruction, &mut info)?,
-            Flow::Jump { .. } | Flow::Fork { .. } | Flow::Return | Flow::TailCall | Flow::End => {
-                before
-            }
+            Flow::Jump { .. }
+            | Flow::Fork { .. }
+            | Flow::Return
+            | Flow::TailCall { .. }
+            | Flow::End => before,
         };
         let successors: Vec<u64> = node.successors().collect();
         for next in successors {
