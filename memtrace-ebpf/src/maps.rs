@@ -349,18 +349,16 @@ pub unsafe fn try_claim(flag: *mut u64) -> bool {
     value == 0
 }
 
-/// Gives a claim back. A full memory barrier.
+/// Gives a claim back, after all that was done under it: the CPU keeps stores in order.
 ///
 /// # Safety
 /// `flag` must point into a map value that the caller has claimed.
 #[inline(always)]
 pub unsafe fn release(flag: *mut u64) {
-    let mut value = 0u64;
     // SAFETY: by the caller's promise; map values are aligned.
     unsafe {
-        asm!("{0} = xchg_64({1} + 0, {0})", inout(reg) value, in(reg) flag, options(nostack))
-    };
-    let _ = value;
+        asm!("*(u64 *)({0} + 0) = {1}", in(reg) flag, in(reg) 0u64, options(nostack));
+    }
 }
 
 /// Keeps the kernel from giving a program a private stack, and does nothing else.
