@@ -19,6 +19,7 @@ use crate::{
     privilege::is_root,
     shell,
     toolchain::{self, Toolchain},
+    vm_test::Qemu,
 };
 
 #[derive(clap::Args)]
@@ -102,12 +103,6 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "/usr/bin/python3-dbg", package: "python3-dbg" },
 ];
 
-/// What boots other kernels.
-pub(crate) const VM: &[Program] = &[
-    Program { name: "qemu-system-x86_64", package: "qemu-system-x86" },
-    Program { name: "/bin/busybox", package: "busybox-static" },
-];
-
 /// The packages that make Debian's BPF toolchain.
 const DEBIAN_TOOLCHAIN: &[&str] = &["cargo-web", "rust-web-src"];
 
@@ -120,7 +115,7 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     if !options.build_only {
         ensure_programs(TESTS)?;
         consumers::ensure()?;
-        ensure_programs(VM)?;
+        Qemu::get()?;
     }
     if options.peers {
         ensure_programs(BENCH)?;

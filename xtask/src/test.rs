@@ -27,7 +27,7 @@ use crate::{
     privilege::Privilege,
     setup, shell,
     tally::Tally,
-    vm_test::{self, Guest, Series},
+    vm_test::{self, Guest, Qemu, Series},
 };
 
 #[derive(clap::Args)]
@@ -214,11 +214,9 @@ impl Session {
 
     /// The tests that attach, on other kernels than this machine's.
     fn other_kernels(&mut self, attaching: &Attaching) {
-        if self.needs("virtual machines", setup::ensure_programs(setup::VM)).is_none() {
-            return;
-        }
+        let Some(qemu) = self.needs("virtual machines", Qemu::get()) else { return };
         let guest = self.prepare("files of the virtual machines", || {
-            Guest::pack(&attaching.memtrace, &attaching.tests, None)
+            Guest::pack(qemu, &attaching.memtrace, &attaching.tests, None)
         });
         let Some(guest) = guest else { return };
         for series in Series::ALL {

@@ -8,7 +8,7 @@
 //!
 //! A machine has the files it needs under the paths that they have here, so that neither memtrace
 //! nor a test sees a difference. It has no disk, no network and no compiler: programs are built
-//! beforehand. Nothing of it is installed here, and it needs no root except to install qemu.
+//! beforehand. Nothing of it is installed here, not even qemu, and it needs no root.
 //!
 //! Where the processor offers no virtualization the machine is emulated, some ten times slower:
 //! [`SELECTION`] is the tests that a kernel can make fail, not all of them.
@@ -16,6 +16,8 @@
 mod initramfs;
 mod kernel;
 mod machine;
+mod packages;
+mod qemu;
 
 use std::{
     fs,
@@ -33,6 +35,7 @@ use crate::{
 };
 use initramfs::Initramfs;
 pub(crate) use kernel::{Kernel, Series, fetch};
+pub(crate) use qemu::Qemu;
 
 #[derive(clap::Args)]
 pub(crate) struct Options {
@@ -103,12 +106,14 @@ const CONSOLE_LINES: usize = 60;
 
 /// What a machine runs: built once, booted with every kernel.
 pub(crate) struct Guest {
+    qemu: Qemu,
     initramfs: PathBuf,
 }
 
 impl Guest {
     /// Packs memtrace, the tests and everything they need.
     pub(crate) fn pack(
+        qemu: Qemu,
         memtrace: &Path,
         tests: &[Executable],
         filter: Option<&str>,
@@ -144,13 +149,13 @@ impl Guest {
 
         let path = root.join("target/vm/initramfs.cpio");
         initramfs.write(&path)?;
-        Ok(Self { initramfs: path })
+        Ok(Self { qemu, initramfs: path })
     }
 
     /// Boots a kernel and counts its tests as they pass and fail.
     pub(crate) fn run(&self, kernel: &Kernel, tally: &mut Tally) -> Result<()> {
         let console = kernel.directory.join("console.log");
-        let mut qemu = machine::command(&kernel.image, &self.initramfs, &console);
+        let mut qemu = machine::command(&self.qemu, &kernel.image, &self.initramfs, &console)?;
         let before = tally.passed() + tally.failed();
         let mut ended = false;
         let outcome = shell::stream(&mut qemu, |line| {
@@ -174,10 +179,10 @@ impl Guest {
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     setup::ensure_programs(setup::BUILD)?;
     setup::ensure_programs(setup::TESTS)?;
-    setup::ensure_programs(setup::VM)?;
+    let qemu = Qemu::get()?;
     let memtrace = cargo::build_memtrace(None)?;
     let tests = cargo::build_attaching_tests()?;
-    let guest = Guest::pack(&memtrace, &tests, options.filter.as_deref())?;
+    let guest = Guest::pack(qemu, &memtrace, &tests, options.filter.as_deref())?;
     let mut total = Tally::default();
     for series in Series::ALL.iter().copied().filter(|it| options.kernel.is_none_or(|k| k == *it)) {
         let before = (total.passed(), total.failed());

@@ -8,6 +8,7 @@ use std::{
 
 use anyhow::{Context as _, Result, bail};
 
+use super::packages::{download, file_in};
 use crate::{setup, shell};
 
 /// A stable series of Linux.
@@ -49,15 +50,9 @@ pub(crate) fn fetch(series: Series) -> Result<Kernel> {
     if let Some(image) = image(&directory) {
         return Ok(Kernel { image, directory });
     }
-    fs::create_dir_all(&directory)
-        .with_context(|| format!("cannot create {}", directory.display()))?;
-    let mut download = Command::new("apt-get");
-    download.args(["--quiet", "download", &package]).current_dir(&directory);
-    shell::run(&mut download).context(
-        "the kernel cannot be downloaded; this takes a network, and if the archive has moved on, \
-         `apt-get update`",
-    )?;
-    unpack(&directory)?;
+    for file in download(&[&package], &directory)? {
+        unpack(&file, &directory)?;
+    }
     let image = image(&directory)
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
     Ok(Kernel { image, directory })
@@ -94,13 +89,11 @@ fn numbers(name: &str) -> Vec<u32> {
     name.split(|c: char| !c.is_ascii_digit()).filter_map(|number| number.parse().ok()).collect()
 }
 
-/// Unpacks what is in `boot` of the one package in `directory`, and removes the package.
-fn unpack(directory: &Path) -> Result<()> {
-    let package = file_in(directory, |name| name.ends_with(".deb"))
-        .with_context(|| format!("apt-get left no package in {}", directory.display()))?;
+/// Unpacks what is in `boot` of the file of a package, and removes the file.
+fn unpack(package: &Path, directory: &Path) -> Result<()> {
     let mut archive = Command::new("dpkg-deb")
         .arg("--fsys-tarfile")
-        .arg(&package)
+        .arg(package)
         .stdout(Stdio::piped())
         .spawn()
         .context("cannot start dpkg-deb")?;
@@ -111,17 +104,11 @@ fn unpack(directory: &Path) -> Result<()> {
     if !status.success() {
         bail!("dpkg-deb could not read {}: {status}", package.display());
     }
-    fs::remove_file(&package).with_context(|| format!("cannot remove {}", package.display()))
+    fs::remove_file(package).with_context(|| format!("cannot remove {}", package.display()))
 }
 
 fn image(directory: &Path) -> Option<PathBuf> {
     file_in(&directory.join("boot"), |name| name.starts_with("vmlinuz-"))
-}
-
-fn file_in(directory: &Path, wanted: impl Fn(&str) -> bool) -> Option<PathBuf> {
-    let entries = fs::read_dir(directory).ok()?;
-    let mut files = entries.filter_map(Result::ok).map(|entry| entry.path());
-    files.find(|path| path.file_name().and_then(|name| name.to_str()).is_some_and(&wanted))
 }
 
 #[cfg(test)]

@@ -2,6 +2,10 @@
 
 use std::{fs, path::Path, process::Command};
 
+use anyhow::Result;
+
+use super::qemu::Qemu;
+
 /// How long a machine may run. Emulated, the selected tests take 5 minutes, and two or three times
 /// that on a host with other work.
 const LIMIT_SECONDS: u32 = 25 * 60;
@@ -10,9 +14,15 @@ const LIMIT_SECONDS: u32 = 25 * 60;
 ///
 /// It ends with status 0 when the machine turns itself off or panics, and fails after
 /// [`LIMIT_SECONDS`].
-pub(super) fn command(image: &Path, initramfs: &Path, console: &Path) -> Command {
+pub(super) fn command(
+    qemu: &Qemu,
+    image: &Path,
+    initramfs: &Path,
+    console: &Path,
+) -> Result<Command> {
     let mut command = Command::new("timeout");
-    command.arg("--kill-after=5").arg(LIMIT_SECONDS.to_string()).arg("qemu-system-x86_64");
+    command.arg("--kill-after=5").arg(LIMIT_SECONDS.to_string());
+    qemu.add_to(&mut command)?;
     if has_virtualization() {
         command.args(["-accel", "kvm", "-cpu", "host"]);
     } else {
@@ -29,7 +39,7 @@ pub(super) fn command(image: &Path, initramfs: &Path, console: &Path) -> Command
     command.args(["-append", "console=ttyS0 loglevel=4 panic=-1"]);
     command.arg("-serial").arg(format!("file:{}", console.display()));
     command.args(["-serial", "stdio"]).stdin(std::process::Stdio::null());
-    command
+    Ok(command)
 }
 
 /// Whether KVM can be used and is worth it.
