@@ -187,7 +187,17 @@ const QUOTED: &[(Part, &[&str])] = &[
     (Part::Micro, &["case", "bare ns", "floor ns", "memtrace ns", "× floor", "lost", "complete"]),
     (
         Part::Programs,
-        &["program", "bare s", "memtrace", "lost", "complete", "memleak", "bpftrace", "heaptrack"],
+        &[
+            "program",
+            "bare s",
+            "floor",
+            "memtrace",
+            "lost",
+            "complete",
+            "memleak",
+            "bpftrace",
+            "heaptrack",
+        ],
     ),
 ];
 
