@@ -186,6 +186,7 @@ struct Counters {
     alternate_files_missing: u64,
     debug_info_failures: u64,
     debug_info_rebuilds: u64,
+    split_files_missing: u64,
     parser_panics: u64,
     symbols_left_out: u64,
 }
@@ -295,6 +296,7 @@ impl Symbolizer {
             alternate_files_missing,
             debug_info_failures,
             debug_info_rebuilds,
+            split_files_missing,
             parser_panics,
             symbols_left_out,
         } = self.counters;
@@ -304,6 +306,7 @@ impl Symbolizer {
             ("symbol_debug_files_unreadable", debug_files_unreadable),
             ("symbol_debug_info_failures", debug_info_failures),
             ("symbol_debug_info_rebuilds", debug_info_rebuilds),
+            ("symbol_split_files_missing", split_files_missing),
             ("symbol_memory_resets", memory_resets),
             ("symbol_objects_evicted", objects_evicted),
             ("symbol_parser_panics", parser_panics),

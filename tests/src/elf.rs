@@ -1,4 +1,4 @@
-//! ELF files that are not as they should be.
+//! ELF files: what they say of themselves, and such as are not as they should be.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -51,6 +51,17 @@ pub fn copy_with_broken_sections(from: &Path, to: &Path, sections: &[&str]) -> R
     }
     fs::write(to, file).with_context(|| format!("write {}", to.display()))?;
     make_executable(to)
+}
+
+/// The build id of a file, in hex.
+///
+/// The note is three words (length of the name, of the id, kind), the name `GNU\0`, and the id.
+pub fn build_id(path: &Path) -> Result<String> {
+    let file = fs::read(path).with_context(|| format!("read {}", path.display()))?;
+    let (offset, size) = find_section(&file, ".note.gnu.build-id")
+        .with_context(|| format!("{} has no build id", path.display()))?;
+    let id = file.get(offset + 16..offset + size).context("a note ends in the file")?;
+    Ok(id.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Makes a file executable for everybody.

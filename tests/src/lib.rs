@@ -16,6 +16,8 @@ pub mod allocators;
 pub mod compare;
 pub mod complete;
 pub mod container;
+pub mod debug_info;
+pub mod debuginfod;
 pub mod elf;
 pub mod privilege;
 pub mod program;

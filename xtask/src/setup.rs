@@ -97,6 +97,8 @@ pub(crate) const TESTS: &[Program] = &[
         package: "libgoogle-perftools-dev",
     },
     Program { name: "clang++", package: "clang" },
+    Program { name: "dwz", package: "dwz" },
+    Program { name: "llvm-dwp", package: "llvm" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libc++.so", package: "libc++-dev" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libc++abi.so", package: "libc++abi-dev" },
     // The names in Debian's python3, which is stripped.

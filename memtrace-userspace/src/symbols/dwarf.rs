@@ -74,13 +74,21 @@ pub(super) struct Surroundings<'o, 'a> {
 
 type Sections<'a> = Arc<Dwarf<Metered<'a>>>;
 
+/// The parts of units that were split off at compile time, as far as they were asked for.
+#[derive(Default)]
+struct SplitUnits<'a> {
+    known: HashMap<u64, Option<Sections<'a>>>,
+    /// How many were not found, since this was last taken.
+    missing: u64,
+}
+
 /// The debug information of one object.
 pub(super) struct Units<'a> {
     sections: Sections<'a>,
     context: Context<Metered<'a>>,
     meter: &'a Meter,
     package: Option<DwarfPackage<Metered<'a>>>,
-    split: HashMap<u64, Option<Sections<'a>>>,
+    split: SplitUnits<'a>,
     /// Lookups that worked since the context was built.
     served: u64,
     failures: u32,
@@ -105,7 +113,7 @@ impl<'a> Units<'a> {
             sections.populate_abbreviations_cache(AbbreviationsCacheStrategy::Duplicates);
             let sections = Arc::new(sections);
             let context = Context::from_arc_dwarf(Arc::clone(&sections))?;
-            let split = HashMap::new();
+            let split = SplitUnits::default();
             Ok(Units {
                 sections,
                 context,
@@ -151,6 +159,11 @@ impl<'a> Units<'a> {
     /// How often the context was thrown away to bound its memory, since this was last asked.
     pub(super) fn take_rebuilds(&mut self) -> u64 {
         std::mem::take(&mut self.rebuilds)
+    }
+
+    /// How many units were split off into a file that is not there, since this was last asked.
+    pub(super) fn take_missing_split(&mut self) -> u64 {
+        std::mem::take(&mut self.split.missing)
     }
 
     fn rebuild(&mut self) -> Result<(), DwarfError> {
@@ -261,20 +274,21 @@ fn load_package<'a>(around: Surroundings<'_, 'a>) -> Option<DwarfPackage<Metered
 fn load_split<'a>(
     load: &SplitDwarfLoad<Metered<'a>>,
     package: Option<&DwarfPackage<Metered<'a>>>,
-    split: &mut HashMap<u64, Option<Sections<'a>>>,
+    split: &mut SplitUnits<'a>,
     around: Surroundings<'_, 'a>,
 ) -> Option<Sections<'a>> {
-    if let Some(known) = split.get(&load.dwo_id.0) {
+    if let Some(known) = split.known.get(&load.dwo_id.0) {
         return known.clone();
     }
     let in_package =
         package.and_then(|package| package.find_cu(load.dwo_id, &load.parent).ok().flatten());
     let loaded = match in_package {
         Some(sections) => Some(Arc::new(sections)),
-        None if split.len() < MAX_SPLIT_FILES => load_split_file(load, around).map(Arc::new),
+        None if split.known.len() < MAX_SPLIT_FILES => load_split_file(load, around).map(Arc::new),
         None => None,
     };
-    split.insert(load.dwo_id.0, loaded.clone());
+    split.missing += u64::from(loaded.is_none());
+    split.known.insert(load.dwo_id.0, loaded.clone());
     loaded
 }
 

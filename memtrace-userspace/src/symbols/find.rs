@@ -117,9 +117,16 @@ pub(super) fn find_debug(
     if found.is_some() {
         return found;
     }
-    let server = options.debuginfod.as_ref()?;
-    let build_id = image.build_id().ok()??;
-    let fetched = server.find(build_id, Kind::DebugInfo)?;
+    fetch_debug(options, counters, image.build_id().ok()??)
+}
+
+/// The debug information with this build id, from a server.
+fn fetch_debug(
+    options: &Options,
+    counters: &mut Counters,
+    build_id: &[u8],
+) -> Option<(PathBuf, FileBytes)> {
+    let fetched = options.debuginfod.as_ref()?.find(build_id, Kind::DebugInfo)?;
     first_that_fits(counters, vec![fetched], |bytes| has_build_id(bytes, build_id))
 }
 
@@ -153,7 +160,8 @@ pub(super) fn find_alternate(
     let elf = elf::parse(debug_bytes).ok()?;
     let (link, build_id) = elf.gnu_debugaltlink().ok()??;
     let candidates = debug_files::by_alternate_link(options, debug_path, link, build_id);
-    let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id));
+    let found = first_that_fits(counters, candidates, |bytes| has_build_id(bytes, build_id))
+        .or_else(|| fetch_debug(options, counters, build_id));
     if found.is_none() {
         counters.alternate_files_missing += 1;
     }

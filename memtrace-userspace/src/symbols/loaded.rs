@@ -202,6 +202,7 @@ fn find_frames<'a>(
             memo.file_places.clear();
         }
         counters.debug_info_rebuilds += rebuilds;
+        counters.split_files_missing += units.take_missing_split();
     }
     complete(memo, &mut frames, physical_is_mangled, symbol);
     let found: Arc<[Frame]> = frames.drain(..).collect();

@@ -241,6 +241,7 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("symbol_debug_info_rebuilds", Weight::Work, "times debug information was loaded anew"),
     ("symbol_memory_resets", Weight::Work, "times symbols were dropped to save memory"),
     ("symbol_objects_evicted", Weight::Work, "files unloaded to save memory"),
+    ("symbol_split_files_missing", Weight::Notice, "units without their .dwo file or package"),
     ("symbol_symbols_left_out", Weight::Notice, "symbols left out, a file has too many"),
     ("symbol_unverified_images", Weight::Notice, "files without a build id; names may be wrong"),
 ];
