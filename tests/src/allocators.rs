@@ -114,15 +114,7 @@ pub fn prefixed_jemalloc() -> Result<PathBuf> {
 }
 
 fn build_prefixed_jemalloc(place: &Path) -> Result<()> {
-    let mut metadata = Command::new(env!("CARGO"));
-    metadata.current_dir(rust_directory());
-    metadata.args(["metadata", "--format-version=1", "--locked", "--features=jemalloc"]);
-    let metadata: serde_json::Value =
-        serde_json::from_slice(&succeed(&mut metadata)?).context("cargo's metadata")?;
-    let packages = metadata["packages"].as_array().context("cargo's packages")?;
-    let package = packages.iter().find(|package| package["name"] == "tikv-jemalloc-sys");
-    let manifest = package.and_then(|package| package["manifest_path"].as_str());
-    let sources = Path::new(manifest.context("jemalloc's crate")?).with_file_name("");
+    let sources = sources_in_crate("jemalloc", "tikv-jemalloc-sys")?;
     let build = place.join("build");
     std::fs::create_dir_all(place).with_context(|| format!("create {}", place.display()))?;
     succeed(Command::new("cp").arg("-rT").arg(sources.join("jemalloc")).arg(&build))?;
@@ -136,6 +128,47 @@ fn build_prefixed_jemalloc(place: &Path) -> Result<()> {
     make.current_dir(&build).args(["-j2", "install_lib_static", "install_include"]);
     succeed(&mut make)?;
     Ok(())
+}
+
+/// Programs with a mimalloc of version 2 or 3 linked into them, in place of the C library's allocator.
+///
+/// Debian 12 has it as a shared library alone, so it is made of the sources in Rust's crate.
+pub fn static_mimalloc(version: u32) -> Result<Vec<(PathBuf, &'static Program)>> {
+    let place = crate::target_directory()?.join(format!("test-programs/mimalloc_v{version}"));
+    std::fs::create_dir_all(&place).with_context(|| format!("create {}", place.display()))?;
+    let sources = sources_in_crate("mimalloc", "libmimalloc-sys")?;
+    let sources = sources.join(format!("c_src/mimalloc/v{version}"));
+    let object = place.join("mimalloc.o");
+    let include = sources.join("include");
+    // One file that includes all others, as mimalloc's own build makes `mimalloc.o`.
+    let mut gcc = Command::new("gcc");
+    gcc.args(["-O2", "-g", "-DNDEBUG", "-DMI_MALLOC_OVERRIDE", "-fno-builtin-malloc", "-I"]);
+    gcc.arg(&include).arg("-c").arg(sources.join("src/static.c")).arg("-o").arg(&object);
+    succeed(&mut gcc)?;
+    let programs = C.iter().chain(CXX).filter(|program| program.name.ends_with("_mimalloc"));
+    let programs = programs.chain([&EXTENDED_MIMALLOC]).map(|program| {
+        let mut compile =
+            Command::new(if program.toolchain == Toolchain::C { "gcc" } else { "g++" });
+        let executable = place.join(program.name);
+        compile.args(["-O2", "-g", "-Wall", "-Wextra", "-Werror", "-I"]).arg(&include);
+        compile.arg("-o").arg(&executable).arg(program.source_path()).arg(&object).arg("-pthread");
+        succeed(&mut compile)?;
+        Ok((executable, program))
+    });
+    programs.collect()
+}
+
+/// Where cargo has the sources of a crate that a feature of the Rust program needs.
+fn sources_in_crate(feature: &str, name: &str) -> Result<PathBuf> {
+    let mut metadata = Command::new(env!("CARGO"));
+    metadata.current_dir(rust_directory());
+    metadata.args(["metadata", "--format-version=1", "--locked", "--features", feature]);
+    let metadata: serde_json::Value =
+        serde_json::from_slice(&succeed(&mut metadata)?).context("cargo's metadata")?;
+    let packages = metadata["packages"].as_array().context("cargo's packages")?;
+    let package = packages.iter().find(|package| package["name"] == name);
+    let manifest = package.and_then(|package| package["manifest_path"].as_str());
+    Ok(Path::new(manifest.with_context(|| format!("crate {name}"))?).with_file_name(""))
 }
 
 /// Runs a command to its end, and returns what it has printed.

@@ -1,6 +1,7 @@
 //! Every allocator, with its real library: each call counts once, with a complete stack.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compare::{Stacks, compare};
@@ -11,7 +12,7 @@ use memtrace_tests::recording::{
     trace_path,
 };
 use memtrace_tests::report::{Report, Stack};
-use memtrace_tests::table::Table;
+use memtrace_tests::table::{Column, Table};
 use memtrace_tests::{allocators, scratch_directory};
 
 /// Attached to, so that the totals hold whatever the allocator does before `main`.
@@ -146,6 +147,30 @@ fn extended_functions_of_mimalloc_count_once() -> Result<()> {
 }
 
 #[test]
+fn mimalloc_linked_into_a_program_counts_once() -> Result<()> {
+    privileged!();
+    for version in [2, 3] {
+        let programs = allocators::static_mimalloc(version)?;
+        ensure!(programs.len() == 3, "{programs:?}");
+        for (executable, program) in programs {
+            let name = format!("{} with version {version}", program.name);
+            let trace = trace_path(&format!("allocator-static-{}-{version}", program.name))?;
+
+            record_attached(&trace, &executable)?;
+
+            let report = report(&trace)?;
+            compare(&program.table()?, &report, Stacks::Complete).context(name.clone())?;
+            let probes = report.json["capture"]["probes"].as_array().context("probes")?;
+            let is_inside = |probe: &serde_json::Value| {
+                probe["module"].as_str().is_some_and(|module| Path::new(module) == executable)
+            };
+            ensure!(probes.iter().any(is_inside), "{name}: {probes:?}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
 fn functions_of_a_prefixed_jemalloc_count_once() -> Result<()> {
     privileged!();
     let executable = allocators::prefixed_jemalloc()?;
@@ -241,14 +266,26 @@ fn record_pool(name: &str, executable: &Path, probes: &[String]) -> Result<Repor
     report(&trace)
 }
 
+/// A copy of a program without its symbols, and these as `nm` lists them.
+fn strip(program: &Path) -> Result<(PathBuf, String)> {
+    let name = program.file_name().context("a file name")?;
+    let stripped = scratch_directory(&format!("stripped-{}", name.display()))?.join(name);
+    run(Command::new("strip").arg("-o").arg(&stripped).arg(program))?.require_success("strip")?;
+    let symbols = run(Command::new("nm").arg(program))?.require_success("nm")?.stdout;
+    Ok((stripped, symbols))
+}
+
+/// The address of a symbol in what `nm` has listed, in hex.
+fn address<'a>(symbols: &'a str, name: &str) -> Result<&'a str> {
+    let line = symbols.lines().find(|line| line.split(' ').next_back() == Some(name));
+    line.and_then(|line| line.split(' ').next()).with_context(|| format!("address of {name}"))
+}
+
 #[test]
 fn functions_of_a_stripped_program_are_named_by_address() -> Result<()> {
     privileged!();
     let pool = program::POOL.build(FramePointers::Omitted)?;
-    let stripped = scratch_directory("stripped")?.join("pool");
-    run(std::process::Command::new("strip").arg("-o").arg(&stripped).arg(&pool))?
-        .require_success("strip")?;
-    let symbols = run(std::process::Command::new("nm").arg(&pool))?.require_success("nm")?.stdout;
+    let (stripped, symbols) = strip(&pool)?;
     let by_address: Vec<String> = POOL_PROBES
         .iter()
         .map(|probe| {
@@ -256,9 +293,7 @@ fn functions_of_a_stripped_program_are_named_by_address() -> Result<()> {
             let rest = rest.rsplit_once('!').map_or(rest, |(_, rest)| rest);
             let end = rest.find(['(', '-']).unwrap_or(rest.len());
             let (name, arguments) = rest.split_at(end);
-            let line = symbols.lines().find(|line| line.split(' ').next_back() == Some(name));
-            let address = line.and_then(|line| line.split(' ').next()).context("its address")?;
-            Ok(format!("{head}:0x{address}{arguments}"))
+            Ok(format!("{head}:0x{}{arguments}", address(&symbols, name)?))
         })
         .collect::<Result<_>>()?;
 
@@ -267,6 +302,31 @@ fn functions_of_a_stripped_program_are_named_by_address() -> Result<()> {
     let totals = |name: &str| report.number(&format!("/totals/{name}"));
     ensure!((totals("allocations")?, totals("allocated_bytes")?) == (586, 52935));
     ensure!((totals("frees")?, totals("freed_bytes")?) == (307, 28485));
+    Ok(())
+}
+
+#[test]
+fn allocator_of_a_stripped_static_program_is_named_by_address() -> Result<()> {
+    privileged!();
+    for program in [program::LEAK_STATIC, program::LEAK_MUSL_STATIC] {
+        let (stripped, symbols) = strip(&program.build(FramePointers::Omitted)?)?;
+        let probes = [
+            format!("--probe=alloc:0x{}(size=arg0)", address(&symbols, "malloc")?),
+            format!("--probe=free:0x{}(ptr=arg0)", address(&symbols, "free")?),
+        ];
+
+        let trace = trace_path(&format!("probed-{}", program.name))?;
+        record_attached_with(&trace, &stripped, &probes.each_ref().map(String::as_str))?;
+
+        let report = report(&trace)?;
+        let totals = program.table()?.totals;
+        ensure!(!totals.is_empty(), "{} knows no totals", program.name);
+        for Column { name, expected } in totals {
+            let found = report.number(&format!("/totals/{name}"))?;
+            ensure!(found == expected, "{}: {name} {found}, not {expected}", program.name);
+        }
+        ensure!(report.number("/capture/lost_events")? == 0);
+    }
     Ok(())
 }
 
@@ -285,7 +345,7 @@ fn refusal(executable: &Path, probe: &str) -> Result<String> {
 fn probe_that_cannot_be_placed_is_refused_with_the_reason() -> Result<()> {
     privileged!();
     let pool = program::POOL.build(FramePointers::Omitted)?;
-    let symbols = run(std::process::Command::new("nm").arg(&pool))?.stdout;
+    let symbols = run(Command::new("nm").arg(&pool))?.stdout;
     let main = symbols.lines().find(|line| line.ends_with(" T main")).context("main")?;
     let main = u64::from_str_radix(main.split(' ').next().context("an address")?, 16)?;
     let inside = format!("--probe=alloc:{:#x}", main + 4);
