@@ -1,4 +1,4 @@
-//! A container, made with `unshare` as a runtime would make it, without one.
+//! A container, made with `unshare` as a runtime would make it, without one; and one of podman.
 //!
 //! A process in mount, PID and user namespaces of its own, in a root directory that holds busybox,
 //! musl and one program. The host does not have the program at its path, so nothing but a look
@@ -50,20 +50,7 @@ pub enum Depth {
 impl Container {
     /// Starts `program`, which needs no library but musl, with `--wait` in a new container.
     pub fn start(test: &str, program: &Path, depth: Depth) -> Result<Container> {
-        let root = crate::scratch_directory(&format!("{test}-root"))?;
-        for directory in ["bin", "lib", "proc", "old"] {
-            fs::create_dir(root.join(directory)).context("make the container's directories")?;
-        }
-        let name = program.file_name().and_then(|name| name.to_str()).context("a file name")?;
-        for (from, to) in [
-            (Path::new(BUSYBOX), "bin/busybox".to_owned()),
-            (Path::new(MUSL), "lib/ld-musl-x86_64.so.1".to_owned()),
-            (program, format!("bin/{name}")),
-        ] {
-            fs::copy(from, root.join(to)).with_context(|| format!("copy {}", from.display()))?;
-        }
-        symlink("busybox", root.join("bin/sh")).context("link the container's shell")?;
-
+        let (root, name) = make_root(test, program)?;
         // The last command is no longer the shell's own process, so its id inside is not 1.
         let inside = match depth {
             Depth::Single => format!("/bin/{name} --wait; exit $?"),
@@ -83,6 +70,81 @@ impl Container {
         let pid = find_descendant(running.pid(), name)?;
         let inner_pids = inner_pids(pid)?;
         Ok(Container { running, root, pid, inner_pids })
+    }
+}
+
+/// Fills a new root directory; returns it and the program's name in its `bin`.
+fn make_root<'a>(test: &str, program: &'a Path) -> Result<(PathBuf, &'a str)> {
+    let root = crate::scratch_directory(&format!("{test}-root"))?;
+    for directory in ["bin", "lib", "proc", "old"] {
+        fs::create_dir(root.join(directory)).context("make the container's directories")?;
+    }
+    let name = program.file_name().and_then(|name| name.to_str()).context("a file name")?;
+    for (from, to) in [
+        (Path::new(BUSYBOX), "bin/busybox".to_owned()),
+        (Path::new(MUSL), "lib/ld-musl-x86_64.so.1".to_owned()),
+        (program, format!("bin/{name}")),
+    ] {
+        fs::copy(from, root.join(to)).with_context(|| format!("copy {}", from.display()))?;
+    }
+    symlink("busybox", root.join("bin/sh")).context("link the container's shell")?;
+    Ok((root, name))
+}
+
+/// A program that runs in a container of podman and has said `ready`.
+#[derive(Debug)]
+pub struct PodmanContainer {
+    /// `podman run`, which passes on the program's stdin and stdout.
+    pub running: Running,
+    /// The container's id.
+    pub id: String,
+    _state: PodmanState,
+}
+
+/// Where podman keeps what it knows, until this is dropped; it refuses paths of more than 50 bytes.
+#[derive(Debug)]
+struct PodmanState(PathBuf);
+
+impl PodmanState {
+    fn create() -> Result<PodmanState> {
+        let path = std::env::temp_dir().join(format!("mtpod{}", std::process::id()));
+        fs::create_dir(&path).with_context(|| format!("create {}", path.display()))?;
+        Ok(PodmanState(path))
+    }
+}
+
+impl Drop for PodmanState {
+    fn drop(&mut self) {
+        // What podman has left mounted there cannot be removed, and harms nobody.
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+impl PodmanContainer {
+    /// Starts `program`, which needs no library but musl, with `--wait`; why that does not work here
+    /// is the inner error.
+    ///
+    /// It needs no image, network or overlay, and no limit that only a privileged user could raise.
+    pub fn start(test: &str, program: &Path) -> Result<Result<PodmanContainer, String>> {
+        let (root, name) = make_root(test, program)?;
+        let state = PodmanState::create()?;
+        let id_file = state.0.join("id");
+        let mut podman = Command::new("podman");
+        podman.arg("--root").arg(state.0.join("root")).arg("--runroot").arg(state.0.join("run"));
+        podman.args(["--storage-driver=vfs", "--cgroup-manager=cgroupfs", "--runtime=runc"]);
+        podman.args(["run", "--rm", "--interactive", "--network=none"]);
+        podman.args(["--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024"]);
+        podman.arg("--cidfile").arg(&id_file).arg("--rootfs").arg(&root);
+        podman.arg(format!("/bin/{name}")).arg("--wait").stdin(Stdio::piped());
+        let mut running = match Running::start(&mut podman) {
+            Ok(running) => running,
+            Err(error) => return Ok(Err(format!("{error:#}"))),
+        };
+        if let Err(error) = running.wait_for_stdout("ready") {
+            return Ok(Err(format!("{error:#}")));
+        }
+        let id = fs::read_to_string(&id_file).context("read the container's id")?;
+        Ok(Ok(PodmanContainer { running, id: id.trim().to_owned(), _state: state }))
     }
 }
 

@@ -269,8 +269,14 @@ impl Recorder {
 
     /// The same with further arguments.
     pub fn attach_with(pid: u32, trace: &Path, arguments: &[&str]) -> Result<Recorder> {
+        let pid = pid.to_string();
+        Recorder::select(&[&["-p", &pid], arguments].concat(), trace)
+    }
+
+    /// The same of the processes that the arguments name.
+    pub fn select(arguments: &[&str], trace: &Path) -> Result<Recorder> {
         let mut command = memtrace()?;
-        command.args(["record", "-p", &pid.to_string(), "-o"]).arg(trace).args(arguments);
+        command.args(["record", "-o"]).arg(trace).args(arguments);
         let mut running = Running::start(command.stdin(Stdio::null()))?;
         running.wait_for_stderr(ATTACHED)?;
         Ok(Recorder { running })

@@ -5,24 +5,30 @@ use std::path::Path;
 
 use anyhow::{Context, Result, ensure};
 use memtrace_tests::compare::{Stacks, compare};
-use memtrace_tests::container::{Container, Depth};
+use memtrace_tests::container::{Container, Depth, PodmanContainer};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers};
-use memtrace_tests::recording::{Recorder, memtrace, run, trace_path};
+use memtrace_tests::recording::{Recorder, Running, memtrace, run, trace_path};
 use memtrace_tests::report::Report;
 
 /// Attaches by the host's id; reports while the container is there.
-fn record(mut container: Container, trace: &Path, arguments: &[&str]) -> Result<Report> {
+fn record(container: Container, trace: &Path, arguments: &[&str]) -> Result<Report> {
     let json = trace.with_extension("json");
     let json_name = json.to_str().context("a path in UTF-8")?;
     let arguments = [arguments, &["--report", json_name]].concat();
     let recorder = Recorder::attach_with(container.pid, trace, &arguments)?;
-    container.running.go_on()?;
-    container.running.wait_for_stdout("done")?;
-    recorder.detach()?;
-    container.running.go_on()?;
-    container.running.finish()?.require_success("the container")?;
+    work_and_end(container.running, recorder)?;
     Report::parse(&fs::read_to_string(&json).context("read the report")?)
+}
+
+/// Lets the program in a container do its work, and end when the recorder has detached.
+fn work_and_end(mut container: Running, recorder: Recorder) -> Result<()> {
+    container.go_on()?;
+    container.wait_for_stdout("done")?;
+    recorder.detach()?;
+    container.go_on()?;
+    container.finish()?.require_success("the container")?;
+    Ok(())
 }
 
 /// What the report says of the process that was attached to.
@@ -105,4 +111,34 @@ fn threads_in_a_container_have_complete_stacks() -> Result<()> {
     let report = record(container, &trace, &[])?;
 
     compare(&program.table()?, &report, Stacks::HeapComplete)
+}
+
+#[test]
+fn container_of_podman_is_found_by_its_id() -> Result<()> {
+    privileged!();
+    let program = program::LEAK_MUSL;
+    let trace = trace_path("podman")?;
+    let executable = program.build(FramePointers::Omitted)?;
+    let container = match PodmanContainer::start("podman", &executable)? {
+        Ok(container) => container,
+        Err(reason) => {
+            println!("skipped: podman starts no container here: {reason}");
+            return Ok(());
+        }
+    };
+
+    let json = trace.with_extension("json");
+    let json_name = json.to_str().context("a path in UTF-8")?;
+    let recorder =
+        Recorder::select(&["--container", &container.id[..12], "--report", json_name], &trace)?;
+    work_and_end(container.running, recorder)?;
+
+    let report = Report::parse(&fs::read_to_string(&json).context("read the report")?)?;
+    compare(&program.table()?, &report, Stacks::HeapComplete)?;
+    let processes = report.json["target"]["processes"].as_array().context("processes")?;
+    ensure!(processes.len() == 1, "{processes:?}");
+    ensure!(process(&report)["container"] == container.id, "{}", process(&report));
+    ensure!(process(&report)["exe"] == "/bin/leak_musl", "{}", process(&report));
+    ensure!(process(&report)["namespace_pid"] == 1, "{}", process(&report));
+    Ok(())
 }

@@ -99,6 +99,9 @@ pub(crate) const TESTS: &[Program] = &[
     Program { name: "clang++", package: "clang" },
     Program { name: "dwz", package: "dwz" },
     Program { name: "llvm-dwp", package: "llvm" },
+    Program { name: "podman", package: "podman" },
+    // crun, podman's other runtime, refuses cgroups of both versions at a time.
+    Program { name: "runc", package: "runc" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libc++.so", package: "libc++-dev" },
     Program { name: "/usr/lib/x86_64-linux-gnu/libc++abi.so", package: "libc++abi-dev" },
     // The names in Debian's python3, which is stripped.
