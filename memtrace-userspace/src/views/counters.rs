@@ -109,7 +109,11 @@ fn explain_kernel(counter: Counter) -> (Weight, &'static str) {
         Counter::OrphanReturns => {
             (Weight::Notice, "allocator calls that began before the attach; not counted")
         }
-        Counter::FailedCalls => (Weight::Notice, "allocator calls that returned no memory"),
+        // Where a probe inside `malloc` stands, a path that returns a constant NULL has none.
+        Counter::FailedCalls => (
+            Weight::Notice,
+            "allocator calls that returned no memory; those of impossible sizes may be missing",
+        ),
         Counter::UnreadableStack => {
             (Weight::Notice, "stack words that were not in memory when a stack was walked")
         }
