@@ -40,6 +40,7 @@ mod limits;
 mod live_set;
 mod mappings;
 mod marks;
+mod process_sites;
 mod processes;
 mod publish;
 mod range;
@@ -60,7 +61,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-pub(crate) use self::account::{Account, add_usage};
+pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
@@ -77,6 +78,7 @@ use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
 use self::marks::Marks;
+use self::process_sites::ProcessSites;
 use self::processes::{EntryId, Processes};
 use self::range::{Before, Told};
 use self::snapshot::{Place, Snapshot, Stack};
@@ -114,6 +116,7 @@ pub struct Pipeline {
     processes: Processes,
     threads: Threads,
     stacks: Stacks,
+    process_sites: ProcessSites,
     images: Images<Seed>,
     jit_names: JitNames,
     timeline: Timeline,
@@ -162,6 +165,7 @@ impl Pipeline {
             processes: Processes::new(limits.processes, limits.running_processes, seed),
             threads: Threads::new(limits.running_threads, seed),
             stacks: Stacks::new(&limits, seed),
+            process_sites: ProcessSites::new(limits.process_sites),
             images: Images::new(limits.images, seed),
             jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),

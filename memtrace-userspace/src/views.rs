@@ -15,7 +15,6 @@
 pub mod activity;
 pub mod attribution;
 pub mod budget;
-pub mod by_process;
 mod call_paths;
 pub mod caveats;
 pub mod counters;

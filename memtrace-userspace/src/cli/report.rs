@@ -16,13 +16,14 @@ use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record};
 use memtrace_userspace::views::activity::{Activity, Level};
-use memtrace_userspace::views::by_process::ByProcess;
 use memtrace_userspace::views::export::weights::Weight;
 use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
 };
 use memtrace_userspace::views::frames::Names;
-use memtrace_userspace::views::ranking::{self, Ranking, SortKey, SymbolizedUsage, rank};
+use memtrace_userspace::views::ranking::{
+    self, ProcessRanking, Ranking, SortKey, rank, rank_processes,
+};
 use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::timelines::{self, Timelines};
@@ -117,12 +118,15 @@ impl From<Memory> for ranking::Memory {
     }
 }
 
+/// The most call paths of single processes together that Perfetto is told apart: 100 MB.
+const PROCESS_SITES: usize = 1 << 20;
+
 /// The end of a session, and what is to be shown of it.
 struct End {
     snapshot: Arc<Snapshot>,
     ranking: Ranking,
     /// For Perfetto.
-    by_process: BTreeMap<Pid, Vec<SymbolizedUsage>>,
+    by_process: BTreeMap<Pid, ProcessRanking>,
     sort: Option<SortKey>,
     top: Option<usize>,
     weight: Weight,
@@ -192,18 +196,17 @@ impl End {
         names: &mut Names,
         suppressions: &Suppressions,
     ) -> Result<End> {
-        let limits = arguments.detectors.limits();
+        let mut limits = arguments.detectors.limits();
+        if format == Format::Perfetto {
+            limits.process_sites = PROCESS_SITES;
+        }
         let Arguments { file, pids, .. } = arguments;
         let part = arguments.part.part()?;
         let mut activity = arguments.timeline.then(|| Activity::new(Level::Held));
-        let mut by_process = (format == Format::Perfetto).then(ByProcess::default);
-        let is_watched = activity.is_some() || by_process.is_some();
+        let is_watched = activity.is_some();
         let mut watcher = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
             if let Some(activity) = &mut activity {
                 activity.event(record, postings, pipeline);
-            }
-            if let Some(by_process) = &mut by_process {
-                by_process.event(record, postings, pipeline);
             }
         };
         let watch: Option<&mut Watch> = if is_watched { Some(&mut watcher) } else { None };
@@ -236,10 +239,7 @@ impl End {
         if format.is_weighed() && weight.is_nothing(&ranking) {
             bail!("no stack has any {}; choose another --metric or --memory", weight.title());
         }
-        let by_process = match by_process {
-            Some(by_process) => by_process.finish(&snapshot, names),
-            None => BTreeMap::new(),
-        };
+        let by_process = rank_processes(&snapshot, names, SortKey::Live);
         Ok(End { snapshot, ranking, by_process, sort, top: arguments.top, weight })
     }
 }

@@ -18,7 +18,7 @@ use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::session::RecordOptions;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
-use memtrace_userspace::views::ranking::{Ranking, SortKey, rank};
+use memtrace_userspace::views::ranking::{Ranking, SortKey, rank, rank_processes};
 use memtrace_userspace::views::suppressions::Suppressions;
 use memtrace_userspace::views::tui::{self, App, AtEnd, Ranked};
 
@@ -49,6 +49,8 @@ const INTERVAL: Duration = Duration::from_secs(1);
 const READING_INTERVAL: Duration = Duration::from_millis(250);
 /// How many functions a block of lines shows unless told otherwise.
 const BLOCK_FUNCTIONS: usize = 10;
+/// The most call paths of single processes together that a screen tells apart.
+const PROCESS_SITES: usize = 1 << 16;
 
 /// Show the top consumers of a process, or of a trace.
 #[derive(Debug, Args)]
@@ -89,8 +91,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let Arguments { file, target, output, trace, interval, sort, top, plain, symbols, detectors } =
         arguments;
     let suppressions = detectors.suppressions()?;
-    let limits = detectors.limits();
     let screen = terminal::has_screen() && !plain;
+    let mut limits = detectors.limits();
+    if screen {
+        limits.process_sites = PROCESS_SITES;
+    }
     let at_end = if file.is_some() { AtEnd::Stay } else { AtEnd::LeaveIfAsked };
     let is_live = file.is_none();
     let mut pids = Vec::new();
@@ -168,7 +173,8 @@ fn rank_newest(
     while let Ok(snapshot) = snapshots.recv() {
         let snapshot = snapshots.try_iter().last().unwrap_or(snapshot);
         let ranking = names.rank(&snapshot, key);
-        if ranked.send(Ranked { snapshot, ranking }).is_err() {
+        let processes = rank_processes(&snapshot, &mut names.names, key);
+        if ranked.send(Ranked { snapshot, ranking, processes }).is_err() {
             return;
         }
     }

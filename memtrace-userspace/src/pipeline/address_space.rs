@@ -201,6 +201,7 @@ impl Pipeline {
                 self.detectors.first_change(Holder::Site(site), held);
             }
             self.processes.entry_mut(entry).mapped.apply(change, blocks, bytes, epoch);
+            self.process_sites.apply((entry, site), change, (blocks, bytes), epoch);
             self.mapped_peak.apply(change, bytes);
         }
         self.mapped_peak.settle(self.now);

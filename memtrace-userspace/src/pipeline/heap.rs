@@ -118,6 +118,7 @@ impl Pipeline {
                 thread.heap.note_temporary();
                 self.stacks.account_mut(block.site).note_temporary();
                 self.processes.entry_mut(entry).heap.note_temporary();
+                self.process_sites.note_temporary(entry, block.site);
             }
         }
     }
@@ -257,6 +258,7 @@ impl Pipeline {
             self.detectors.first_change(Holder::Thread(thread), held);
         }
         self.processes.entry_mut(entry).heap.apply(change, 1, size_bytes, epoch);
+        self.process_sites.apply((entry, site), change, (1, size_bytes), epoch);
         self.heap_peak.apply(change, size_bytes);
         self.before.apply(change, 1, size_bytes);
         if let Some(journal) = &mut self.journal {

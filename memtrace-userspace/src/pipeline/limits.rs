@@ -21,6 +21,9 @@ pub struct Limits {
     pub mappings: usize,
     /// Processes seen. Beyond: they share one entry, whose pid is 0.
     pub processes: usize,
+    /// Pairs of a process and a call path of which the usage is kept; 0, unless somebody wants to
+    /// know what single processes did. Beyond: they are those of process 0, which no program has.
+    pub process_sites: usize,
     /// Processes running at a time. Beyond: a process is left out.
     pub running_processes: usize,
     /// Threads seen. Beyond: the new threads of a process share one entry, whose tid is 0.
@@ -72,6 +75,7 @@ impl Default for Limits {
             live_blocks: 1 << 25,
             mappings: 1 << 20,
             processes: 1 << 16,
+            process_sites: 0,
             running_processes: 1 << 16,
             threads: 1 << 16,
             running_threads: 1 << 18,

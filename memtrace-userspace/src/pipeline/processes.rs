@@ -21,7 +21,7 @@ use crate::record::{BeforeAttach, Namespaces, Pid, Tid, Time};
 pub(super) struct RunningId(u32);
 
 /// A process seen, running or not.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub(super) struct EntryId(u32);
 
 /// One program in one process: `exec` begins another. Never used again.

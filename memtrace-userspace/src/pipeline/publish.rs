@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
 use super::Pipeline;
@@ -15,7 +16,10 @@ use super::snapshot::{ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, To
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
         let (heap, mapped) = (self.heap_peak.epoch(), self.mapped_peak.epoch());
-        let stacks = self.stacks.usage(|api| if api.acquires_block() { heap } else { mapped });
+        let epoch_of = |api: Api| if api.acquires_block() { heap } else { mapped };
+        let stacks = self.stacks.usage(epoch_of);
+        let pid_of = |entry| self.processes.entry(entry).pid;
+        let process_stacks = self.process_sites.usage(&self.stacks, pid_of, epoch_of);
         let mut processes = self.processes.usage(heap, mapped);
         processes.retain(|process| self.is_in_scope(process));
         Snapshot {
@@ -26,6 +30,7 @@ impl Pipeline {
             totals: self.totals(&processes),
             counters: self.all_counters(&stacks),
             stacks,
+            process_stacks,
             processes,
             left_out_processes: self.processes.left_out(),
             threads: self.shown_threads(heap),
@@ -110,6 +115,7 @@ impl Pipeline {
             add(name.to_owned(), value);
         }
         add("unknown_stacks".to_owned(), self.stacks.awaited());
+        add("process_sites_beyond_limit".to_owned(), self.process_sites.beyond_limit());
         add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
         add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
         add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());

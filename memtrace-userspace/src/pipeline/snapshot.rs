@@ -31,6 +31,9 @@ pub struct Snapshot {
     pub totals: Totals,
     /// Usage by stack and API; heap and mappings never share an entry.
     pub stacks: Vec<StackUsage>,
+    /// The same by process, if [`Limits::process_sites`](super::Limits::process_sites) has room for
+    /// it; process 0 has what found none.
+    pub process_stacks: BTreeMap<Pid, Vec<StackUsage>>,
     /// Every process seen, in order of appearance.
     pub processes: Vec<ProcessUsage>,
     /// Processes that were seen and are in no sum, because only others were asked for.

@@ -230,6 +230,11 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("marks_beyond_limit", Weight::Loss, "marks left out, there are too many"),
     ("texts_cut", Weight::Notice, "names, paths or command lines that were cut"),
     ("unknown_stacks", Weight::Notice, "stacks whose frames have not arrived"),
+    (
+        "process_sites_beyond_limit",
+        Weight::Notice,
+        "changes that are in no list of a single process",
+    ),
     ("stacks_beyond_limit", Weight::Loss, "stacks without frames, there are too many"),
     (
         "aligned_sites_beyond_limit",

@@ -11,6 +11,7 @@
 mod findings;
 mod statistics;
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::addr::FileOffset;
@@ -155,6 +156,7 @@ pub(crate) fn snapshot() -> Snapshot {
             peak_resident_bytes: 96 * MIB,
         },
         stacks,
+        process_stacks: BTreeMap::new(),
         processes: vec![ProcessUsage {
             pid: Pid(4242),
             parent: None,

@@ -13,6 +13,7 @@
 //! The order is total: equal usage is ordered by name, so that equal snapshots give equal reports.
 
 use std::cmp::Ordering;
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
@@ -21,6 +22,7 @@ use rustc_hash::FxHashMap;
 use crate::pipeline::add_usage;
 pub use crate::pipeline::snapshot::Memory;
 use crate::pipeline::snapshot::{Snapshot, StackUsage, Usage};
+use crate::record::Pid;
 use crate::views::findings::Findings;
 use crate::views::frames::{Frame, Function, FunctionId, Names, Naming, SymbolizedStack};
 use crate::views::statistics::FunctionStatistics;
@@ -124,18 +126,26 @@ pub struct Ranking {
     pub timelines: Option<Timelines>,
 }
 
+/// The functions and stacks of one process, with names and in order.
+#[derive(Clone, Debug, Default)]
+pub struct ProcessRanking {
+    /// As in [`Ranking`].
+    pub functions: Vec<FunctionUsage>,
+    /// As in [`Ranking`].
+    pub stacks: Vec<SymbolizedUsage>,
+}
+
+impl ProcessRanking {
+    /// Puts both lists in the order of `key`.
+    pub fn sort(&mut self, key: SortKey) {
+        sort(&mut self.functions, &mut self.stacks, key);
+    }
+}
+
 /// Finds the names of all stacks, sums up by function, and sorts.
 pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
     names.learn_jit_names(&snapshot.jit_names);
-    let stacks: Vec<SymbolizedUsage> = snapshot
-        .stacks
-        .iter()
-        .map(|StackUsage { stack, api, usage }| SymbolizedUsage {
-            stack: names.symbolize(&snapshot.images, stack),
-            api: *api,
-            usage: *usage,
-        })
-        .collect();
+    let stacks = symbolize(snapshot, &snapshot.stacks, names);
     let functions = sum_by_function(&stacks);
     let findings = Findings::new(snapshot, names);
     let statistics = FunctionStatistics::new(snapshot, names);
@@ -145,16 +155,43 @@ pub fn rank(snapshot: &Snapshot, names: &mut Names, key: SortKey) -> Ranking {
     ranking
 }
 
+/// The same for each process, if the snapshot tells them apart.
+pub fn rank_processes(
+    snapshot: &Snapshot,
+    names: &mut Names,
+    key: SortKey,
+) -> BTreeMap<Pid, ProcessRanking> {
+    let rank = |(&pid, stacks): (&Pid, &Vec<StackUsage>)| {
+        let stacks = symbolize(snapshot, stacks, names);
+        let mut ranking = ProcessRanking { functions: sum_by_function(&stacks), stacks };
+        ranking.sort(key);
+        (pid, ranking)
+    };
+    snapshot.process_stacks.iter().map(rank).collect()
+}
+
+fn symbolize(
+    snapshot: &Snapshot,
+    stacks: &[StackUsage],
+    names: &mut Names,
+) -> Vec<SymbolizedUsage> {
+    let named = |StackUsage { stack, api, usage }: &StackUsage| SymbolizedUsage {
+        stack: names.symbolize(&snapshot.images, stack),
+        api: *api,
+        usage: *usage,
+    };
+    stacks.iter().map(named).collect()
+}
+
 impl Ranking {
     /// Puts both lists in the order of `key`.
     pub fn sort(&mut self, key: SortKey) {
-        self.functions.sort_by(|a, b| compare_functions(key, a, b));
-        sort_stacks(&mut self.stacks, key);
+        sort(&mut self.functions, &mut self.stacks, key);
     }
 }
 
-/// Puts stacks in the order of `key`.
-pub(super) fn sort_stacks(stacks: &mut [SymbolizedUsage], key: SortKey) {
+fn sort(functions: &mut [FunctionUsage], stacks: &mut [SymbolizedUsage], key: SortKey) {
+    functions.sort_by(|a, b| compare_functions(key, a, b));
     stacks.sort_by(|a, b| compare_stacks(key, a, b));
 }
 

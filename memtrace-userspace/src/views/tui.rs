@@ -12,6 +12,7 @@ mod app;
 mod draw;
 mod processes;
 
+use std::collections::BTreeMap;
 use std::io;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, TryRecvError};
@@ -23,8 +24,8 @@ pub use app::{App, Next, View};
 pub use draw::{Palette, draw};
 
 use crate::pipeline::snapshot::Snapshot;
-use crate::record::EndReason;
-use crate::views::ranking::Ranking;
+use crate::record::{EndReason, Pid};
+use crate::views::ranking::{ProcessRanking, Ranking, SortKey};
 
 /// How long a key may wait to be seen.
 const POLL: Duration = Duration::from_millis(50);
@@ -36,6 +37,15 @@ pub struct Ranked {
     pub snapshot: Arc<Snapshot>,
     /// Its functions and stacks; the view sorts them anew.
     pub ranking: Ranking,
+    /// The same of each process.
+    pub processes: BTreeMap<Pid, ProcessRanking>,
+}
+
+impl Ranked {
+    fn sort(&mut self, key: SortKey) {
+        self.ranking.sort(key);
+        self.processes.values_mut().for_each(|ranking| ranking.sort(key));
+    }
 }
 
 /// What to do when no more snapshots come.

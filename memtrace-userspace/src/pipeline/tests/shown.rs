@@ -4,13 +4,33 @@ use proptest::prelude::*;
 
 use super::twin::records;
 use super::*;
-use crate::pipeline::snapshot::ProcessUsage;
+use crate::pipeline::add_usage;
+use crate::pipeline::snapshot::{ProcessUsage, Stack, StackUsage};
 use crate::record::Namespaces;
 
 fn snapshot_only(pid: u32, records: &[Record]) -> Arc<Snapshot> {
     let mut pipeline = Pipeline::only(Limits::default(), vec![Pid(pid)]);
     pipeline.apply_all(records);
     pipeline.snapshot()
+}
+
+fn telling_processes_apart(process_sites: usize, records: &[Record]) -> Arc<Snapshot> {
+    snapshot_within(Limits { process_sites, ..Limits::default() }, records)
+}
+
+/// The usage of each call path; bytes at the peak only of those that belong to the session's.
+fn by_path(stacks: &[StackUsage], peak: fn(u64) -> u64) -> Vec<(Stack, Api, Usage)> {
+    let mut paths: Vec<(Stack, Api, Usage)> = Vec::new();
+    for StackUsage { stack, api, usage } in stacks {
+        let usage = Usage { peak_bytes: peak(usage.peak_bytes), ..*usage };
+        match paths.iter_mut().find(|(path, of, _)| *path == **stack && of == api) {
+            Some((_, _, sum)) => add_usage(sum, &usage),
+            None => paths.push(((**stack).clone(), *api, usage)),
+        }
+    }
+    paths.retain(|(_, _, usage)| *usage != Usage::default());
+    paths.sort_by_key(|(path, api, _)| format!("{path:?} {api:?}"));
+    paths
 }
 
 /// Everything but the bytes at the peak, which is another one.
@@ -81,6 +101,29 @@ fn ids_of_all_processes_are_known_whoever_counts() {
 }
 
 #[test]
+fn processes_are_told_apart_only_if_somebody_asks() {
+    assert_eq!(snapshot_of(&family()).process_stacks.len(), 0);
+
+    let snapshot = telling_processes_apart(8, &family());
+
+    let child = &snapshot.process_stacks[&Pid(CHILD)];
+    assert_eq!(child.len(), 1);
+    // At the peak, which is the session's.
+    assert_eq!(child[0].usage, usage(1, 7, 0, 0, 7));
+    assert_eq!(counters(&snapshot), []);
+}
+
+#[test]
+fn call_paths_of_processes_beyond_the_limit_are_those_of_nobody() {
+    let snapshot = telling_processes_apart(1, &family());
+
+    let pids: Vec<_> = snapshot.process_stacks.keys().copied().collect();
+    assert_eq!(pids, [Pid(0), Pid(MAIN)]);
+    assert_eq!(snapshot.process_stacks[&Pid(0)][0].usage, usage(1, 7, 0, 0, 7));
+    assert_eq!(counters(&snapshot), [("process_sites_beyond_limit", 3)]);
+}
+
+#[test]
 fn place_of_a_process_is_shown_and_cut_to_what_the_kernel_allows() {
     let namespaces = Namespaces {
         pid: Pid(MAIN),
@@ -129,5 +172,18 @@ proptest! {
 
         prop_assert_eq!(sum, all.totals.heap.allocations);
         prop_assert_eq!(temporary, all.totals.temporary_allocations);
+    }
+    #[test]
+    fn call_paths_of_processes_are_those_of_each_alone_and_add_up(records in records()) {
+        let all = telling_processes_apart(usize::MAX, &records);
+
+        for process in &all.processes {
+            let alone = snapshot_only(process.pid.0, &records);
+            let among = all.process_stacks.get(&process.pid).map_or(&[][..], Vec::as_slice);
+            // Alone, it has a peak of its own.
+            prop_assert_eq!(by_path(among, |_| 0), by_path(&alone.stacks, |_| 0));
+        }
+        let together: Vec<StackUsage> = all.process_stacks.values().flatten().cloned().collect();
+        prop_assert_eq!(by_path(&together, |peak| peak), by_path(&all.stacks, |peak| peak));
     }
 }

@@ -333,6 +333,7 @@ proptest! {
             live_blocks: room,
             mappings: room,
             processes: room.min(2),
+            process_sites: room,
             running_processes: room,
             threads: room,
             running_threads: room,

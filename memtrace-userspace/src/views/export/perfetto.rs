@@ -32,7 +32,7 @@ use crate::pipeline::snapshot::{Mark, Place, Snapshot, TimelinePoint, Usage};
 use crate::record::{Image, Origin, Pid};
 use crate::views::frames::{Frame, base_name, module_name};
 use crate::views::printable::{printable, printable_str};
-use crate::views::ranking::{Memory, SymbolizedUsage};
+use crate::views::ranking::{Memory, ProcessRanking, SymbolizedUsage};
 use crate::views::summary;
 
 /// Stacks in one packet: far below the size at which readers give up.
@@ -48,7 +48,7 @@ const PROCESS_TRACK: u64 = 1;
 pub fn write(
     out: impl Write,
     snapshot: &Snapshot,
-    by_process: &BTreeMap<Pid, Vec<SymbolizedUsage>>,
+    by_process: &BTreeMap<Pid, ProcessRanking>,
 ) -> io::Result<()> {
     let mut writer = Writer {
         out,
@@ -64,7 +64,7 @@ pub fn write(
     writer.tracks(snapshot)?;
     writer.marks(snapshot)?;
     writer.counters(snapshot)?;
-    for (&pid, stacks) in by_process {
+    for (&pid, ProcessRanking { functions: _, stacks }) in by_process {
         for memory in [Memory::Heap, Memory::Mapped] {
             writer.dump(snapshot, pid, stacks, memory)?;
         }
@@ -360,7 +360,9 @@ mod tests {
         snapshot.processes.push(child);
         let mut ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
         let of_child = ranking.stacks.split_off(4);
-        let by_process = BTreeMap::from([(Pid(4242), ranking.stacks), (Pid(9), of_child)]);
+        let ranked = |stacks| ProcessRanking { functions: Vec::new(), stacks };
+        let by_process =
+            BTreeMap::from([(Pid(4242), ranked(ranking.stacks)), (Pid(9), ranked(of_child))]);
         let mut out = Vec::new();
 
         write(&mut out, &snapshot, &by_process).expect("a Vec takes all");

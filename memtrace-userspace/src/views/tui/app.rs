@@ -5,10 +5,10 @@ use std::sync::Arc;
 use ratatui::crossterm::event::{KeyCode, KeyEvent, KeyModifiers};
 
 use super::{Ranked, processes};
-use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::snapshot::{ProcessUsage, Snapshot};
 use crate::record::Pid;
 use crate::views::frames::FunctionId;
-use crate::views::ranking::{FunctionUsage, SortKey, SymbolizedUsage};
+use crate::views::ranking::{FunctionUsage, ProcessRanking, SortKey, SymbolizedUsage};
 
 /// Rows that a page key moves by.
 const PAGE: usize = 10;
@@ -16,7 +16,7 @@ const PAGE: usize = 10;
 /// What is on the screen below the header.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum View {
-    /// The functions, most expensive first.
+    /// The functions of all processes or of one, most expensive first.
     Functions,
     /// The stacks that a function is in; the first visible line.
     Stacks {
@@ -61,6 +61,8 @@ pub struct App {
     ended: bool,
     sort: SortKey,
     view: View,
+    /// The process whose functions are listed; `None` for those of all.
+    process: Option<Pid>,
     /// Stays with its function while rows move; `None` stays with the first row.
     selected: Option<FunctionId>,
 }
@@ -75,13 +77,14 @@ impl App {
             ended: false,
             sort,
             view: View::Functions,
+            process: None,
             selected: None,
         }
     }
 
     /// Takes a new snapshot.
     pub fn update(&mut self, mut ranked: Ranked) {
-        ranked.ranking.sort(self.sort);
+        ranked.sort(self.sort);
         if self.paused && self.shown.is_some() {
             self.waiting = Some(ranked);
         } else {
@@ -114,19 +117,18 @@ impl App {
             KeyCode::Tab => self.next_process(),
             KeyCode::Enter | KeyCode::Right => self.open(),
             KeyCode::Esc | KeyCode::Left | KeyCode::Backspace => match self.view {
-                View::Functions if key.code == KeyCode::Esc => Next::Leave,
-                View::Functions => Next::Nothing,
+                View::Functions => match self.process {
+                    Some(pid) => self.back_to_processes(pid),
+                    None if key.code == KeyCode::Esc => Next::Leave,
+                    None => Next::Nothing,
+                },
                 View::Stacks { .. } | View::Processes { .. } => {
                     self.view = View::Functions;
                     Next::Redraw
                 }
-                View::Threads { pid, selected: _ } => {
-                    let rows = self.processes();
-                    let selected = rows.iter().position(|row| *row == pid).unwrap_or(0);
-                    self.view = View::Processes { selected };
-                    Next::Redraw
-                }
+                View::Threads { pid, selected: _ } => self.back_to_processes(pid),
             },
+            KeyCode::Char('t') => self.open_threads(),
             KeyCode::Up | KeyCode::Char('k') => self.go(|row| row.saturating_sub(1)),
             KeyCode::Down | KeyCode::Char('j') => self.go(|row| row.saturating_add(1)),
             KeyCode::PageUp => self.go(|row| row.saturating_sub(PAGE)),
@@ -164,8 +166,8 @@ impl App {
 
     /// The functions to list: those that allocated themselves.
     pub(super) fn rows(&self) -> Vec<&FunctionUsage> {
-        let Some(ranked) = &self.shown else { return Vec::new() };
-        ranked.ranking.functions.iter().filter(|f| f.heap.own.allocations > 0).collect()
+        let (functions, _) = self.ranking();
+        functions.iter().filter(|f| f.heap.own.allocations > 0).collect()
     }
 
     /// Index of the selected row.
@@ -176,11 +178,29 @@ impl App {
 
     /// The stacks in which `function` allocated itself.
     pub(super) fn stacks_of(&self, function: FunctionId) -> Vec<&SymbolizedUsage> {
-        let Some(ranked) = &self.shown else { return Vec::new() };
+        let (_, stacks) = self.ranking();
         let allocates = |stack: &&SymbolizedUsage| {
             stack.stack.functions().next().is_some_and(|first| first.function.id == function)
         };
-        ranked.ranking.stacks.iter().filter(allocates).collect()
+        stacks.iter().filter(allocates).collect()
+    }
+
+    /// The functions and stacks of the process that is looked at, or of all.
+    fn ranking(&self) -> (&[FunctionUsage], &[SymbolizedUsage]) {
+        let Some(ranked) = &self.shown else { return (&[], &[]) };
+        match self.process {
+            None => (&ranked.ranking.functions, &ranked.ranking.stacks),
+            Some(pid) => match ranked.processes.get(&pid) {
+                Some(ProcessRanking { functions, stacks }) => (functions, stacks),
+                None => (&[], &[]),
+            },
+        }
+    }
+
+    /// The process whose functions are listed, if not those of all.
+    pub(super) fn process(&self) -> Option<&ProcessUsage> {
+        let processes = &self.shown.as_ref()?.snapshot.processes;
+        processes.iter().find(|process| Some(process.pid) == self.process)
     }
 
     fn toggle_pause(&mut self) -> Next {
@@ -188,7 +208,7 @@ impl App {
         if !self.paused
             && let Some(mut waiting) = self.waiting.take()
         {
-            waiting.ranking.sort(self.sort);
+            waiting.sort(self.sort);
             self.shown = Some(waiting);
         }
         Next::Redraw
@@ -207,7 +227,7 @@ impl App {
     fn sort_by(&mut self, key: SortKey) -> Next {
         self.sort = key;
         if let Some(ranked) = &mut self.shown {
-            ranked.ranking.sort(key);
+            ranked.sort(key);
         }
         Next::Redraw
     }
@@ -218,20 +238,48 @@ impl App {
         processes::processes(&ranked.snapshot, self.sort).iter().map(|row| row.pid).collect()
     }
 
-    /// From functions to processes and back; from the threads of a process to those of the next.
+    /// From the functions of all to the processes and back; from what is shown of one process to
+    /// the same of the next.
     fn next_process(&mut self) -> Next {
-        self.view = match self.view {
-            View::Functions | View::Stacks { .. } => View::Processes { selected: 0 },
-            View::Processes { .. } => View::Functions,
-            View::Threads { pid, selected: _ } => {
-                let rows = self.processes();
-                let next = rows.iter().position(|row| *row == pid).map_or(0, |row| row + 1);
-                match rows.get(next).or(rows.first()) {
-                    Some(&pid) => View::Threads { pid, selected: 0 },
-                    None => View::Functions,
+        match self.view {
+            View::Functions | View::Stacks { .. } => match self.process {
+                Some(pid) => self.show_functions(self.process_after(pid)),
+                None => {
+                    self.view = View::Processes { selected: 0 };
+                    Next::Redraw
                 }
-            }
-        };
+            },
+            View::Processes { .. } => self.show_functions(None),
+            View::Threads { pid, selected: _ } => match self.process_after(pid) {
+                Some(pid) => {
+                    self.view = View::Threads { pid, selected: 0 };
+                    Next::Redraw
+                }
+                None => self.show_functions(None),
+            },
+        }
+    }
+
+    /// The process that stands below `pid`, or the first below the last.
+    fn process_after(&self, pid: Pid) -> Option<Pid> {
+        let rows = self.processes();
+        let next = rows.iter().position(|row| *row == pid).map_or(0, |row| row + 1);
+        rows.get(next).or(rows.first()).copied()
+    }
+
+    /// Lists the functions of one process, or of all.
+    fn show_functions(&mut self, process: Option<Pid>) -> Next {
+        self.process = process;
+        self.selected = None;
+        self.view = View::Functions;
+        Next::Redraw
+    }
+
+    /// Lists the processes; the row of `pid` is marked.
+    fn back_to_processes(&mut self, pid: Pid) -> Next {
+        let selected = self.processes().iter().position(|row| *row == pid).unwrap_or(0);
+        self.show_functions(None);
+        self.view = View::Processes { selected };
         Next::Redraw
     }
 
@@ -240,14 +288,23 @@ impl App {
         match self.view {
             View::Functions => self.open_stacks(),
             View::Processes { selected } => match self.processes().get(selected) {
-                Some(&pid) => {
-                    self.view = View::Threads { pid, selected: 0 };
-                    Next::Redraw
-                }
+                Some(&pid) => self.show_functions(Some(pid)),
                 None => Next::Nothing,
             },
             View::Stacks { .. } | View::Threads { .. } => Next::Nothing,
         }
+    }
+
+    /// Lists the threads of the selected process, or of the one whose functions are listed.
+    fn open_threads(&mut self) -> Next {
+        let process = match self.view {
+            View::Processes { selected } => self.processes().get(selected).copied(),
+            View::Functions => self.process,
+            View::Stacks { .. } | View::Threads { .. } => None,
+        };
+        let Some(pid) = process else { return Next::Nothing };
+        self.view = View::Threads { pid, selected: 0 };
+        Next::Redraw
     }
 
     fn open_stacks(&mut self) -> Next {
@@ -293,150 +350,4 @@ impl App {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::views::fixture;
-    use crate::views::ranking::rank;
-
-    fn ranked() -> Ranked {
-        let snapshot = fixture::snapshot();
-        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
-        Ranked { snapshot: Arc::new(snapshot), ranking }
-    }
-
-    fn press(app: &mut App, code: KeyCode) -> Next {
-        app.key(KeyEvent::new(code, KeyModifiers::NONE))
-    }
-
-    fn first_row(app: &App) -> Option<String> {
-        app.rows().first().and_then(|row| row.function.name.as_deref().map(str::to_owned))
-    }
-
-    fn filled() -> App {
-        let mut app = App::new(SortKey::Live);
-        app.update(ranked());
-        app
-    }
-
-    #[test]
-    fn sort_key_reorders_the_rows() {
-        let mut app = filled();
-        assert_eq!(first_row(&app).as_deref(), Some("leak_per_request"));
-
-        press(&mut app, KeyCode::Char('2'));
-
-        assert_eq!(first_row(&app).as_deref(), Some("cache::Entry::build"));
-    }
-
-    #[test]
-    fn sort_key_steps_through_all() {
-        let mut app = filled();
-        let mut seen = Vec::new();
-
-        for _ in SortKey::ALL {
-            seen.push(app.sort());
-            press(&mut app, KeyCode::Char('s'));
-        }
-
-        assert_eq!(seen, SortKey::ALL);
-        assert_eq!(app.sort(), SortKey::Live);
-    }
-
-    #[test]
-    fn paused_view_keeps_its_numbers_until_it_is_resumed() {
-        let mut app = filled();
-        press(&mut app, KeyCode::Char('p'));
-        let mut newer = ranked();
-        Arc::make_mut(&mut newer.snapshot).events = 99;
-
-        app.update(newer);
-        assert_ne!(app.shown().map(|r| r.snapshot.events), Some(99));
-        press(&mut app, KeyCode::Char('p'));
-
-        assert_eq!(app.shown().map(|r| r.snapshot.events), Some(99));
-    }
-
-    #[test]
-    fn selection_stays_with_its_function_when_rows_move() {
-        let mut app = filled();
-        press(&mut app, KeyCode::Down);
-        let selected = app.rows()[app.selected_row()].function.name.clone();
-
-        press(&mut app, KeyCode::Char('2'));
-
-        assert_eq!(app.rows()[app.selected_row()].function.name, selected);
-        assert_eq!(app.selected_row(), 0);
-    }
-
-    #[test]
-    fn selection_stops_at_the_last_row() {
-        let mut app = filled();
-
-        press(&mut app, KeyCode::End);
-        press(&mut app, KeyCode::Down);
-
-        assert_eq!(app.selected_row(), app.rows().len() - 1);
-    }
-
-    #[test]
-    fn enter_shows_the_stacks_and_escape_goes_back() {
-        let mut app = filled();
-
-        press(&mut app, KeyCode::Enter);
-        let View::Stacks { function, .. } = app.view() else { panic!("{:?}", app.view()) };
-        assert_eq!(app.stacks_of(function).len(), 1);
-
-        assert_eq!(press(&mut app, KeyCode::Esc), Next::Redraw);
-        assert_eq!(press(&mut app, KeyCode::Esc), Next::Leave);
-    }
-
-    #[test]
-    fn tab_goes_to_the_processes_and_on_through_their_threads() {
-        let mut newer = ranked();
-        let snapshot = Arc::make_mut(&mut newer.snapshot);
-        let first = snapshot.processes[0].pid;
-        let mut child = snapshot.processes[0].clone();
-        child.pid = Pid(first.0 + 1);
-        child.heap.live_bytes = 1;
-        snapshot.processes.push(child);
-        let mut app = App::new(SortKey::Live);
-        app.update(newer);
-
-        press(&mut app, KeyCode::Tab);
-        press(&mut app, KeyCode::End);
-        assert_eq!(app.view(), View::Processes { selected: 1 });
-
-        press(&mut app, KeyCode::Enter);
-        assert_eq!(app.view(), View::Threads { pid: Pid(first.0 + 1), selected: 0 });
-
-        press(&mut app, KeyCode::Tab);
-        assert_eq!(app.view(), View::Threads { pid: first, selected: 0 });
-
-        press(&mut app, KeyCode::Esc);
-        assert_eq!(app.view(), View::Processes { selected: 0 });
-        press(&mut app, KeyCode::Tab);
-        assert_eq!(app.view(), View::Functions);
-    }
-
-    #[test]
-    fn keys_before_the_first_snapshot_do_no_harm() {
-        let mut app = App::new(SortKey::Live);
-
-        for code in [KeyCode::Enter, KeyCode::Down, KeyCode::End, KeyCode::Char('s')]
-            .into_iter()
-            .chain([KeyCode::Tab, KeyCode::Enter, KeyCode::Down, KeyCode::Tab])
-        {
-            press(&mut app, code);
-        }
-
-        assert_eq!(app.view(), View::Functions);
-        assert_eq!(press(&mut app, KeyCode::Char('q')), Next::Leave);
-    }
-
-    #[test]
-    fn control_c_leaves() {
-        let key = KeyEvent::new(KeyCode::Char('c'), KeyModifiers::CONTROL);
-
-        assert_eq!(filled().key(key), Next::Leave);
-    }
-}
+mod tests;

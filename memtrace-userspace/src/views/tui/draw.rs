@@ -17,7 +17,7 @@ use ratatui::text::{Line, Span};
 use ratatui::widgets::{Cell, Paragraph, Row, Sparkline, Table, TableState};
 
 use super::app::{App, View};
-use super::processes::{draw_processes, draw_threads};
+use super::processes::{draw_processes, draw_threads, process_name};
 use crate::pipeline::snapshot::{Snapshot, Usage};
 use crate::views::counters::explain_end;
 use crate::views::frames::FunctionId;
@@ -192,7 +192,11 @@ fn draw_functions(
     palette: Palette,
 ) {
     let name_width = area.width.saturating_sub((NUMBER_CELLS + 1) * 4 + SHARE_CELLS + 1).max(12);
-    let whole = app.sort().of(&snapshot.totals.heap);
+    let (whole, title) = match app.process() {
+        Some(process) => (&process.heap, format!("function of {}", process_name(process))),
+        None => (&snapshot.totals.heap, "function".to_owned()),
+    };
+    let whole = app.sort().of(whole);
     let rows = app.rows();
     let height = usize::from(area.height.saturating_sub(1));
     // Only what can be seen is laid out: a program may have ten thousand functions.
@@ -209,7 +213,7 @@ fn draw_functions(
         .into_iter()
         .chain([Constraint::Length(SHARE_CELLS), Constraint::Min(name_width)]);
     let table = Table::new(visible, widths)
-        .header(head(app.sort(), "function", palette))
+        .header(head(app.sort(), &title, palette))
         .row_highlight_style(Modifier::REVERSED);
     let mut state = TableState::new().with_selected(Some(selected - first));
     frame.render_stateful_widget(table, area, &mut state);
@@ -257,7 +261,9 @@ fn draw_stacks(
     let name = stacks.first().and_then(|stack| stack.stack.functions().next());
     if let Some(allocating) = name {
         let label = function_label(&allocating.function, None, usize::from(area.width));
-        lines.push(Line::styled(format!("stacks of {label}"), palette.accent()));
+        let of_process = app.process().map(|process| format!(" in {}", process_name(process)));
+        let title = format!("stacks of {label}{}", of_process.unwrap_or_default());
+        lines.push(Line::styled(title, palette.accent()));
     } else {
         lines.push(Line::raw("this function holds no stacks now"));
     }
@@ -296,12 +302,17 @@ fn draw_stacks(
 fn draw_keys(frame: &mut Frame<'_>, area: Rect, app: &App, palette: Palette) {
     let several = app.shown().is_some_and(|ranked| ranked.snapshot.processes.len() > 1);
     let keys = match app.view() {
+        View::Functions if app.process().is_some() => {
+            "q quit  p pause  s sort  ⏎ stacks  t threads  tab next process  esc back"
+        }
         View::Functions if several => "q quit  p pause  s sort  ↑↓ select  ⏎ stacks  tab processes",
         View::Functions => {
             "q quit  p pause  s sort (1 live 2 peak 3 allocated 4 calls)  ↑↓ select  ⏎ stacks"
         }
         View::Stacks { .. } => "q quit  p pause  s sort  ↑↓ scroll  esc back",
-        View::Processes { .. } => "q quit  p pause  s sort  ↑↓ select  ⏎ threads  tab functions",
+        View::Processes { .. } => {
+            "q quit  p pause  s sort  ↑↓ select  ⏎ functions  t threads  tab all functions"
+        }
         View::Threads { .. } => "q quit  p pause  s sort  ↑↓ scroll  tab next process  esc back",
     };
     frame.render_widget(Line::styled(keys, palette.faint()), area);
@@ -309,6 +320,7 @@ fn draw_keys(frame: &mut Frame<'_>, area: Rect, app: &App, palette: Palette) {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeMap;
     use std::sync::Arc;
 
     use ratatui::Terminal;
@@ -318,7 +330,7 @@ mod tests {
     use super::*;
     use crate::record::Pid;
     use crate::views::fixture;
-    use crate::views::ranking::rank;
+    use crate::views::ranking::{rank, rank_processes};
     use crate::views::tui::Ranked;
 
     fn screen(app: &App, columns: u16, lines: u16) -> String {
@@ -331,7 +343,7 @@ mod tests {
         let snapshot = fixture::snapshot();
         let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
         let mut app = App::new(SortKey::Live);
-        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking, processes: BTreeMap::new() });
         app
     }
 
@@ -362,9 +374,14 @@ mod tests {
         child.ended = Some(snapshot.now);
         child.heap.live_bytes = 1 << 20;
         snapshot.processes.insert(0, child);
-        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let mut of_child = snapshot.stacks[0].clone();
+        of_child.usage.live_bytes = 1 << 20;
+        snapshot.process_stacks = BTreeMap::from([(Pid(4250), vec![of_child])]);
+        let mut names = fixture::names();
+        let ranking = rank(&snapshot, &mut names, SortKey::Live);
+        let processes = rank_processes(&snapshot, &mut names, SortKey::Live);
         let mut app = App::new(SortKey::Live);
-        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking, processes });
         app
     }
 
@@ -377,10 +394,20 @@ mod tests {
     }
 
     #[test]
+    fn functions_of_the_selected_process() {
+        let mut app = with_two_processes();
+        for key in [KeyCode::Tab, KeyCode::Down, KeyCode::Enter] {
+            app.key(KeyEvent::new(key, KeyModifiers::NONE));
+        }
+
+        insta::assert_snapshot!(screen(&app, 80, 24));
+    }
+
+    #[test]
     fn threads_of_the_selected_process() {
         let mut app = with_two_processes();
         app.key(KeyEvent::new(KeyCode::Tab, KeyModifiers::NONE));
-        app.key(KeyEvent::new(KeyCode::Enter, KeyModifiers::NONE));
+        app.key(KeyEvent::new(KeyCode::Char('t'), KeyModifiers::NONE));
 
         insta::assert_snapshot!(screen(&app, 80, 24));
     }
@@ -391,7 +418,7 @@ mod tests {
         snapshot.phases = fixture::phases();
         let mut app = App::new(SortKey::Live);
         let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
-        app.update(Ranked { snapshot: Arc::new(snapshot), ranking });
+        app.update(Ranked { snapshot: Arc::new(snapshot), ranking, processes: BTreeMap::new() });
 
         let screen = screen(&app, 80, 24);
 

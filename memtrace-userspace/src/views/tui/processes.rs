@@ -1,7 +1,6 @@
 //! The processes of a session, and the threads of one: what each allocated and holds.
 //!
-//! Functions are summed over processes as a session runs; those of one process are told by
-//! `memtrace report -p PID`, which follows its events alone.
+//! The functions of one process are listed as those of all are (`draw`).
 
 use ratatui::Frame;
 use ratatui::layout::{Constraint, Rect};
@@ -69,7 +68,7 @@ pub(super) fn draw_threads(
 }
 
 /// `4711 server`.
-fn process_name(process: &ProcessUsage) -> String {
+pub(super) fn process_name(process: &ProcessUsage) -> String {
     format!("{} {}", process.pid.0, base_name(&printable(&process.exe)))
 }
 
