@@ -255,17 +255,18 @@ mod tests {
 
     fn report(allocations: u64, function: &str, root: &str) -> Result<Report> {
         let usage = serde_json::json!({"allocations": allocations, "live_bytes": 14});
-        let frames = [function, "main", root]
-            .map(|name| serde_json::json!({"function": name, "module": "/a", "inlined": false}));
+        let places = [function, "main", root]
+            .map(|name| serde_json::json!({"module": "/a", "frames": [{"function": name}]}));
         let report = serde_json::json!({
             "format": "memtrace-report",
-            "version": 1,
+            "version": 2,
             "capture": {"lost_events": 0, "truncated_stacks": 0},
             "functions": [{"function": "leak", "self": usage}],
             "stacks": [{
-                "api": "malloc", "end": "root", "frames": frames,
+                "api": "malloc", "end": "root", "places": [0, 1, 2],
                 "allocations": allocations, "live_bytes": 14,
             }],
+            "places": places,
         });
         Report::parse(&report.to_string())
     }

@@ -40,11 +40,12 @@ impl Report {
     /// Reads a document; what is missing or of another type is an error.
     pub fn parse(text: &str) -> Result<Report> {
         let json: Value = serde_json::from_str(text).context("the report is not JSON")?;
-        if json["format"] != "memtrace-report" || json["version"] != 1 {
-            bail!("not a memtrace report of version 1: {} {}", json["format"], json["version"]);
+        if json["format"] != "memtrace-report" || json["version"] != 2 {
+            bail!("not a memtrace report of version 2: {} {}", json["format"], json["version"]);
         }
         let stacks = json["stacks"].as_array().context("the report has no `stacks`")?;
-        let stacks = stacks.iter().map(parse_stack).collect::<Result<Vec<_>>>()?;
+        let parse = |stack| parse_stack(&json, stack);
+        let stacks = stacks.iter().map(parse).collect::<Result<Vec<_>>>()?;
         Ok(Report { json, stacks })
     }
 
@@ -135,24 +136,35 @@ pub fn is_mapping_api(api: &str) -> bool {
     matches!(api, "mmap" | "munmap" | "mremap" | "brk" | "mprotect")
 }
 
-fn parse_stack(json: &Value) -> Result<Stack> {
-    let text = |value: &Value, key: &str| {
-        value[key].as_str().map(str::to_owned).with_context(|| format!("no `{key}` in {value}"))
-    };
-    let frames = json["frames"].as_array().context("a stack has no `frames`")?;
-    let frames = frames.iter().map(|frame| {
-        Ok(Frame {
-            function: frame["function"].as_str().map(str::to_owned),
-            module: text(frame, "module")?,
-            inlined: frame["inlined"].as_bool().context("a frame does not say if inlined")?,
-        })
-    });
+/// The frames of an entry with a call path, in a report of any kind; the allocating function first.
+pub fn frames(report: &Value, entry: &Value) -> Result<Vec<Frame>> {
+    let mut frames = Vec::new();
+    for index in entry["places"].as_array().context("a call path has no `places`")? {
+        let index = index.as_u64().context("an index is no number")?;
+        let place = &report["places"][usize::try_from(index)?];
+        let inside = place["frames"].as_array().with_context(|| format!("no place {index}"))?;
+        for (depth, frame) in inside.iter().enumerate() {
+            frames.push(Frame {
+                function: frame["function"].as_str().map(str::to_owned),
+                module: text(place, "module")?,
+                inlined: depth + 1 < inside.len(),
+            });
+        }
+    }
+    Ok(frames)
+}
+
+fn parse_stack(report: &Value, json: &Value) -> Result<Stack> {
     Ok(Stack {
         api: text(json, "api")?,
         end: text(json, "end")?,
-        frames: frames.collect::<Result<_>>()?,
+        frames: frames(report, json)?,
         json: json.clone(),
     })
+}
+
+fn text(value: &Value, key: &str) -> Result<String> {
+    value[key].as_str().map(str::to_owned).with_context(|| format!("no `{key}` in {value}"))
 }
 
 #[cfg(test)]

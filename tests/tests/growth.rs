@@ -13,7 +13,7 @@ use anyhow::{Context, Result};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{FramePointers, LEAK_CORPUS};
 use memtrace_tests::recording::{memtrace, run, trace_path};
-use memtrace_tests::report::Report;
+use memtrace_tests::report::{Report, frames};
 use serde_json::Value;
 
 /// Programs that run at a time: they sleep most of the time.
@@ -67,12 +67,12 @@ fn leaks_of_real_programs_are_told_from_healthy_growth() -> Result<()> {
 }
 
 /// The frame that leaks, or else the one that allocates (`strdup`).
-fn responsible(leak: &Value) -> Option<&str> {
-    let frames = leak["frames"].as_array()?;
-    let mut names = frames.iter().map(|frame| frame["function"].as_str().unwrap_or("??"));
-    let first = names.next()?;
+fn responsible(report: &Value, leak: &Value) -> Result<String> {
+    let frames = frames(report, leak)?;
+    let mut names = frames.iter().map(|frame| frame.function.as_deref().unwrap_or("??"));
+    let first = names.next().context("a leak has no frames")?;
     let leaks = |name: &&str| name.starts_with("leak_");
-    Some(std::iter::once(first).chain(names).find(leaks).unwrap_or(first))
+    Ok(std::iter::once(first).chain(names).find(leaks).unwrap_or(first).to_owned())
 }
 
 /// Traces one program to its end.
@@ -87,10 +87,10 @@ fn watch(executable: &Path, name: &str) -> Result<Outcome> {
     let json = Report::parse(&text)?.json;
     let (mut accused, mut verdicts) = (BTreeSet::new(), Vec::new());
     for leak in json["leaks"].as_array().context("the report has `leaks`")? {
-        let function = responsible(leak).context("a leak has no frames")?;
+        let function = responsible(&json, leak)?;
         verdicts.push(format!("{function}: {}", leak["class"].as_str().unwrap_or("??")));
         if leak["is_leak"] == true {
-            accused.insert(function.to_owned());
+            accused.insert(function);
         }
     }
     Ok(Outcome { name: name.to_owned(), accused, verdicts })

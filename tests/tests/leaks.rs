@@ -9,6 +9,7 @@ use memtrace_tests::program::{self, FramePointers, Program};
 use memtrace_tests::recording::{
     ATTACHED, Finished, Running, memtrace, run, start_waiting, trace_path,
 };
+use memtrace_tests::report::frames;
 use serde_json::Value;
 
 /// What of one function's blocks is lost: (directly, indirectly).
@@ -49,8 +50,8 @@ fn number(report: &Value, pointer: &str) -> Result<u64> {
 fn by_function(report: &Value) -> Result<ByFunction> {
     let mut functions = ByFunction::new();
     for stack in report["stacks"].as_array().context("stacks")? {
-        let function = stack.pointer("/frames/0/function").and_then(Value::as_str);
-        let losses = functions.entry(function.unwrap_or("??").to_owned()).or_default();
+        let function = frames(report, stack)?.into_iter().next().and_then(|frame| frame.function);
+        let losses = functions.entry(function.unwrap_or_else(|| "??".to_owned())).or_default();
         losses.0 += number(stack, "/direct_blocks")?;
         losses.1 += number(stack, "/indirect_blocks")?;
     }

@@ -159,7 +159,7 @@ pub struct Phase {
 pub type JitNames = BTreeMap<(Pid, Avma), Arc<[u8]>>;
 
 /// Which of the two kinds of memory an API hands out.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub enum Memory {
     /// Blocks of an allocator.
     Heap,

@@ -16,14 +16,18 @@ mod text;
 
 use std::cmp::Reverse;
 use std::collections::BTreeMap;
-use std::sync::Arc;
+use std::collections::hash_map::Entry;
+use std::hash::{BuildHasher, Hash, Hasher};
 
 pub use self::flame::{FlameError, folded, write_svg};
 pub use self::json::{VERSION, write as write_json};
 pub use self::text::{Options, render};
+use rustc_hash::FxHashMap;
+
+use crate::hash::Seed;
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::Usage;
-use crate::views::profile::{FrameId, FunctionId, FunctionUsage, Profile, Stack, Vocabulary};
+use crate::views::profile::{FrameId, FunctionId, FunctionUsage, Path, Profile, Stack, Vocabulary};
 use crate::views::ranking::{Memory, SortKey};
 
 /// A profile and where it comes from.
@@ -117,7 +121,7 @@ impl FunctionChange {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct StackSide {
     /// The heaviest of the stacks that are taken for one.
-    pub frames: Arc<[FrameId]>,
+    pub path: Path,
     /// Whether it reaches its thread's root.
     pub is_complete: bool,
     /// Of all of them.
@@ -131,15 +135,32 @@ pub struct StackSide {
 pub struct StackChange {
     /// What it holds.
     pub memory: Memory,
-    /// Its functions, from the allocating one outwards; none follows itself.
-    pub path: Box<[FunctionId]>,
-    /// What it used before.
+    /// What it used before, if the old side has it; one of them does.
     pub old: Option<StackSide>,
-    /// What it uses now.
+    /// What it uses now, if the new side has it.
     pub new: Option<StackSide>,
 }
 
 impl StackChange {
+    /// Its functions, from the allocating one outwards; none follows itself.
+    pub fn functions<'w>(&'w self, words: &'w Vocabulary) -> impl Iterator<Item = FunctionId> {
+        without_repeats(self.frames(words), words)
+    }
+
+    /// The same from the root inwards.
+    pub fn functions_from_root<'w>(
+        &'w self,
+        words: &'w Vocabulary,
+    ) -> impl Iterator<Item = FunctionId> {
+        without_repeats(self.frames(words).rev(), words)
+    }
+
+    /// Those of the new side, if that has it.
+    fn frames<'w>(&'w self, words: &'w Vocabulary) -> impl DoubleEndedIterator<Item = FrameId> {
+        let newest = self.new.as_ref().or(self.old.as_ref());
+        newest.into_iter().flat_map(|side| words.frames(&side.path))
+    }
+
     /// The key's number, before and now.
     pub fn amounts(&self, key: SortKey) -> (Option<u64>, Option<u64>) {
         let of = |side: &StackSide| key.of(&side.usage);
@@ -185,20 +206,23 @@ pub fn compare(old: &Profile, new: &Profile, words: &Vocabulary, key: SortKey) -
         )
     });
 
-    let mut stacks = StackSides::new();
+    let mut stacks = Stacks::new();
     for stack in &old.stacks {
-        add_stack(&mut stacks, stack, words, key, |(old, _)| old);
+        stacks.add(stack, words, key, |change| &mut change.old);
     }
     for stack in &new.stacks {
-        add_stack(&mut stacks, stack, words, key, |(_, new)| new);
+        stacks.add(stack, words, key, |change| &mut change.new);
     }
-    let change = |((memory, path), (old, new))| StackChange { memory, path, old, new };
-    let mut stacks: Vec<_> = stacks.into_iter().map(change).collect();
+    let mut stacks = stacks.changes;
     // Paths are compared where they are: of a million stacks, their names would be gigabytes.
     let ranks = words.ranks();
     stacks.sort_by(|a, b| {
-        let [a_ranks, b_ranks] = [a, b].map(|change| change.path.iter().map(|&id| ranks.of(id)));
-        moved(b.amounts(key)).cmp(&moved(a.amounts(key))).then_with(|| a_ranks.cmp(b_ranks))
+        let [a_ranks, b_ranks] =
+            [a, b].map(|change| change.functions(words).map(|id| ranks.of(id)));
+        moved(b.amounts(key))
+            .cmp(&moved(a.amounts(key)))
+            .then_with(|| a_ranks.cmp(b_ranks))
+            .then(a.memory.cmp(&b.memory))
     });
     Comparison { key, functions, stacks }
 }
@@ -208,48 +232,98 @@ fn moved((old, new): (Option<u64>, Option<u64>)) -> u64 {
     old.unwrap_or(0).abs_diff(new.unwrap_or(0))
 }
 
-/// What a stack used before and now, by its memory and its path.
-type StackSides = BTreeMap<(Memory, Box<[FunctionId]>), (Option<StackSide>, Option<StackSide>)>;
+/// What stacks used before and now, each once by its memory and its functions.
+struct Stacks {
+    changes: Vec<StackChange>,
+    /// Which of them has this hash; of several that would have the same one, each takes the next
+    /// number that is free. The functions themselves would be most of the memory.
+    by_hash: FxHashMap<u64, usize>,
+    seed: Seed,
+}
 
-fn add_stack(
-    stacks: &mut StackSides,
-    stack: &Stack,
-    words: &Vocabulary,
-    key: SortKey,
-    side: impl Fn(&mut (Option<StackSide>, Option<StackSide>)) -> &mut Option<StackSide>,
-) {
-    let Stack { memory, is_complete, frames, usage } = stack;
-    let sides = stacks.entry((*memory, path(frames, words))).or_default();
-    let amount = key.of(usage);
-    match side(sides) {
-        Some(known) => {
-            add_usage(&mut known.usage, usage);
-            if amount > known.heaviest {
-                known.frames = Arc::clone(frames);
-                known.is_complete = *is_complete;
-                known.heaviest = amount;
+impl Stacks {
+    fn new() -> Stacks {
+        Stacks { changes: Vec::new(), by_hash: FxHashMap::default(), seed: Seed::random() }
+    }
+
+    fn add(
+        &mut self,
+        stack: &Stack,
+        words: &Vocabulary,
+        key: SortKey,
+        side: impl Fn(&mut StackChange) -> &mut Option<StackSide>,
+    ) {
+        let Stack { memory, is_complete, path, usage } = stack;
+        let amount = key.of(usage);
+        let added = StackSide {
+            path: path.clone(),
+            is_complete: *is_complete,
+            usage: *usage,
+            heaviest: amount,
+        };
+        match side(self.change(*memory, path, words)) {
+            Some(known) => {
+                add_usage(&mut known.usage, usage);
+                if amount > known.heaviest {
+                    *known = StackSide { usage: known.usage, ..added };
+                }
             }
+            none => *none = Some(added),
         }
-        none => {
-            *none = Some(StackSide {
-                frames: Arc::clone(frames),
-                is_complete: *is_complete,
-                usage: *usage,
-                heaviest: amount,
-            });
+    }
+
+    fn change(&mut self, memory: Memory, path: &Path, words: &Vocabulary) -> &mut StackChange {
+        let functions = || without_repeats(words.frames(path), words);
+        let mut hasher = self.seed.build_hasher();
+        memory.hash(&mut hasher);
+        functions().for_each(|function| function.hash(&mut hasher));
+        let mut hash = hasher.finish();
+        loop {
+            match self.by_hash.entry(hash) {
+                Entry::Vacant(free) => {
+                    free.insert(self.changes.len());
+                    self.changes.push(StackChange { memory, old: None, new: None });
+                    let last = self.changes.len() - 1;
+                    return &mut self.changes[last];
+                }
+                Entry::Occupied(taken) => {
+                    let index = *taken.get();
+                    let known = &self.changes[index];
+                    if known.memory == memory && known.functions(words).eq(functions()) {
+                        return &mut self.changes[index];
+                    }
+                    hash = hash.wrapping_add(1);
+                }
+            }
         }
     }
 }
 
-fn path(frames: &[FrameId], words: &Vocabulary) -> Box<[FunctionId]> {
-    let mut path: Vec<_> = frames.iter().map(|&frame| words.frame(frame).function).collect();
-    path.dedup();
-    path.into()
+/// The functions of frames, in which none follows itself.
+fn without_repeats<'w>(
+    frames: impl Iterator<Item = FrameId> + 'w,
+    words: &'w Vocabulary,
+) -> impl Iterator<Item = FunctionId> + 'w {
+    let mut last = None;
+    let functions = frames.map(|frame| words.frame(frame).function);
+    functions.filter(move |&function| last.replace(function) != Some(function))
 }
 
-/// `frames` in runs of one function, as they stand in a path.
-fn runs<'f>(frames: &'f [FrameId], words: &Vocabulary) -> impl Iterator<Item = &'f [FrameId]> {
-    frames.chunk_by(|&a, &b| words.frame(a).function == words.frame(b).function)
+/// A path in runs of one function, as they stand in [`StackChange::functions`]: the first frame of
+/// each, and how many there are.
+fn runs(side: Option<&StackSide>, words: &Vocabulary) -> Vec<(FrameId, usize)> {
+    let mut runs: Vec<(FrameId, usize)> = Vec::new();
+    for frame in side.into_iter().flat_map(|side| words.frames(&side.path)) {
+        match runs.last_mut() {
+            Some((first, length))
+                if words.frame(*first).function == words.frame(frame).function =>
+            {
+                *length += 1;
+            }
+            Some(_) | None => runs.push((frame, 1)),
+        }
+    }
+    runs
 }
 
 #[cfg(test)]

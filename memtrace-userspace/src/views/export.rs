@@ -18,7 +18,7 @@ pub mod folded;
 pub mod heaptrack;
 pub mod html;
 pub mod json;
-mod list;
+pub(in crate::views) mod list;
 pub mod lost;
 pub mod parquet;
 pub mod perfetto;

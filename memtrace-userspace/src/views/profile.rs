@@ -33,7 +33,7 @@ use crate::pipeline::snapshot::{Snapshot, Totals, Usage};
 use crate::record::{EndReason, Origin};
 use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
 use crate::views::findings::{NamedVerdict, Suppressed};
-use crate::views::frames;
+use crate::views::frames::{self, SymbolizedStack};
 use crate::views::printable::printable;
 use crate::views::ranking::{Charge, Memory, Ranking, SymbolizedUsage};
 use crate::views::{caveats, quantity, summary};
@@ -66,13 +66,33 @@ pub struct Frame {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct FrameId(u32);
 
-/// The functions and frames of some profiles, each once.
+/// Number of a place in a [`Vocabulary`]: what stands there, inlined functions and all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+struct PlaceId(u32);
+
+/// A call path; cheap to clone. [`Vocabulary::frames`] says where it goes.
+///
+/// A place has five frames where much is inlined, and a path thirty places: so paths are kept as
+/// places, of which there are few.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Path(Arc<[PlaceId]>);
+
+impl Path {
+    /// Whether nothing of it is known.
+    pub fn is_empty(&self) -> bool {
+        self.0.is_empty()
+    }
+}
+
+/// The functions, frames and places of some profiles, each once.
 #[derive(Debug, Default)]
 pub struct Vocabulary {
     functions: Vec<Function>,
     function_ids: HashMap<Function, FunctionId>,
     frames: Vec<Frame>,
     frame_ids: HashMap<Frame, FrameId>,
+    places: Vec<Arc<[FrameId]>>,
+    place_ids: HashMap<Arc<[FrameId]>, PlaceId>,
     /// What the program itself is called, whatever its file was called in each session.
     program: Option<Arc<str>>,
 }
@@ -104,6 +124,14 @@ impl Vocabulary {
     /// The frame with this number.
     pub fn frame(&self, id: FrameId) -> &Frame {
         &self.frames[id.0 as usize]
+    }
+
+    /// The frames of a path, from the allocating function outwards.
+    pub fn frames<'w>(
+        &'w self,
+        path: &'w Path,
+    ) -> impl DoubleEndedIterator<Item = FrameId> + use<'w> {
+        path.0.iter().flat_map(|place| self.places[place.0 as usize].iter().copied())
     }
 
     /// All functions.
@@ -150,6 +178,17 @@ impl Vocabulary {
         self.frame_ids.insert(frame, id);
         id
     }
+
+    fn intern_place(&mut self, frames: Vec<FrameId>) -> PlaceId {
+        if let Some(&id) = self.place_ids.get(&*frames) {
+            return id;
+        }
+        let id = PlaceId(number(self.places.len()));
+        let frames: Arc<[FrameId]> = frames.into();
+        self.places.push(Arc::clone(&frames));
+        self.place_ids.insert(frames, id);
+        id
+    }
 }
 
 fn number(index: usize) -> u32 {
@@ -164,7 +203,7 @@ pub struct Stack {
     /// Whether it reaches its thread's root.
     pub is_complete: bool,
     /// From the allocating function outwards; shared with what is made of the profile.
-    pub frames: Arc<[FrameId]>,
+    pub path: Path,
     /// What it did.
     pub usage: Usage,
 }
@@ -198,7 +237,7 @@ pub struct GrowingPath {
     /// Whether it reaches its thread's root.
     pub is_complete: bool,
     /// From the allocating function outwards.
-    pub frames: Box<[FrameId]>,
+    pub path: Path,
 }
 
 /// What the detector of leaks found.
@@ -233,26 +272,31 @@ impl Profile {
     /// The profile of a session.
     pub fn of_session(snapshot: &Snapshot, ranking: &Ranking, words: &mut Vocabulary) -> Profile {
         let exe = summary::main_process(snapshot).map(|process| printable(&process.exe));
-        let mut known: FxHashMap<*const frames::Frame, FrameId> = FxHashMap::default();
-        let mut id_of = |frame: &Arc<frames::Frame>| {
-            *known.entry(Arc::as_ptr(frame)).or_insert_with(|| {
-                let frames::Function { name, module, file, id: _ } = &*frame.function;
-                let named = NamedFrame {
-                    function: name.as_deref(),
-                    module,
-                    file: file.as_deref(),
-                    line: frame.line,
+        let mut known: FxHashMap<*const Arc<frames::Frame>, PlaceId> = FxHashMap::default();
+        let mut id_of = |place: &[Arc<frames::Frame>]| {
+            *known.entry(place.as_ptr()).or_insert_with(|| {
+                let intern = |frame: &Arc<frames::Frame>| {
+                    let frames::Function { name, module, file, id: _ } = &*frame.function;
+                    let named = NamedFrame {
+                        function: name.as_deref(),
+                        module,
+                        file: file.as_deref(),
+                        line: frame.line,
+                    };
+                    words.intern(exe.as_deref(), &named)
                 };
-                words.intern(exe.as_deref(), &named)
+                let frames = place.iter().map(intern).collect();
+                words.intern_place(frames)
             })
         };
+        let mut path = |stack: &SymbolizedStack| Path(stack.places().map(&mut id_of).collect());
         let stacks = ranking
             .stacks
             .iter()
             .map(|SymbolizedUsage { stack, api, usage }| Stack {
                 memory: Memory::of(*api),
                 is_complete: stack.end == End::Root,
-                frames: stack.frames().map(&mut id_of).collect(),
+                path: path(stack),
                 usage: *usage,
             })
             .collect();
@@ -265,7 +309,7 @@ impl Profile {
                     bytes_per_hour: verdict.rate.bytes_per_hour.max(0.0).ceil() as u64,
                     plus_minus: verdict.rate.plus_minus.max(0.0).ceil() as u64,
                     is_complete: stack.end == End::Root,
-                    frames: stack.frames().map(&mut id_of).collect(),
+                    path: path(stack),
                 })
             });
         let growth = Growth {
@@ -335,7 +379,7 @@ impl Profile {
         let mut seen_in = vec![0; words.functions.len()];
         let mut bytes_through: HashMap<FrameId, u64> = HashMap::new();
         for (number, stack) in (1..).zip(self.stacks.iter().filter(|s| s.memory == memory)) {
-            for (depth, &frame) in stack.frames.iter().enumerate() {
+            for (depth, frame) in words.frames(&stack.path).enumerate() {
                 let function = words.frame(frame).function;
                 if std::mem::replace(&mut seen_in[function.0 as usize], number) == number {
                     continue;

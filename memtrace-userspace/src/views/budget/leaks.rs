@@ -102,9 +102,9 @@ fn read(growth: &Growth, scope: &Scope, words: &Vocabulary) -> Leaking {
     };
     let mut leaking = Leaking::default();
     for path in &growth.paths {
-        let GrowingPath { class, bytes_per_hour, plus_minus, is_complete, frames } = path;
+        let GrowingPath { class, bytes_per_hour, plus_minus, is_complete, path } = path;
         let most = bytes_per_hour.saturating_add(*plus_minus);
-        let look = matcher.as_mut().map(|matcher| matcher.look(frames, *is_complete, words));
+        let look = matcher.as_mut().map(|matcher| matcher.look(path, *is_complete, words));
         let inside = match look {
             None => None,
             Some(Look::Inside(frame)) => Some(frame),
@@ -128,7 +128,7 @@ fn read(growth: &Growth, scope: &Scope, words: &Vocabulary) -> Leaking {
             leaking.place = Some(Place { file: file.to_string(), line: *line });
         }
         if leaking.stacks.len() < TOP_STACKS {
-            let frames = label::lines(words, frames);
+            let frames = label::lines(words, path);
             leaking.stacks.push(TopStack { amount: *bytes_per_hour, frames });
         }
     }

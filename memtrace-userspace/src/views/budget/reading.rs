@@ -6,7 +6,7 @@ use wildmatch::WildMatchPattern;
 use super::{Metric, Part, Pattern, Place, Scope, TopStack, WHOLE_PPM};
 use crate::pipeline::snapshot::Totals;
 use crate::views::profile::{
-    Frame, FrameId, FunctionId, Profile, Stack, Vocabulary, bare_name, label,
+    Frame, FrameId, FunctionId, Path, Profile, Stack, Vocabulary, bare_name, label,
 };
 use crate::views::ranking::{Memory, SortKey};
 
@@ -85,7 +85,7 @@ fn read_functions(
     let mut through: FxHashMap<FrameId, u64> = FxHashMap::default();
     for stack in heap(profile) {
         let amount = key.of(&stack.usage);
-        match matcher.look(&stack.frames, stack.is_complete, words) {
+        match matcher.look(&stack.path, stack.is_complete, words) {
             Look::Inside(frame) => {
                 reading.least = reading.least.saturating_add(amount);
                 reading.is_unmatched = false;
@@ -123,7 +123,7 @@ pub(super) fn top_stacks(
         .filter(|stack| match &mut matcher {
             None => true,
             Some(matcher) => {
-                let look = matcher.look(&stack.frames, stack.is_complete, words);
+                let look = matcher.look(&stack.path, stack.is_complete, words);
                 matches!(look, Look::Inside(_))
             }
         })
@@ -132,7 +132,7 @@ pub(super) fn top_stacks(
     // The order of a profile's stacks is total, and a stable sort keeps it.
     stacks.sort_by_key(|&(amount, _)| std::cmp::Reverse(amount));
     let top = stacks.into_iter().take(TOP_STACKS);
-    top.map(|(amount, stack)| TopStack { amount, frames: label::lines(words, &stack.frames) })
+    top.map(|(amount, stack)| TopStack { amount, frames: label::lines(words, &stack.path) })
         .collect()
 }
 
@@ -177,18 +177,13 @@ impl Matcher {
         }
     }
 
-    pub(super) fn look(
-        &mut self,
-        frames: &[FrameId],
-        is_complete: bool,
-        words: &Vocabulary,
-    ) -> Look {
-        let frames = match self.part {
-            Part::Own => frames.get(..1).unwrap_or(&[]),
-            Part::Total => frames,
+    pub(super) fn look(&mut self, path: &Path, is_complete: bool, words: &Vocabulary) -> Look {
+        let depth = match self.part {
+            Part::Own => 1,
+            Part::Total => usize::MAX,
         };
-        let mut is_known = !frames.is_empty() && (self.part == Part::Own || is_complete);
-        for &frame in frames {
+        let mut is_known = !path.is_empty() && (self.part == Part::Own || is_complete);
+        for frame in words.frames(path).take(depth) {
             match self.matches(words.frame(frame).function, words) {
                 Match::Yes => return Look::Inside(frame),
                 Match::No => {}

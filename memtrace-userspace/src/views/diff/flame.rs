@@ -54,11 +54,11 @@ pub fn folded(comparison: &Comparison, words: &Vocabulary) -> Vec<String> {
 
 /// From the root to the allocating function.
 fn folded_path(change: &StackChange, words: &Vocabulary) -> String {
-    let name = |&id| {
+    let name = |id| {
         let Function { name, module } = words.function(id);
         folded_name(&function_name(name.as_deref(), module))
     };
-    let mut frames: Vec<String> = change.path.iter().rev().map(name).collect();
+    let mut frames: Vec<String> = change.functions_from_root(words).map(name).collect();
     let is_cut = |side: &Option<StackSide>| side.as_ref().is_some_and(|side| !side.is_complete);
     if is_cut(&change.old) || is_cut(&change.new) || frames.is_empty() {
         frames.insert(0, "[cut]".to_owned());

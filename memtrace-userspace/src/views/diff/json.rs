@@ -7,19 +7,21 @@ use std::io::{self, Write};
 
 use serde::Serialize;
 
-use super::{Comparison, FunctionChange, Side, Sides, StackChange, StackSide, runs};
+use super::{Comparison, FunctionChange, Side, Sides, StackChange, runs};
 use crate::pipeline::snapshot;
 use crate::record::Origin;
 use crate::views::export::json::layout::OneEntryPerLine;
+use crate::views::export::json::table::Table;
 use crate::views::export::json::{Usage, usage};
+use crate::views::export::list::List;
 use crate::views::profile::{Coverage, FrameId, FunctionUsage, Profile, Vocabulary};
 use crate::views::ranking::{Memory, SortKey};
 
 /// The comparison's `version`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 #[derive(Serialize)]
-struct Diff<'d> {
+struct Diff<'d, S> {
     format: &'static str,
     version: u32,
     sort: &'static str,
@@ -27,7 +29,9 @@ struct Diff<'d> {
     old: Session<'d>,
     new: Session<'d>,
     functions: Vec<Function<'d>>,
-    stacks: Vec<Stack<'d>>,
+    stacks: S,
+    /// Last, because the stacks refer to it.
+    frames: &'d Frames<'d>,
 }
 
 #[derive(Serialize)]
@@ -70,14 +74,17 @@ struct Charge {
 }
 
 #[derive(Serialize)]
-struct Stack<'d> {
+struct Stack {
     memory: &'static str,
     status: &'static str,
     change: i64,
     old: Option<Usage>,
     new: Option<Usage>,
-    frames: Vec<Frame<'d>>,
+    frames: Vec<usize>,
 }
+
+/// The frames of the stacks, told apart by what they are on either side.
+type Frames<'d> = Table<(Option<FrameId>, Option<FrameId>), Frame<'d>>;
 
 #[derive(Serialize)]
 struct Frame<'d> {
@@ -98,6 +105,8 @@ pub fn write(
 ) -> io::Result<()> {
     let Comparison { key, functions, stacks } = comparison;
     let top = top.unwrap_or(usize::MAX);
+    let listed = stacks.get(..top).unwrap_or(stacks);
+    let frames = Frames::new();
     let diff = Diff {
         format: "memtrace-diff",
         version: VERSION,
@@ -112,7 +121,8 @@ pub fn write(
         old: session(&sides.old),
         new: session(&sides.new),
         functions: functions.iter().take(top).map(|f| function(f, *key, words)).collect(),
-        stacks: stacks.iter().take(top).map(|s| stack(s, *key, words)).collect(),
+        stacks: List(|| listed.iter().map(|change| stack(change, *key, words, &frames))),
+        frames: &frames,
     };
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     diff.serialize(&mut serializer).map_err(io::Error::from)?;
@@ -176,23 +186,26 @@ fn function<'d>(change: &FunctionChange, key: SortKey, words: &'d Vocabulary) ->
     }
 }
 
-fn stack<'d>(change: &StackChange, key: SortKey, words: &'d Vocabulary) -> Stack<'d> {
-    let firsts = |side: &Option<StackSide>| -> Vec<FrameId> {
-        let frames = side.as_ref().map_or(&[][..], |side| &side.frames);
-        runs(frames, words).map(|run| run[0]).collect()
-    };
-    let (old, new) = (firsts(&change.old), firsts(&change.new));
-    let frames = change.path.iter().enumerate().map(|(index, &id)| {
-        let function = words.function(id);
-        let frame = |side: &[FrameId]| side.get(index).map(|&frame| words.frame(frame));
-        let (old, new) = (frame(&old), frame(&new));
-        Frame {
-            function: function.name.as_deref(),
-            module: &function.module,
-            file: new.or(old).and_then(|frame| frame.file.as_deref()),
-            old_line: old.and_then(|frame| frame.line),
-            new_line: new.and_then(|frame| frame.line),
-        }
+fn stack<'d>(
+    change: &StackChange,
+    key: SortKey,
+    words: &'d Vocabulary,
+    frames: &Frames<'d>,
+) -> Stack {
+    let (old, new) = (runs(change.old.as_ref(), words), runs(change.new.as_ref(), words));
+    let path = change.functions(words).enumerate().map(|(index, id)| {
+        let [old, new] = [&old, &new].map(|side| side.get(index).map(|run| run.0));
+        frames.index((old, new), || {
+            let function = words.function(id);
+            let [old, new] = [old, new].map(|frame| frame.map(|id| words.frame(id)));
+            Frame {
+                function: function.name.as_deref(),
+                module: &function.module,
+                file: new.or(old).and_then(|frame| frame.file.as_deref()),
+                old_line: old.and_then(|frame| frame.line),
+                new_line: new.and_then(|frame| frame.line),
+            }
+        })
     });
     Stack {
         memory: match change.memory {
@@ -203,7 +216,7 @@ fn stack<'d>(change: &StackChange, key: SortKey, words: &'d Vocabulary) -> Stack
         change: difference(change.amounts(key)),
         old: change.old.as_ref().map(|side| usage(&side.usage)),
         new: change.new.as_ref().map(|side| usage(&side.usage)),
-        frames: frames.collect(),
+        frames: path.collect(),
     }
 }
 

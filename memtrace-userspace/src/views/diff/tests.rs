@@ -141,9 +141,11 @@ fn depth_of_a_recursion_makes_no_other_stack() {
 
     let comparison = case.compare(SortKey::Live);
 
-    let parse = comparison.stacks.iter().find(|s| s.path.len() == 2 && s.memory == Memory::Heap);
+    let is_parse = |s: &&StackChange| s.functions(&case.words).count() == 2;
+    let parse = comparison.stacks.iter().filter(is_parse).find(|s| s.memory == Memory::Heap);
     let parse = parse.expect("parse ← main");
-    let frames = |side: &Option<StackSide>| side.as_ref().map(|side| side.frames.len());
+    let frames =
+        |side: &Option<StackSide>| side.as_ref().map(|side| case.words.frames(&side.path).count());
     assert_eq!((frames(&parse.old), frames(&parse.new)), (Some(3), Some(4)));
 }
 

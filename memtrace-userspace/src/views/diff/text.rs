@@ -305,12 +305,12 @@ impl Text<'_> {
         let delta = signed(old, new, |n| amount(key, n));
         let delta = self.coloured(old, new, &delta);
         writeln!(self.out, "  {number}. {delta} ({what})")?;
+        let lines = self.frames(change);
         let (mark, own) = match (&change.old, &change.new) {
             (Some(_), Some(_)) => (' ', 0),
-            (None, _) => ('+', change.path.len() - self.shared(change, |other| &other.old)),
-            (_, None) => ('-', change.path.len() - self.shared(change, |other| &other.new)),
+            (None, _) => ('+', lines.len() - self.shared(change, |other| &other.old)),
+            (_, None) => ('-', lines.len() - self.shared(change, |other| &other.new)),
         };
-        let lines = self.frames(change);
         let hidden = lines.len().saturating_sub(INNER_FRAMES + OUTER_FRAMES);
         for (index, line) in lines.iter().enumerate() {
             if hidden > 0 && index == INNER_FRAMES {
@@ -335,11 +335,12 @@ impl Text<'_> {
         change: &StackChange,
         side: impl Fn(&StackChange) -> &Option<StackSide>,
     ) -> usize {
+        let functions: Vec<_> = change.functions_from_root(self.words).collect();
         let stacks = self.comparison.stacks.iter();
         stacks
             .filter(|other| other.memory == change.memory && side(other).is_some())
             .map(|other| {
-                let outer = change.path.iter().rev().zip(other.path.iter().rev());
+                let outer = functions.iter().copied().zip(other.functions_from_root(self.words));
                 outer.take_while(|(a, b)| a == b).count()
             })
             .max()
@@ -348,12 +349,10 @@ impl Text<'_> {
 
     /// A line for each function of the path.
     fn frames(&self, change: &StackChange) -> Vec<String> {
-        let runs_of = |side: &Option<StackSide>| -> Vec<(FrameId, usize)> {
-            let frames = side.as_ref().map_or(&[][..], |side| &side.frames);
-            runs(frames, self.words).map(|run| (run[0], run.len())).collect()
-        };
-        let (old, new) = (runs_of(&change.old), runs_of(&change.new));
-        (0..change.path.len())
+        let (old, new) =
+            (runs(change.old.as_ref(), self.words), runs(change.new.as_ref(), self.words));
+        // As many on either side, if both have it.
+        (0..old.len().max(new.len()))
             .map(|index| {
                 let (old, new) = (old.get(index), new.get(index));
                 let frame = |run: Option<&(FrameId, usize)>| run.map(|&(frame, _)| frame);

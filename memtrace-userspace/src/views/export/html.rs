@@ -26,6 +26,7 @@ use self::page::Labels;
 use self::rows::Room;
 use crate::pipeline::snapshot::Snapshot;
 use crate::views::activity::Activity;
+use crate::views::export::json::places::Places;
 use crate::views::frames::Names;
 use crate::views::ranking::Ranking;
 
@@ -58,7 +59,8 @@ pub fn write(
 ) -> io::Result<()> {
     let rows = rows::rows(snapshot, ranking, &activity.finish(snapshot), names, ROOM);
     let labels = Labels::new(&rows);
-    let page = page::page(snapshot, ranking, &rows, &labels)?;
+    let places = Places::new();
+    let page = page::page(snapshot, ranking, &rows, &labels, &places);
     let script = SCRIPT.concat();
     let policy = format!(
         "default-src 'none'; script-src '{}'; style-src '{}'; base-uri 'none'; form-action 'none'",

@@ -10,8 +10,9 @@ mod findings;
 pub(in crate::views) mod layout;
 pub mod lost;
 mod named;
-mod stacks;
+pub(in crate::views) mod places;
 mod statistics;
+pub(in crate::views) mod table;
 mod time;
 mod timelines;
 
@@ -21,17 +22,18 @@ use serde::Serialize;
 
 use self::layout::OneEntryPerLine;
 use self::named::{Named, name};
-use self::stacks::Stacks;
+use self::places::{Places, stack};
 use self::time::{Mark, Part, Phase};
 
 use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
 use crate::record::{EndReason, Origin, ProbeCost};
+use crate::views::export::list::List;
 use crate::views::printable::printable;
 use crate::views::ranking::{self, FunctionUsage, Ranking};
 use crate::views::{caveats, counters};
 
 /// The report's `version`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 /// Writes the report; at most `top` functions and stacks, if a limit is given.
 ///
@@ -42,21 +44,22 @@ pub fn write(
     ranking: &Ranking,
     top: Option<usize>,
 ) -> io::Result<()> {
-    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX))?;
+    let places = Places::new();
+    let report = report(snapshot, ranking, top.unwrap_or(usize::MAX), &places);
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     report.serialize(&mut serializer).map_err(io::Error::from)?;
     serializer.into_inner().write_all(b"\n")
 }
 
 #[derive(Serialize)]
-pub(super) struct Report<'r> {
+pub(super) struct Report<'r, S> {
     format: &'static str,
     version: u32,
     target: Target,
     capture: Capture<'r>,
     totals: Totals,
     functions: Vec<Function<'r>>,
-    stacks: Stacks<'r>,
+    stacks: S,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
     part: Part,
@@ -71,6 +74,8 @@ pub(super) struct Report<'r> {
     caveats: Vec<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     timelines: Option<timelines::Timelines<'r>>,
+    /// Last, because all that goes before refers to it.
+    places: &'r Places<'r>,
 }
 
 #[derive(Serialize)]
@@ -215,25 +220,26 @@ pub(super) fn report<'r>(
     snapshot: &'r Snapshot,
     ranking: &'r Ranking,
     top: usize,
-) -> io::Result<Report<'r>> {
+    places: &'r Places<'r>,
+) -> Report<'r, impl Serialize + use<'r>> {
     let stacks = ranking.stacks.get(..top).unwrap_or(&ranking.stacks);
-    Ok(Report {
+    Report {
         format: "memtrace-report",
         version: VERSION,
         target: target(snapshot),
         capture: capture(snapshot),
         totals: totals(&snapshot.totals),
         functions: ranking.functions.iter().take(top).map(function).collect(),
-        stacks: Stacks::new(stacks)?,
+        stacks: List(move || stacks.iter().map(move |usage| stack(usage, places))),
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
         part: time::part(snapshot),
         marks: snapshot.marks.iter().map(time::mark).collect(),
         phases: snapshot.phases.iter().map(time::phase).collect(),
-        spikes: findings::spikes(&ranking.findings),
-        leaks: findings::leaks(&ranking.findings),
+        spikes: findings::spikes(&ranking.findings, places),
+        leaks: findings::leaks(&ranking.findings, places),
         leak_detection: findings::leak_detection(snapshot, &ranking.findings),
-        statistics: statistics::statistics(snapshot, &ranking.functions, &ranking.statistics, top),
+        statistics: statistics::statistics(snapshot, ranking, top, places),
         modules_without_names: ranking
             .naming
             .misses
@@ -250,7 +256,8 @@ pub(super) fn report<'r>(
             .collect(),
         caveats: caveats::caveats(snapshot),
         timelines: ranking.timelines.as_ref().map(timelines::timelines),
-    })
+        places,
+    }
 }
 
 fn target(snapshot: &Snapshot) -> Target {

@@ -3,7 +3,7 @@
 use serde::ser::{Serialize, Serializer};
 
 /// A list, as often as it is asked for.
-pub(super) struct List<F>(pub(super) F);
+pub(in crate::views) struct List<F>(pub(in crate::views) F);
 
 impl<F, I> Serialize for List<F>
 where

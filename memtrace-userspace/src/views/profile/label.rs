@@ -1,6 +1,6 @@
 //! How the frames of profiles are called in text.
 
-use super::{Frame, FrameId, Function, Vocabulary};
+use super::{Frame, FrameId, Function, Path, Vocabulary};
 use crate::views::frames::base_name;
 use crate::views::label::source;
 
@@ -17,7 +17,8 @@ pub fn long(words: &Vocabulary, old: Option<FrameId>, new: Option<FrameId>) -> S
 }
 
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
-pub fn lines(words: &Vocabulary, frames: &[FrameId]) -> Vec<String> {
+pub fn lines(words: &Vocabulary, path: &Path) -> Vec<String> {
+    let frames: Vec<FrameId> = words.frames(path).collect();
     frames
         .chunk_by(|a, b| a == b)
         .map(|run| match run.len() {

@@ -5,16 +5,16 @@
 //! printable again.
 
 use std::borrow::Cow;
-use std::collections::{BTreeMap, HashMap};
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 use serde::Deserialize;
-use serde_json::value::RawValue;
+use serde::de::Error as _;
 use thiserror::Error;
 
-use super::{Coverage, FrameId, NamedFrame, Profile, Stack, Vocabulary, losses};
+use super::{Coverage, NamedFrame, Path, PlaceId, Profile, Stack, Vocabulary, losses};
 use crate::pipeline::snapshot::{Totals, Usage};
 use crate::record::{Origin, Time};
 use crate::views::export::json::VERSION;
@@ -26,6 +26,10 @@ use crate::views::ranking::Memory;
 /// The largest report that is read: it is held in memory.
 pub const MAX_REPORT_BYTES: u64 = 1 << 30;
 
+/// The most frames that all its stacks may have together: a place with many frames is written once,
+/// and a forged report could name it again and again. A million stacks have some 150 million.
+const MAX_FRAMES: usize = 1 << 30;
+
 /// Why a text is no report.
 #[derive(Debug, Error)]
 pub enum ReportError {
@@ -33,7 +37,10 @@ pub enum ReportError {
     #[error("not a JSON report; write one with `memtrace report TRACE --format json -o FILE`")]
     Malformed(#[from] serde_json::Error),
     /// JSON, of something else or of another time.
-    #[error("expected memtrace-report version {VERSION}, found {format} version {version}")]
+    #[error(
+        "expected memtrace-report version {VERSION}, found {format} version {version}; write one \
+         with `memtrace report TRACE --format json -o FILE`"
+    )]
     OtherFormat {
         /// What it says it is; printable.
         format: String,
@@ -58,6 +65,8 @@ struct Report<'t> {
     totals: ReportTotals,
     #[serde(borrow)]
     stacks: Vec<ReportStack<'t>>,
+    #[serde(borrow)]
+    places: Vec<ReportPlace<'t>>,
     counters: BTreeMap<String, u64>,
     caveats: Vec<String>,
 }
@@ -123,21 +132,28 @@ struct ReportUsage {
 
 #[derive(Deserialize)]
 struct ReportStack<'t> {
-    api: String,
-    end: String,
+    #[serde(borrow)]
+    api: Cow<'t, str>,
+    #[serde(borrow)]
+    end: Cow<'t, str>,
     #[serde(flatten)]
     usage: ReportUsage,
-    /// Most stacks share frames, and equal frames are equal texts.
+    /// Indices.
+    places: Box<[u32]>,
+}
+
+#[derive(Deserialize)]
+struct ReportPlace<'t> {
     #[serde(borrow)]
-    frames: Vec<&'t RawValue>,
+    module: Cow<'t, str>,
+    #[serde(borrow)]
+    frames: Vec<ReportFrame<'t>>,
 }
 
 #[derive(Deserialize)]
 struct ReportFrame<'t> {
     #[serde(borrow)]
     function: Option<Cow<'t, str>>,
-    #[serde(borrow)]
-    module: Cow<'t, str>,
     #[serde(borrow)]
     file: Option<Cow<'t, str>>,
     line: Option<u32>,
@@ -150,22 +166,25 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
         let format = printable_str(&format).chars().take(40).collect();
         return Err(ReportError::OtherFormat { format, version });
     }
-    let Report { target, capture, totals, stacks, counters, caveats } = serde_json::from_str(text)?;
+    let Report { target, capture, totals, stacks, places, counters, caveats } =
+        serde_json::from_str(text)?;
     let exe = target.exe.as_deref().map(printable_str);
-    let mut known: HashMap<&str, FrameId> = HashMap::new();
+    let places: Vec<PlaceId> = places
+        .into_iter()
+        .map(|place| words.intern_named(exe.as_deref(), place))
+        .collect::<Result<_, _>>()?;
+    let mut frames = 0;
     let mut listed = Vec::with_capacity(stacks.len());
-    for ReportStack { api, end, usage, frames } in stacks {
-        let mut ids = Vec::with_capacity(frames.len());
-        for raw in frames {
-            let id = match known.get(raw.get()) {
-                Some(&id) => id,
-                None => {
-                    let id = words.intern_report(exe.as_deref(), raw)?;
-                    known.insert(raw.get(), id);
-                    id
-                }
-            };
-            ids.push(id);
+    for ReportStack { api, end, usage, places: path } in stacks {
+        let place = |&index: &u32| {
+            let beyond = || serde_json::Error::custom(format!("there is no place {index}"));
+            places.get(index as usize).copied().ok_or_else(beyond)
+        };
+        let path = Path(path.iter().map(place).collect::<Result<_, _>>()?);
+        frames += path.0.iter().map(|place| words.places[place.0 as usize].len()).sum::<usize>();
+        if frames > MAX_FRAMES {
+            let message = format!("its stacks have more than {MAX_FRAMES} frames");
+            return Err(serde_json::Error::custom(message).into());
         }
         listed.push(Stack {
             // An API that this version does not know is some allocator's.
@@ -174,7 +193,7 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
                 .find(|known| known.name() == api)
                 .map_or(Memory::Heap, |&api| Memory::of(api)),
             is_complete: end == End::Root.name(),
-            frames: ids.into(),
+            path,
             usage: usage.into(),
         });
     }
@@ -234,21 +253,29 @@ fn target_name(exe: Option<&str>, pid: Option<u32>) -> String {
 }
 
 impl Vocabulary {
-    fn intern_report(
+    fn intern_named(
         &mut self,
         exe: Option<&str>,
-        frame: &RawValue,
-    ) -> Result<FrameId, serde_json::Error> {
-        let ReportFrame { function, module, file, line } = serde_json::from_str(frame.get())?;
-        let function = function.as_deref().map(printable_str);
-        let file = file.as_deref().map(printable_str);
-        let named = NamedFrame {
-            function: function.as_deref(),
-            module: &printable_str(&module),
-            file: file.as_deref(),
-            line,
+        place: ReportPlace<'_>,
+    ) -> Result<PlaceId, serde_json::Error> {
+        let ReportPlace { module, frames } = place;
+        if frames.is_empty() {
+            return Err(serde_json::Error::custom("a place has no frames"));
+        }
+        let module = printable_str(&module);
+        let intern = |ReportFrame { function, file, line }| {
+            let function = function.as_deref().map(printable_str);
+            let file = file.as_deref().map(printable_str);
+            let named = NamedFrame {
+                function: function.as_deref(),
+                module: &module,
+                file: file.as_deref(),
+                line,
+            };
+            self.intern(exe, &named)
         };
-        Ok(self.intern(exe, &named))
+        let frames = frames.into_iter().map(intern).collect();
+        Ok(self.intern_place(frames))
     }
 }
 

@@ -81,9 +81,41 @@ fn other_json_is_no_report() {
     let read = |text| read_report(text, &mut Vocabulary::default()).expect_err(text).to_string();
 
     assert!(read("{").starts_with("not a JSON report"));
-    assert!(read("{\"a\": 1}").starts_with("expected memtrace-report version 1, found  version 0"));
+    assert!(read("{\"a\": 1}").starts_with("expected memtrace-report version 2, found  version 0"));
     assert!(
         read(r#"{"format": "memtrace-\u001b[2J", "version": 2}"#).contains(r"memtrace-\x1b[2J")
+    );
+}
+
+#[test]
+fn call_path_through_a_place_that_is_not_there_is_an_error() {
+    let report = report(&fixture::snapshot(), None).replace("[4, 5]", "[4, 99]");
+
+    let read = read_report(&report, &mut Vocabulary::default());
+
+    assert!(
+        matches!(&read, Err(ReportError::Malformed(error)) if error.to_string() == "there is no place 99"),
+        "{read:?}"
+    );
+}
+
+#[test]
+fn short_report_of_endless_stacks_is_an_error() {
+    let report = report(&fixture::snapshot(), None);
+    // 2^15 times through 2^16 frames.
+    let frame = r#"{"function": null, "file": null, "line": null}"#;
+    let many = vec![frame; 1 << 16].join(",");
+    let place = format!(r#""address": "0x4000", "frames": [{frame}]"#);
+    let report = report.replace(&place, &format!(r#""frames": [{many}]"#));
+    let path = vec!["6"; 1 << 15].join(",");
+
+    let read =
+        read_report(&report.replace("[6]", &format!("[{path}]")), &mut Vocabulary::default());
+
+    let message = "its stacks have more than 1073741824 frames";
+    assert!(
+        matches!(&read, Err(ReportError::Malformed(error)) if error.to_string() == message),
+        "{read:?}"
     );
 }
 

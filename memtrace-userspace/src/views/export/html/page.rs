@@ -4,7 +4,6 @@
 //! that each is written once. Numbers are plain; what differs little from its neighbour is written
 //! as the difference, because deflate then finds the same bytes again and again.
 
-use std::io;
 use std::sync::Arc;
 
 use memtrace_common::unwind::End;
@@ -13,7 +12,7 @@ use serde::Serialize;
 
 use super::rows::{Call, Change, Node, ROOT, Row, Rows};
 use crate::pipeline::snapshot::{Snapshot, Usage};
-use crate::views::export::json;
+use crate::views::export::json::{self, places::Places};
 use crate::views::export::weights::Node as Label;
 use crate::views::ranking::Ranking;
 use crate::views::summary;
@@ -105,7 +104,8 @@ pub(super) fn page<'r>(
     ranking: &'r Ranking,
     rows: &'r Rows,
     labels: &'r Labels,
-) -> io::Result<Page<'r, impl Serialize + use<'r>>> {
+    places: &'r Places<'r>,
+) -> Page<'r, impl Serialize + use<'r>> {
     let mut texts = Texts::default();
     let mut functions = Functions::default();
     for function in &rows.functions {
@@ -133,8 +133,8 @@ pub(super) fn page<'r>(
         nodes.parent.push(if parent == ROOT { 0 } else { index - parent });
         nodes.call.push(call);
     }
-    Ok(Page {
-        report: json::report(snapshot, ranking, 0)?,
+    Page {
+        report: json::report(snapshot, ranking, 0, places),
         target: summary::target(snapshot),
         command: summary::command(snapshot),
         capture: summary::capture(snapshot),
@@ -148,7 +148,7 @@ pub(super) fn page<'r>(
         threads: rows.threads.iter().map(|changes| page_changes(changes)).collect(),
         ends: rows.ends.iter().map(|end| end.0).collect(),
         folded_stacks: rows.folded_stacks,
-    })
+    }
 }
 
 /// Names of calls that are no functions, in the order of [`Rows::calls`]; empty for functions.

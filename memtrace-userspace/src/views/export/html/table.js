@@ -110,8 +110,11 @@ function stackList(frames) {
   );
 }
 
-/** Frames as the JSON report has them. */
-function reportFrames(frames) {
-  return frames.map((frame) => ({ ...frame, name: frame.function ?? `?? in ${baseName(frame.module)}` }));
+/** The frames of a call path, which the report has as numbers of places. */
+function reportFrames(report, path) {
+  return path.flatMap((index) => {
+    const { module, frames } = report.places[index];
+    return frames.map((frame, depth) => ({ ...frame, module, inlined: depth < frames.length - 1, name: frame.function ?? `?? in ${baseName(module)}` }));
+  });
 }
 

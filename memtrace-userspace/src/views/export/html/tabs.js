@@ -179,7 +179,8 @@ function stacksTab(session) {
 function leaksTab(session, state) {
   const { leaks, leak_detection: detection } = session.report;
   const card = (leak) => {
-    const [name, place] = makerOf(leak);
+    const frames = reportFrames(session.report, leak.places);
+    const [name, place] = makerOf(frames);
     const parts = leak.survival.map((cohort) => cohort.live_bytes);
     const kept = leak.survival.reduce((sum, cohort) => sum + cohort.live_blocks, 0);
     const made = leak.survival.reduce((sum, cohort) => sum + cohort.allocated_blocks, 0);
@@ -205,7 +206,7 @@ function leaksTab(session, state) {
         leak.limit_in_ns !== null && `The memory limit is reached in ${duration(leak.limit_in_ns)}.`,
       ),
       parts.length > 1 && bars(parts, "live by age, oldest first"),
-      element("details", null, element("summary", null, "Call path"), stackList(reportFrames(leak.frames))),
+      element("details", null, element("summary", null, "Call path"), stackList(frames)),
     );
   };
   const accused = leaks.filter((leak) => leak.is_leak);
@@ -222,8 +223,8 @@ function leaksTab(session, state) {
   return { box };
 }
 
-function makerOf({ frames }) {
-  const first = reportFrames(frames)[0];
+/** Names of who allocates. */
+function makerOf([first]) {
   return first ? [first.name, placeOf(first)] : ["unknown", ""];
 }
 
@@ -255,8 +256,9 @@ function spikesTab(session, state) {
         "ul",
         { class: "makers" },
         spike.contributors.map((maker) => {
-          const [name, place] = makerOf(maker);
-          return element("li", null, barCell(maker.bytes, spike.measured_bytes, true), element("details", null, element("summary", null, element("span", { class: "name" }, name), element("span", { class: "place" }, place)), stackList(reportFrames(maker.frames))));
+          const frames = reportFrames(session.report, maker.places);
+          const [name, place] = makerOf(frames);
+          return element("li", null, barCell(maker.bytes, spike.measured_bytes, true), element("details", null, element("summary", null, element("span", { class: "name" }, name), element("span", { class: "place" }, place)), stackList(frames)));
         }),
       ),
       spike.threads.length > 0 && element("p", { class: "muted" }, `by ${spike.threads.map((each) => `${each.name || "?"} (thread ${each.tid}) ${bytes(each.bytes)}`).join(", ")}`),

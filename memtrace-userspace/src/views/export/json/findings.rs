@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-use super::stacks::{Frame, frame};
+use super::places::{Path, Places};
 use crate::pipeline::findings::{
     self, Class, Cohort, Confidence, Level, Rate, Severity, ThreadGrowth, Verdict,
 };
@@ -36,7 +36,7 @@ struct Contributor<'r> {
     api: &'static str,
     bytes: u64,
     share: f64,
-    frames: Vec<Frame<'r>>,
+    places: Path<'r>,
 }
 
 #[derive(Serialize)]
@@ -47,11 +47,11 @@ struct Thread {
     bytes: u64,
 }
 
-pub(super) fn spikes(findings: &Findings) -> Vec<Spike<'_>> {
-    findings.spikes.iter().map(spike).collect()
+pub(super) fn spikes<'r>(findings: &'r Findings, places: &'r Places<'r>) -> Vec<Spike<'r>> {
+    findings.spikes.iter().map(|named| spike(named, places)).collect()
 }
 
-fn spike(named: &NamedSpike) -> Spike<'_> {
+fn spike<'r>(named: &'r NamedSpike, places: &'r Places<'r>) -> Spike<'r> {
     let findings::Spike {
         memory,
         severity,
@@ -73,7 +73,7 @@ fn spike(named: &NamedSpike) -> Spike<'_> {
         api: contributor.api.name(),
         bytes: contributor.bytes,
         share: rounded(contributor.bytes as f64 / (*measured_bytes).max(1) as f64, 1e4),
-        frames: frames(stack),
+        places: places.path(stack),
     });
     Spike {
         memory: match memory {
@@ -122,7 +122,7 @@ pub(super) struct Leak<'r> {
     oldest_ns: u64,
     limit_in_ns: Option<u64>,
     survival: Vec<Survival>,
-    frames: Vec<Frame<'r>>,
+    places: Path<'r>,
 }
 
 #[derive(Serialize)]
@@ -154,11 +154,11 @@ struct Suppressed<'r> {
     live_bytes: u64,
 }
 
-pub(super) fn leaks(findings: &Findings) -> Vec<Leak<'_>> {
-    findings.verdicts.iter().map(leak).collect()
+pub(super) fn leaks<'r>(findings: &'r Findings, places: &'r Places<'r>) -> Vec<Leak<'r>> {
+    findings.verdicts.iter().map(|named| leak(named, places)).collect()
 }
 
-fn leak(named: &NamedVerdict) -> Leak<'_> {
+fn leak<'r>(named: &'r NamedVerdict, places: &'r Places<'r>) -> Leak<'r> {
     let Verdict {
         stack: _, // symbolized below
         api,
@@ -199,7 +199,7 @@ fn leak(named: &NamedVerdict) -> Leak<'_> {
         oldest_ns: oldest.0,
         limit_in_ns: *limit_in_ns,
         survival: cohorts.iter().map(survival).collect(),
-        frames: frames(&named.stack),
+        places: places.path(&named.stack),
     }
 }
 
@@ -256,10 +256,6 @@ fn allocating_function(stack: &SymbolizedStack) -> Option<&str> {
 
 fn allocating_module(stack: &SymbolizedStack) -> Option<&str> {
     stack.frames().next().map(|frame| &*frame.function.module)
-}
-
-fn frames(stack: &SymbolizedStack) -> Vec<Frame<'_>> {
-    stack.frames().map(|each| frame(each)).collect()
 }
 
 /// Rounded, so that reports do not differ in the last bits.

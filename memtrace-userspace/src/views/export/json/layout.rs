@@ -13,11 +13,6 @@ pub(in crate::views) struct OneEntryPerLine {
 }
 
 impl OneEntryPerLine {
-    /// The layout of something that stands in an entry of a list: no lines are broken.
-    pub(in crate::views) fn in_an_entry() -> OneEntryPerLine {
-        OneEntryPerLine { depth: 3, empty: false }
-    }
-
     fn begin(&mut self, out: &mut (impl ?Sized + Write), bracket: &[u8]) -> io::Result<()> {
         self.depth += 1;
         self.empty = true;

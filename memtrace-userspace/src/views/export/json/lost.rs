@@ -3,32 +3,34 @@
 use std::io::{self, Write};
 
 use serde::Serialize;
-use serde_json::value::RawValue;
 
 use super::findings;
 use super::layout::OneEntryPerLine;
-use super::stacks::text;
+use super::places::{Path, Places};
 use crate::lost::{Amount, Losses, LostBlocks, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
+use crate::views::export::list::List;
 use crate::views::findings::Findings;
 use crate::views::lost::{Ranking, SymbolizedLosses, caveats};
 use crate::views::printable::printable;
 
 /// The report's `version`.
-pub const VERSION: u32 = 1;
+pub const VERSION: u32 = 2;
 
 #[derive(Serialize)]
-struct Report<'r> {
+struct Report<'r, S> {
     format: &'static str,
     version: u32,
     target: Target,
     scan: Scan,
     totals: Totals,
-    stacks: Vec<Stack>,
+    stacks: S,
     leaks: Option<Vec<findings::Leak<'r>>>,
     leak_detection: Option<findings::LeakDetection<'r>>,
     caveats: Vec<String>,
+    /// Last, because all that goes before refers to it.
+    places: &'r Places<'r>,
 }
 
 #[derive(Serialize)]
@@ -64,7 +66,7 @@ struct Totals {
 }
 
 #[derive(Serialize)]
-struct Stack {
+struct Stack<'r> {
     api: &'static str,
     end: &'static str,
     direct_blocks: u64,
@@ -75,7 +77,7 @@ struct Stack {
     held_bytes: u64,
     indirect_blocks: u64,
     indirect_bytes: u64,
-    frames: Vec<Box<RawValue>>,
+    places: Path<'r>,
 }
 
 /// Writes the losses, of the call paths at most `top`, and what grows, if that is wanted.
@@ -91,6 +93,8 @@ pub fn write(
     let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
         lost.cost;
     let Ranking { stacks, functions: _, born: _, direct, indirect, suppressed } = ranking;
+    let listed = top.and_then(|top| stacks.get(..top)).unwrap_or(stacks);
+    let places = Places::new();
     let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
         format: "memtrace-leaks",
@@ -121,27 +125,24 @@ pub fn write(
             suppressed_blocks: suppressed.blocks,
             suppressed_bytes: suppressed.bytes,
         },
-        stacks: stacks
-            .iter()
-            .take(top.unwrap_or(usize::MAX))
-            .map(stack)
-            .collect::<io::Result<_>>()?,
-        leaks: growth.map(findings::leaks),
+        stacks: List(|| listed.iter().map(|losses| stack(losses, &places))),
+        leaks: growth.map(|growth| findings::leaks(growth, &places)),
         leak_detection: growth.map(|growth| findings::leak_detection(snapshot, growth)),
         caveats: caveats(snapshot, lost),
+        places: &places,
     };
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     report.serialize(&mut serializer).map_err(io::Error::from)?;
     serializer.into_inner().write_all(b"\n")
 }
 
-fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
+fn stack<'r>(symbolized: &'r SymbolizedLosses, places: &'r Places<'r>) -> Stack<'r> {
     let SymbolizedLosses { stack, api, losses } = symbolized;
     let Losses { direct, born, held, indirect } = *losses;
     let Amount { bytes: direct_bytes, blocks: direct_blocks } = direct;
     let Amount { bytes: held_bytes, blocks: held_blocks } = held;
     let Amount { bytes: indirect_bytes, blocks: indirect_blocks } = indirect;
-    Ok(Stack {
+    Stack {
         api: api.name(),
         end: stack.end.name(),
         direct_blocks,
@@ -152,8 +153,8 @@ fn stack(symbolized: &SymbolizedLosses) -> io::Result<Stack> {
         held_bytes,
         indirect_blocks,
         indirect_bytes,
-        frames: stack.frames().map(|frame| text(frame)).collect::<io::Result<_>>()?,
-    })
+        places: places.path(stack),
+    }
 }
 
 #[cfg(test)]
@@ -198,7 +199,8 @@ mod tests {
             "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
         });
         assert_eq!(report["scan"], scan);
-        assert_eq!(report["stacks"][0]["frames"][0]["function"], "leak_per_request");
+        let first = report["stacks"][0]["places"][0].as_u64().expect("an index") as usize;
+        assert_eq!(report["places"][first]["frames"][0]["function"], "leak_per_request");
         assert_eq!(report["stacks"][0]["held_blocks"], 24);
         assert_eq!(report["stacks"][0]["first_born_ns"], 1_000_000_000u64);
         assert_eq!(report["stacks"][0]["last_born_ns"], 7_143_500_000u64);

@@ -8,8 +8,8 @@ use crate::pipeline::statistics::{
 };
 use crate::record::{MemoryByKind, MemoryFigures};
 use crate::views::export::json::named::{Named, name};
-use crate::views::export::json::stacks::{Frame, frame};
-use crate::views::ranking::FunctionUsage;
+use crate::views::export::json::places::{Path, Places};
+use crate::views::ranking::{FunctionUsage, Ranking};
 use crate::views::statistics::{
     Aligned, CallPath, FunctionStatistics, OfFunction, all_sizes, over_aligned,
 };
@@ -75,7 +75,7 @@ struct CallPathStatistics<'r> {
     churn: Churn,
     sizes: Vec<Bucket>,
     lifetimes: Vec<Bucket>,
-    frames: Vec<Frame<'r>>,
+    places: Path<'r>,
 }
 
 /// Blocks that were to be aligned.
@@ -150,16 +150,17 @@ struct Figures {
 
 pub(super) fn statistics<'r>(
     snapshot: &Snapshot,
-    functions: &'r [FunctionUsage],
-    of_functions: &'r FunctionStatistics,
+    ranking: &'r Ranking,
     top: usize,
+    places: &'r Places<'r>,
 ) -> Statistics<'r> {
-    let FunctionStatistics { histograms, call_paths, reallocations, aligned } = of_functions;
+    let FunctionStatistics { histograms, call_paths, reallocations, aligned } = &ranking.statistics;
+    let call_paths = call_paths.iter().take(top).map(|path| call_path(snapshot, path, places));
     Statistics {
         temporary_between: snapshot.statistics.temporary_between,
         allocator: snapshot.statistics.allocator.map(Allocator::name),
         churn: churn(snapshot, &snapshot.totals.heap),
-        churn_by_function: churn_by_function(snapshot, functions, top),
+        churn_by_function: churn_by_function(snapshot, &ranking.functions, top),
         sizes: buckets(&all_sizes(snapshot), 1),
         sizes_by_api: snapshot
             .statistics
@@ -182,7 +183,7 @@ pub(super) fn statistics<'r>(
                 lifetimes: buckets(&of.sum.lifetimes, LIFETIME_UNIT_NS),
             })
             .collect(),
-        call_paths: call_paths.iter().take(top).map(|path| call_path(snapshot, path)).collect(),
+        call_paths: call_paths.collect(),
         over_aligned: alignments(&over_aligned(snapshot)),
         aligned_by_function: aligned
             .iter()
@@ -227,7 +228,11 @@ fn churn_by_function<'r>(
     functions.into_iter().take(top).map(of_function).collect()
 }
 
-fn call_path<'r>(snapshot: &Snapshot, path: &'r CallPath) -> CallPathStatistics<'r> {
+fn call_path<'r>(
+    snapshot: &Snapshot,
+    path: &'r CallPath,
+    places: &'r Places<'r>,
+) -> CallPathStatistics<'r> {
     let CallPath { stack, api, usage, histograms } = path;
     CallPathStatistics {
         api: api.name(),
@@ -236,7 +241,7 @@ fn call_path<'r>(snapshot: &Snapshot, path: &'r CallPath) -> CallPathStatistics<
         churn: churn(snapshot, usage),
         sizes: buckets(&histograms.sizes, 1),
         lifetimes: buckets(&histograms.lifetimes, LIFETIME_UNIT_NS),
-        frames: stack.frames().map(|of_stack| frame(of_stack)).collect(),
+        places: places.path(stack),
     }
 }
 
