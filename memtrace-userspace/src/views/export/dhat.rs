@@ -13,6 +13,7 @@
 //! cut off. What a program held when it ended is live at t-end, and no longer counts for t-gmax.
 
 use std::io::{self, Write};
+use std::sync::Arc;
 
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
@@ -31,9 +32,14 @@ use crate::views::summary;
 pub struct Profile {
     /// The point of each site, by the site's number.
     sites: Vec<Option<usize>>,
-    /// By frames, innermost first, as indices into `frame_table`.
-    by_frames: FxHashMap<Box<[u32]>, usize>,
+    /// By places, innermost first, as indices into `places`: these are fewer than frames.
+    by_path: FxHashMap<Box<[u32]>, usize>,
     points: Vec<Point>,
+    /// What stands at each place, as indices into `frame_table`.
+    places: Vec<Arc<[u32]>>,
+    place_ids: FxHashMap<Arc<[u32]>, u32>,
+    /// The place that begins with this frame, which is kept so that nothing else comes to lie there.
+    begun_by: FxHashMap<*const Frame, (u32, Arc<Frame>)>,
     frame_ids: FxHashMap<String, u32>,
     frame_table: Vec<String>,
     held_bytes: u64,
@@ -100,7 +106,7 @@ struct File<'p, P> {
 }
 
 #[derive(Serialize)]
-struct ProgramPoint<'p> {
+struct ProgramPoint {
     tb: u64,
     tbk: u64,
     tl: u64,
@@ -110,15 +116,18 @@ struct ProgramPoint<'p> {
     gbk: u64,
     eb: u64,
     ebk: u64,
-    fs: &'p [u32],
+    fs: Vec<u32>,
 }
 
 impl Default for Profile {
     fn default() -> Profile {
         Profile {
             sites: Vec::new(),
-            by_frames: FxHashMap::default(),
+            by_path: FxHashMap::default(),
             points: Vec::new(),
+            places: Vec::new(),
+            place_ids: FxHashMap::default(),
+            begun_by: FxHashMap::default(),
             frame_ids: FxHashMap::default(),
             // The viewer takes the first one for the root.
             frame_table: vec!["[root]".to_owned()],
@@ -158,20 +167,20 @@ impl Profile {
             return known;
         }
         let (api, stack) = pipeline.known_call_path(site);
-        let mut frames = vec![self.frame(api_frame(api))];
+        let mut path = vec![self.place([api_frame(api)])];
         match stack {
             Some(stack) => {
                 names.learn_jit_names(&pipeline.jit_names());
                 let stack = names.symbolize_once(pipeline.images(), stack);
-                frames.extend(stack.frames().map(|frame| self.frame(label(frame))));
+                path.extend(stack.places().map(|place| self.known_place(place)));
                 if stack.end != End::Root {
-                    frames.push(self.frame(Node::Cut(stack.end).name()));
+                    path.push(self.place([Node::Cut(stack.end).name()]));
                 }
             }
-            None => frames.push(self.frame(Node::Cut(End::Missing).name())),
+            None => path.push(self.place([Node::Cut(End::Missing).name()])),
         }
         let points = &mut self.points;
-        let point = *self.by_frames.entry(frames.into()).or_insert_with(|| {
+        let point = *self.by_path.entry(path.into()).or_insert_with(|| {
             points.push(Point::default());
             points.len() - 1
         });
@@ -180,6 +189,26 @@ impl Profile {
         }
         self.sites[site.index()] = Some(point);
         point
+    }
+
+    fn known_place(&mut self, place: &[Arc<Frame>]) -> u32 {
+        let first = &place[0];
+        if let Some(&(known, _)) = self.begun_by.get(&Arc::as_ptr(first)) {
+            return known;
+        }
+        let id = self.place(place.iter().map(|frame| label(frame)));
+        self.begun_by.insert(Arc::as_ptr(first), (id, Arc::clone(first)));
+        id
+    }
+
+    fn place(&mut self, texts: impl IntoIterator<Item = String>) -> u32 {
+        let frames: Arc<[u32]> = texts.into_iter().map(|text| self.frame(text)).collect();
+        let places = &mut self.places;
+        *self.place_ids.entry(frames).or_insert_with_key(|frames| {
+            places.push(Arc::clone(frames));
+            // Fits, as frames do.
+            places.len() as u32 - 1
+        })
     }
 
     fn frame(&mut self, text: String) -> u32 {
@@ -195,12 +224,12 @@ impl Profile {
 
     /// Writes the file.
     pub fn write(&self, mut out: impl Write, snapshot: &Snapshot) -> io::Result<()> {
-        let mut points: Vec<(&[u32], &Point)> = self
-            .by_frames
-            .iter()
-            .map(|(frames, &point)| (&**frames, &self.points[point]))
-            .collect();
-        points.sort_by_key(|&(frames, _)| frames);
+        let mut points: Vec<(&[u32], &Point)> =
+            self.by_path.iter().map(|(path, &point)| (&**path, &self.points[point])).collect();
+        points.sort_by_key(|&(path, _)| path);
+        let frames = |path: &[u32]| -> Vec<u32> {
+            path.iter().flat_map(|&place| &*self.places[place as usize]).copied().collect()
+        };
         let file = File {
             version: 2,
             mode: "heap, by memtrace",
@@ -218,7 +247,7 @@ impl Profile {
             pps: List(|| {
                 let epoch = self.epoch;
                 let now_ns = snapshot.now.0;
-                points.iter().map(move |(frames, point)| point.shown(frames, epoch, now_ns))
+                points.iter().map(move |(path, point)| point.shown(frames(path), epoch, now_ns))
             }),
             ftbl: &self.frame_table,
         };
@@ -252,7 +281,7 @@ impl Point {
         }
     }
 
-    fn shown<'p>(&self, frames: &'p [u32], epoch: u64, now_ns: u64) -> ProgramPoint<'p> {
+    fn shown(&self, frames: Vec<u32>, epoch: u64, now_ns: u64) -> ProgramPoint {
         let peak = if self.written == epoch { self.peak } else { self.held };
         // What is live has lived until now.
         let live_ns = now_ns.wrapping_mul(self.live.blocks);
@@ -313,7 +342,7 @@ mod tests {
         point.apply(&posting(Change::Acquire, 50), 2_000_000, 1);
         point.apply(&posting(Change::Release, 100), 3_000_000, 1);
 
-        let shown = point.shown(&[1], 1, 10_000_000);
+        let shown = point.shown(vec![1], 1, 10_000_000);
         assert_eq!((shown.tb, shown.tbk), (150, 2));
         assert_eq!((shown.mb, shown.mbk), (150, 2));
         assert_eq!((shown.gb, shown.gbk), (100, 1));
@@ -329,7 +358,7 @@ mod tests {
         point.apply(&posting(Change::Acquire, 100), 1_000_000, 0);
         point.apply(&posting(Change::Abandon, 100), 2_000_000, 1);
 
-        let shown = point.shown(&[1], 2, 3_000_000);
+        let shown = point.shown(vec![1], 2, 3_000_000);
         assert_eq!((shown.gb, shown.eb), (0, 100));
     }
 
@@ -339,7 +368,7 @@ mod tests {
 
         point.apply(&posting(Change::Inherit, 100), 1_000_000, 0);
 
-        let shown = point.shown(&[1], 1, 1_000_000);
+        let shown = point.shown(vec![1], 1, 1_000_000);
         assert_eq!((shown.tb, shown.mb, shown.eb), (0, 100, 100));
     }
 }
