@@ -24,10 +24,13 @@ pub(crate) const REPORTS: &[Report] = &[
     ("dhat", &["report", "TRACE", "-o", "OUT.dhat.json"]),
     ("heaptrack", &["report", "TRACE", "-o", "OUT.heaptrack.zst"]),
     ("parquet", &["report", "TRACE", "-o", "OUT.parquet"]),
+    ("timeline", &["report", "TRACE", "--timeline", "-o", "OUT.timeline.json"]),
     ("diff", &["diff", "TRACE", "TRACE", "-o", "OUT.diff.txt"]),
+    ("diff-json", &["diff", "TRACE", "TRACE", "--format", "json", "-o", "OUT.diff.json"]),
     ("check", &["check", "TRACE", "--max-live", "1TB"]),
     ("range", &["report", "TRACE", "--from", "FROM", "--to", "TO", "-o", "OUT.range.json"]),
     ("moment", &["report", "TRACE", "--at", "peak", "-o", "OUT.peak.json"]),
+    ("snapshot", &["snapshot", "TRACE", "--at", "peak", "-o", "OUT.held.mtrace"]),
 ];
 
 /// What a report took.
