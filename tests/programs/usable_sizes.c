@@ -21,13 +21,14 @@ static void show(size_t alignment, size_t size) {
     free(block);
 }
 
-// Every small size, and those around powers of two, quarters of them, and pages.
+// Every small size, and those around powers of two, quarters of them, and pages: to 7 MiB, and to 56
+// without an alignment.
 static void show_all(size_t alignment) {
     static const long around[] = {-4096, -25, -24, -17, -9, -8, -1, 0, 1, 8, 9, 24, 4072, 4096};
     for (size_t size = 1; size <= 2100; size++) {
         show(alignment, size);
     }
-    for (int bit = 11; bit < 23; bit++) {
+    for (int bit = 11; bit < (alignment == 0 ? 26 : 23); bit++) {
         for (size_t quarter = 4; quarter < 8; quarter++) {
             for (size_t i = 0; i < sizeof around / sizeof *around; i++) {
                 long size = (long)(((size_t)1 << bit) / 4 * quarter) + around[i];

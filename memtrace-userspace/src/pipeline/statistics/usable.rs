@@ -216,17 +216,22 @@ fn jemalloc_aligned(size_bytes: u64, alignment: Alignment) -> u64 {
     jemalloc(size_bytes.max(LARGE))
 }
 
-/// Bins of four to each power of two, as jemalloc's; large blocks are rows of slices.
+/// Bins of four to each power of two, as jemalloc's; large blocks are rows of slices, and what is
+/// larger than a bin comes from the system in steps that grow.
 #[inline(always)]
 fn mimalloc(size_bytes: u64) -> u64 {
     const LARGEST_BIN: u64 = 128 << 10;
     const SLICE: u64 = 64 << 10;
     const MANY_SLICES: u64 = 512 << 10;
-    match size_bytes {
-        0..=LARGEST_BIN => jemalloc(size_bytes),
-        _ if size_bytes <= MANY_SLICES => round_up(size_bytes, SLICE),
-        _ => round_up(size_bytes, MANY_SLICES),
-    }
+    const MIB: u64 = 1 << 20;
+    let step_bytes = match size_bytes {
+        0..=LARGEST_BIN => return jemalloc(size_bytes),
+        _ if size_bytes <= MANY_SLICES => SLICE,
+        _ if size_bytes <= 8 * MIB => MANY_SLICES,
+        _ if size_bytes <= 32 * MIB => MIB,
+        _ => 4 * MIB,
+    };
+    round_up(size_bytes, step_bytes)
 }
 
 /// gperftools' pages, and the largest block that is not made of whole ones.
