@@ -166,6 +166,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         trace,
         symbols,
         command,
+        leak_after,
         ..
     } = arguments;
     let inputs: Vec<&Path> =
@@ -181,8 +182,17 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let mut words = Vocabulary::default();
     let (profile, ends) = match trace_file {
         Some(trace) => {
-            let names = symbols.names();
-            (load_judged(&trace, names, detectors, &suppressions, &mut words)?, Vec::new())
+            let (names, after) = (symbols.names(), detectors.detectors.leaks.after);
+            let profile = load_judged(&trace, names, detectors, &suppressions, &mut words)?;
+            let judged = profile.growth.as_ref().map(|growth| growth.needed);
+            if let Some(judged) = judged.filter(|judged| *judged != after && leak_after.is_some()) {
+                bail!(
+                    "{} was written with --leak-after {}; write it anew, or check the trace itself",
+                    trace.display(),
+                    quantity::duration(judged)
+                );
+            }
+            (profile, Vec::new())
         }
         None => {
             let (options, load) = match is_attach {
@@ -295,8 +305,9 @@ fn detectors(budget: &Budget, leak_after: Option<Duration>) -> Limits {
     let leaks = &mut limits.detectors.leaks;
     leaks.after = leak_after.unwrap_or(leaks.after);
     for Limit { scope: _, metric, bound, line: _ } in &budget.limits {
-        if let (Metric::Leaks, &Bound::AtMost(rate @ 1..)) = (metric, bound) {
-            leaks.healthy_bytes_per_hour = leaks.healthy_bytes_per_hour.min(rate as f64);
+        if let (Metric::Leaks, &Bound::AtMost(rate)) = (metric, bound) {
+            let slowest = budget::slowest_leak(rate) as f64;
+            leaks.healthy_bytes_per_hour = leaks.healthy_bytes_per_hour.min(slowest);
         }
     }
     limits

@@ -29,7 +29,7 @@ pub(crate) fn load_judged(
 ) -> Result<Profile> {
     if let Some(report) = open_report(path)? {
         let what = || format!("cannot read {}", path.display());
-        return read_report(&report, words).with_context(what);
+        return read_report(&report, suppressions, words).with_context(what);
     }
     let mut names = names;
     let snapshot = replay(path, &[], limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?;

@@ -354,7 +354,8 @@ impl Pipeline {
         });
         let leaks = verdicts.iter().filter(|verdict| verdict.class.is_leak()).count();
         verdicts.truncate(leaks + MILD_VERDICTS);
-        Leaks { verdicts, needed_ns, limit: *limit }
+        let told_from_bytes_per_hour = options.healthy_bytes_per_hour;
+        Leaks { verdicts, needed_ns, told_from_bytes_per_hour, limit: *limit }
     }
 
     /// Live bytes of the heap at the bounds of a site's spans.

@@ -188,6 +188,8 @@ pub struct Leaks {
     pub verdicts: Vec<Verdict>,
     /// How long the session must be before anybody is accused.
     pub needed_ns: u64,
+    /// Bytes an hour from which on growth is told.
+    pub told_from_bytes_per_hour: f64,
     /// The limit against which `limit_in_ns` is reckoned.
     pub limit: Option<MemoryLimit>,
 }

@@ -26,6 +26,7 @@ pub use self::github::write as write_github;
 pub use self::json::{VERSION, write as write_json};
 pub use self::judge::judge;
 pub use self::junit::write as write_junit;
+pub use self::leaks::slowest as slowest_leak;
 pub use self::text::{Options, render};
 use crate::views::quantity;
 use crate::views::ranking::SortKey;

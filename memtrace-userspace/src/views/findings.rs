@@ -80,7 +80,8 @@ impl Findings {
             NamedSpike { spike: spike.clone(), stacks }
         });
         let spikes = spikes.collect();
-        let Leaks { verdicts, needed_ns: _, limit: _ } = &snapshot.leaks;
+        let Leaks { verdicts, needed_ns: _, told_from_bytes_per_hour: _, limit: _ } =
+            &snapshot.leaks;
         let verdicts = verdicts.iter().map(|verdict| NamedVerdict {
             verdict: verdict.clone(),
             stack: names.symbolize(&snapshot.images, &verdict.stack),
@@ -90,10 +91,7 @@ impl Findings {
 
     /// Takes out the leaks that the suppressions name, and counts them.
     pub fn suppress(&mut self, suppressions: &Suppressions) {
-        let mut counted: Vec<Suppressed> = suppressions
-            .patterns()
-            .map(|pattern| Suppressed { pattern: pattern.to_owned(), leaks: 0, live_bytes: 0 })
-            .collect();
+        let mut counted = suppressions.counts();
         self.verdicts.retain(|NamedVerdict { verdict, stack }| {
             let Some(index) = suppressions.find(stack) else { return true };
             if verdict.class.is_leak() {

@@ -29,7 +29,7 @@ use self::names::{comparable_module, comparable_name};
 pub use self::report::{MAX_REPORT_BYTES, ReportError, read as read_report};
 use crate::pipeline::add_usage;
 use crate::pipeline::findings::Class;
-use crate::pipeline::snapshot::{Snapshot, Totals, Usage};
+use crate::pipeline::snapshot::{Scope, Snapshot, Totals, Usage};
 use crate::record::{EndReason, Origin};
 use crate::views::counters::{self, TRACE_TRUNCATED, Weight};
 use crate::views::findings::{NamedVerdict, Suppressed};
@@ -228,8 +228,8 @@ pub struct Coverage {
 /// A call path that leaks, or that grows and may.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct GrowingPath {
-    /// What kind of growth it is.
-    pub class: Class,
+    /// Whether it is a leak; else that is undetermined.
+    pub is_leak: bool,
     /// How fast.
     pub bytes_per_hour: u64,
     /// Half the width of the rate's interval of 95%.
@@ -243,8 +243,12 @@ pub struct GrowingPath {
 /// What the detector of leaks found.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Growth {
-    /// How long a session must be before anybody is accused.
+    /// How long the session, or the range of it, is that was judged.
+    pub watched: Duration,
+    /// How long it must be before anybody is accused.
     pub needed: Duration,
+    /// Bytes an hour from which on growth is told.
+    pub told_from_bytes_per_hour: u64,
     /// Leaks first, the fastest first; what has levelled off is not among them.
     pub paths: Vec<GrowingPath>,
     /// What the user knows and does not want to hear of.
@@ -304,7 +308,7 @@ impl Profile {
             ranking.findings.verdicts.iter().filter_map(|NamedVerdict { verdict, stack }| {
                 let is_told = verdict.class.is_leak() || verdict.class == Class::Undetermined;
                 is_told.then(|| GrowingPath {
-                    class: verdict.class,
+                    is_leak: verdict.class.is_leak(),
                     // Rounded up: an interval is never too narrow.
                     bytes_per_hour: verdict.rate.bytes_per_hour.max(0.0).ceil() as u64,
                     plus_minus: verdict.rate.plus_minus.max(0.0).ceil() as u64,
@@ -313,7 +317,16 @@ impl Profile {
                 })
             });
         let growth = Growth {
+            watched: match snapshot.scope {
+                Scope::Run => summary::since_start(snapshot.now),
+                Scope::Range(range) => {
+                    Duration::from_nanos(snapshot.now.0.saturating_sub(range.from.0))
+                }
+                Scope::Moment => Duration::ZERO,
+            },
             needed: Duration::from_nanos(snapshot.leaks.needed_ns),
+            told_from_bytes_per_hour: snapshot.leaks.told_from_bytes_per_hour.max(0.0).ceil()
+                as u64,
             paths: paths.collect(),
             suppressed: ranking.findings.suppressed.clone(),
         };

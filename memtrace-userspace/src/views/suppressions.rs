@@ -7,11 +7,10 @@
 //!   leak:libfoo.so            functions, modules and source files are looked at
 //! ```
 
-use std::sync::Arc;
-
 use thiserror::Error;
 
-use crate::views::frames::{Frame, SymbolizedStack};
+use crate::views::findings::Suppressed;
+use crate::views::frames::{Function, SymbolizedStack};
 use crate::views::printable::printable_str;
 
 /// Why a file of suppressions cannot be used.
@@ -60,16 +59,32 @@ impl Suppressions {
         Ok(Suppressions { patterns })
     }
 
-    /// The patterns, as they were given.
-    pub(super) fn patterns(&self) -> impl Iterator<Item = &str> {
-        self.patterns.iter().map(|pattern| pattern.text.as_str())
+    /// For each pattern that it hides nothing yet.
+    pub(super) fn counts(&self) -> Vec<Suppressed> {
+        let none = |pattern: &Pattern| {
+            let pattern = pattern.text.clone();
+            Suppressed { pattern, leaks: 0, live_bytes: 0 }
+        };
+        self.patterns.iter().map(none).collect()
     }
 
     /// The first pattern that fits any frame of a stack.
     pub(super) fn find(&self, stack: &SymbolizedStack) -> Option<usize> {
-        self.patterns
-            .iter()
-            .position(|pattern| stack.frames().any(|frame| pattern.fits_frame(frame)))
+        self.find_in(|| {
+            stack.frames().flat_map(|frame| {
+                let Function { name, module, file, id: _ } = &*frame.function;
+                [name.as_deref(), Some(&**module), file.as_deref()]
+            })
+        })
+    }
+
+    /// The first pattern that fits any text: the functions, modules and source files of a stack.
+    pub(super) fn find_in<'t, T: Iterator<Item = Option<&'t str>>>(
+        &self,
+        texts: impl Fn() -> T,
+    ) -> Option<usize> {
+        let fits = |pattern: &Pattern| texts().flatten().any(|text| pattern.fits(text));
+        self.patterns.iter().position(fits)
     }
 }
 
@@ -89,12 +104,6 @@ impl Pattern {
             at_start,
             at_end,
         }
-    }
-
-    fn fits_frame(&self, frame: &Arc<Frame>) -> bool {
-        let function = &frame.function;
-        let texts = [function.name.as_deref(), Some(&*function.module), function.file.as_deref()];
-        texts.into_iter().flatten().any(|text| self.fits(text))
     }
 
     fn fits(&self, text: &str) -> bool {

@@ -176,3 +176,34 @@ fn limits_that_make_no_sense_are_one_line_each() {
     let no_target = memtrace(&["check", "--max-peak", "1G"]);
     assert_eq!((no_target.status.code(), text(&no_target.stdout)), (Some(2), String::new()));
 }
+
+#[test]
+fn leaks_of_a_report_are_judged_as_those_of_its_trace_if_it_tells_of_all_that_count() {
+    let files = Files::new();
+    let trace = trace_with_a_probe(&files, 100);
+    let plain = json_report(&files, &trace, "plain.json");
+    let slow = files.path("slow.json");
+    let arguments = ["report", utf8(&trace), "--leak-threshold", "healthy=100KB/h", "-o"];
+    assert_eq!(memtrace(&[&arguments[..], &[utf8(&slow)]].concat()).status.code(), Some(0));
+    let check = |path: &Path, most| {
+        let output = memtrace(&["check", utf8(path), "--max-leaks", most]);
+        (output.status.code(), text(&output.stdout))
+    };
+    let verdicts = |path: &Path| {
+        ["100KB/h", "10MB/h"].map(|most| {
+            let (status, stdout) = check(path, most);
+            (status, stdout.contains("  FAIL"), stdout.contains("  pass"))
+        })
+    };
+
+    let of_trace = verdicts(&trace);
+
+    assert_eq!(of_trace, [(Some(1), true, false), (Some(0), false, true)]);
+    assert_eq!(verdicts(&slow), of_trace);
+    let (status, stdout) = check(&plain, "100KB/h");
+    assert_eq!(status, Some(1));
+    assert!(stdout.contains("--leak-threshold healthy=100000/h"), "{stdout}");
+    assert_eq!(check(&plain, "10MB/h").0, Some(0));
+    let other = ["check", utf8(&plain), "--max-leaks", "10MB/h", "--leak-after", "5s"];
+    assert_error(&memtrace(&other), "was written with --leak-after 30.0 s");
+}

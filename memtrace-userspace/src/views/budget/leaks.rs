@@ -12,6 +12,7 @@
 use super::judge::NO_ALLOCATOR;
 use super::reading::{Look, Matcher, TOP_STACKS};
 use super::{Loss, Numbers, Place, Row, Scope, TopStack, Unit, Verdict};
+use crate::pipeline::DetectorOptions;
 use crate::views::profile::{Coverage, Frame, GrowingPath, Growth, Profile, Vocabulary, label};
 use crate::views::quantity::{bytes, counted, duration};
 
@@ -43,9 +44,13 @@ pub(super) fn judge(
     loss: Loss,
     words: &Vocabulary,
 ) {
-    let Coverage { duration: observed, has_allocator, losses, .. } = &profile.coverage;
+    let Coverage { has_allocator, losses, .. } = &profile.coverage;
     let Some(growth) = &profile.growth else {
-        row.notes.push("a JSON report does not tell from which rate on it names a leak; check the trace itself".to_owned());
+        row.notes.push(
+            "the report is of a memtrace that did not write from which rate on it tells a leak; \
+             write it anew, or check the trace"
+                .to_owned(),
+        );
         return;
     };
     let leaking = read(growth, scope, words);
@@ -77,11 +82,19 @@ pub(super) fn judge(
     } else if !has_allocator {
         notes.push(NO_ALLOCATOR.to_owned());
         Verdict::Unknown
-    } else if *observed < growth.needed {
+    } else if growth.watched < growth.needed {
         notes.push(format!(
             "not long enough to tell: a path is watched for {} before it is accused; \
              --leak-after sets that",
             duration(growth.needed)
+        ));
+        Verdict::Unknown
+    } else if growth.told_from_bytes_per_hour > slowest(allowed) {
+        notes.push(format!(
+            "the report tells of leaks from {}/h on, and slower ones count: write it with \
+             --leak-threshold healthy={}/h, or check the trace",
+            bytes(growth.told_from_bytes_per_hour),
+            slowest(allowed)
         ));
         Verdict::Unknown
     } else if most > allowed || (!losses.is_empty() && loss == Loss::Matters) {
@@ -94,6 +107,12 @@ pub(super) fn judge(
     }
 }
 
+/// Bytes an hour from which on a path counts for a limit: what is usual, or the limit if it is lower.
+pub fn slowest(allowed: u64) -> u64 {
+    let usual = DetectorOptions::default().leaks.healthy_bytes_per_hour as u64;
+    if allowed == 0 { usual } else { usual.min(allowed) }
+}
+
 /// Looks for leaks of these functions, or all.
 fn read(growth: &Growth, scope: &Scope, words: &Vocabulary) -> Leaking {
     let mut matcher = match scope {
@@ -102,7 +121,7 @@ fn read(growth: &Growth, scope: &Scope, words: &Vocabulary) -> Leaking {
     };
     let mut leaking = Leaking::default();
     for path in &growth.paths {
-        let GrowingPath { class, bytes_per_hour, plus_minus, is_complete, path } = path;
+        let GrowingPath { is_leak, bytes_per_hour, plus_minus, is_complete, path } = path;
         let most = bytes_per_hour.saturating_add(*plus_minus);
         let look = matcher.as_mut().map(|matcher| matcher.look(path, *is_complete, words));
         let inside = match look {
@@ -114,7 +133,7 @@ fn read(growth: &Growth, scope: &Scope, words: &Vocabulary) -> Leaking {
             }
             Some(Look::Outside) => continue,
         };
-        if !class.is_leak() {
+        if !is_leak {
             leaking.undetermined = leaking.undetermined.saturating_add(most);
             continue;
         }

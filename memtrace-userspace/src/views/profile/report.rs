@@ -14,14 +14,18 @@ use serde::Deserialize;
 use serde::de::Error as _;
 use thiserror::Error;
 
-use super::{Coverage, NamedFrame, Path, PlaceId, Profile, Stack, Vocabulary, losses};
+use super::{
+    Coverage, GrowingPath, Growth, NamedFrame, Path, PlaceId, Profile, Stack, Vocabulary, losses,
+};
 use crate::pipeline::snapshot::{Totals, Usage};
 use crate::record::{Origin, Time};
 use crate::views::export::json::VERSION;
+use crate::views::findings::Suppressed;
 use crate::views::frames::base_name;
 use crate::views::printable::printable_str;
 use crate::views::quantity;
 use crate::views::ranking::Memory;
+use crate::views::suppressions::Suppressions;
 
 /// The largest report that is read: it is held in memory.
 pub const MAX_REPORT_BYTES: u64 = 1 << 30;
@@ -67,6 +71,11 @@ struct Report<'t> {
     stacks: Vec<ReportStack<'t>>,
     #[serde(borrow)]
     places: Vec<ReportPlace<'t>>,
+    part: Part,
+    #[serde(borrow)]
+    leaks: Vec<Leak<'t>>,
+    #[serde(borrow)]
+    leak_detection: LeakDetection<'t>,
     counters: BTreeMap<String, u64>,
     caveats: Vec<String>,
 }
@@ -150,6 +159,44 @@ struct ReportPlace<'t> {
     frames: Vec<ReportFrame<'t>>,
 }
 
+/// Which part of the session the report shows.
+#[derive(Deserialize)]
+struct Part {
+    from_ns: u64,
+    to_ns: u64,
+}
+
+#[derive(Deserialize)]
+struct Leak<'t> {
+    #[serde(borrow)]
+    class: Cow<'t, str>,
+    is_leak: bool,
+    bytes_per_hour: i64,
+    bytes_per_hour_plus_minus: i64,
+    live_bytes: u64,
+    #[serde(borrow)]
+    end: Cow<'t, str>,
+    /// Indices.
+    places: Box<[u32]>,
+}
+
+#[derive(Deserialize)]
+struct LeakDetection<'t> {
+    needed_ns: u64,
+    /// Reports of earlier memtraces do not have it.
+    told_from_bytes_per_hour: Option<u64>,
+    #[serde(borrow)]
+    suppressed: Vec<ReportSuppressed<'t>>,
+}
+
+#[derive(Deserialize)]
+struct ReportSuppressed<'t> {
+    #[serde(borrow)]
+    pattern: Cow<'t, str>,
+    leaks: u64,
+    live_bytes: u64,
+}
+
 #[derive(Deserialize)]
 struct ReportFrame<'t> {
     #[serde(borrow)]
@@ -159,28 +206,27 @@ struct ReportFrame<'t> {
     line: Option<u32>,
 }
 
-/// Reads the text of a report.
-pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> {
+/// Reads the text of a report; of its leaks, those that are not suppressed.
+pub fn read(
+    text: &str,
+    suppressions: &Suppressions,
+    words: &mut Vocabulary,
+) -> Result<Profile, ReportError> {
     let Head { format, version } = serde_json::from_str(text)?;
     if format != "memtrace-report" || version != u64::from(VERSION) {
         let format = printable_str(&format).chars().take(40).collect();
         return Err(ReportError::OtherFormat { format, version });
     }
-    let Report { target, capture, totals, stacks, places, counters, caveats } =
-        serde_json::from_str(text)?;
+    let report: Report = serde_json::from_str(text)?;
+    let Report { target, capture, totals, stacks, places, .. } = report;
+    let Report { part, leaks, leak_detection, counters, caveats, .. } = report;
     let exe = target.exe.as_deref().map(printable_str);
-    let places: Vec<PlaceId> = places
-        .into_iter()
-        .map(|place| words.intern_named(exe.as_deref(), place))
-        .collect::<Result<_, _>>()?;
+    let places = Places::intern(&places, exe.as_deref(), words)?;
+    let growth = growth(&part, &leaks, leak_detection, suppressions, &places)?;
     let mut frames = 0;
     let mut listed = Vec::with_capacity(stacks.len());
-    for ReportStack { api, end, usage, places: path } in stacks {
-        let place = |&index: &u32| {
-            let beyond = || serde_json::Error::custom(format!("there is no place {index}"));
-            places.get(index as usize).copied().ok_or_else(beyond)
-        };
-        let path = Path(path.iter().map(place).collect::<Result<_, _>>()?);
+    for ReportStack { api, end, usage, places: indices } in stacks {
+        let path = places.path(&indices)?;
         frames += path.0.iter().map(|place| words.places[place.0 as usize].len()).sum::<usize>();
         if frames > MAX_FRAMES {
             let message = format!("its stacks have more than {MAX_FRAMES} frames");
@@ -239,8 +285,55 @@ pub fn read(text: &str, words: &mut Vocabulary) -> Result<Profile, ReportError> 
             peak_resident_bytes: totals.peak_resident_bytes,
         },
         stacks: listed,
-        growth: None,
+        growth,
     })
+}
+
+/// What grows; `None` if the report does not say from which rate on it tells that.
+fn growth(
+    part: &Part,
+    leaks: &[Leak<'_>],
+    detection: LeakDetection<'_>,
+    suppressions: &Suppressions,
+    places: &Places<'_, '_>,
+) -> Result<Option<Growth>, serde_json::Error> {
+    let LeakDetection { needed_ns, told_from_bytes_per_hour, suppressed } = detection;
+    let Some(told_from_bytes_per_hour) = told_from_bytes_per_hour else { return Ok(None) };
+    let mut counted: Vec<Suppressed> = suppressions.counts();
+    let mut paths = Vec::new();
+    for leak in leaks {
+        if !leak.is_leak && leak.class != "undetermined" {
+            continue;
+        }
+        let texts = || places.texts(&leak.places);
+        if let Some(index) = suppressions.find_in(texts) {
+            counted[index].leaks += u64::from(leak.is_leak);
+            let bytes = &mut counted[index].live_bytes;
+            *bytes = bytes.saturating_add(if leak.is_leak { leak.live_bytes } else { 0 });
+            continue;
+        }
+        paths.push(GrowingPath {
+            is_leak: leak.is_leak,
+            bytes_per_hour: u64::try_from(leak.bytes_per_hour).unwrap_or(0),
+            // The report has both numbers rounded; an interval is never too narrow.
+            plus_minus: u64::try_from(leak.bytes_per_hour_plus_minus)
+                .unwrap_or(0)
+                .saturating_add(1),
+            is_complete: leak.end == End::Root.name(),
+            path: places.path(&leak.places)?,
+        });
+    }
+    counted.retain(|suppressed| suppressed.leaks > 0);
+    let before = suppressed.into_iter().map(|ReportSuppressed { pattern, leaks, live_bytes }| {
+        Suppressed { pattern: printable_str(&pattern).into_owned(), leaks, live_bytes }
+    });
+    Ok(Some(Growth {
+        watched: Duration::from_nanos(part.to_ns.saturating_sub(part.from_ns)),
+        needed: Duration::from_nanos(needed_ns),
+        told_from_bytes_per_hour,
+        paths,
+        suppressed: before.chain(counted).collect(),
+    }))
 }
 
 fn target_name(exe: Option<&str>, pid: Option<u32>) -> String {
@@ -252,29 +345,65 @@ fn target_name(exe: Option<&str>, pid: Option<u32>) -> String {
     }
 }
 
+/// The places of a report: what it says of them, and as what they are known here.
+struct Places<'r, 't> {
+    said: &'r [ReportPlace<'t>],
+    known: Vec<PlaceId>,
+}
+
+impl<'r, 't> Places<'r, 't> {
+    fn intern(
+        said: &'r [ReportPlace<'t>],
+        exe: Option<&str>,
+        words: &mut Vocabulary,
+    ) -> Result<Self, serde_json::Error> {
+        let known = said.iter().map(|place| words.intern_named(exe, place)).collect::<Result<_, _>>()?;
+        Ok(Places { said, known })
+    }
+
+    fn path(&self, indices: &[u32]) -> Result<Path, serde_json::Error> {
+        let known = |&index: &u32| self.known.get(index as usize).copied().ok_or_else(|| beyond(index));
+        indices.iter().map(known).collect::<Result<_, _>>().map(Path)
+    }
+
+    /// All that suppressions look at in a call path.
+    fn texts(&self, indices: &[u32]) -> impl Iterator<Item = Option<&str>> {
+        let places = indices.iter().filter_map(|index| self.said.get(*index as usize));
+        places.flat_map(|ReportPlace { module, frames }| {
+            frames.iter().flat_map(|ReportFrame { function, file, line: _ }| {
+                [function.as_deref(), Some(&**module), file.as_deref()]
+            })
+        })
+    }
+}
+
+fn beyond(index: u32) -> serde_json::Error {
+    serde_json::Error::custom(format!("there is no place {index}"))
+}
+
 impl Vocabulary {
     fn intern_named(
         &mut self,
         exe: Option<&str>,
-        place: ReportPlace<'_>,
+        place: &ReportPlace<'_>,
     ) -> Result<PlaceId, serde_json::Error> {
         let ReportPlace { module, frames } = place;
         if frames.is_empty() {
             return Err(serde_json::Error::custom("a place has no frames"));
         }
-        let module = printable_str(&module);
-        let intern = |ReportFrame { function, file, line }| {
+        let module = printable_str(module);
+        let intern = |ReportFrame { function, file, line }: &ReportFrame<'_>| {
             let function = function.as_deref().map(printable_str);
             let file = file.as_deref().map(printable_str);
             let named = NamedFrame {
                 function: function.as_deref(),
                 module: &module,
                 file: file.as_deref(),
-                line,
+                line: *line,
             };
             self.intern(exe, &named)
         };
-        let frames = frames.into_iter().map(intern).collect();
+        let frames = frames.iter().map(intern).collect();
         Ok(self.intern_place(frames))
     }
 }

@@ -2,6 +2,7 @@ use super::*;
 use crate::views::export::json;
 use crate::views::fixture;
 use crate::views::ranking::{SortKey, rank};
+use crate::views::suppressions::Suppressions;
 
 fn live(snapshot: &Snapshot, words: &mut Vocabulary) -> Profile {
     let ranking = rank(snapshot, &mut fixture::names(), SortKey::Live);
@@ -21,13 +22,45 @@ fn report_read_back_is_the_session() {
     let mut words = Vocabulary::default();
 
     let session = live(&snapshot, &mut words);
-    let back = read_report(&report(&snapshot, None), &mut words).expect("a report");
+    let back = read_report(&report(&snapshot, None), &Suppressions::default(), &mut words)
+        .expect("a report");
 
     assert_eq!(back.target, session.target);
     assert_eq!(back.coverage, session.coverage);
     assert_eq!(back.caveats, session.caveats);
     assert_eq!(back.totals, session.totals);
     assert_eq!(back.stacks, session.stacks);
+    let mut growth = session.growth.expect("a session has it");
+    growth.paths.iter_mut().for_each(|path| path.plus_minus += 1);
+    assert_eq!(back.growth, Some(growth));
+}
+
+#[test]
+fn leaks_of_a_report_can_be_suppressed() {
+    let report = report(&fixture::snapshot(), None);
+    let suppressions = Suppressions::parse("leak:^leak_per_*").expect("valid");
+
+    let back = read_report(&report, &suppressions, &mut Vocabulary::default()).expect("a report");
+
+    let growth = back.growth.expect("it tells");
+    assert!(growth.paths.iter().all(|path| !path.is_leak), "{growth:?}");
+    assert_eq!(
+        (growth.suppressed[0].pattern.as_str(), growth.suppressed[0].leaks),
+        ("^leak_per_*", 1)
+    );
+}
+
+#[test]
+fn report_of_an_earlier_memtrace_tells_no_growth() {
+    let mut report: serde_json::Value =
+        serde_json::from_str(&report(&fixture::snapshot(), None)).expect("a report");
+    let detection = report["leak_detection"].as_object_mut().expect("an object");
+    detection.remove("told_from_bytes_per_hour");
+
+    let back =
+        read_report(&report.to_string(), &Suppressions::default(), &mut Vocabulary::default());
+
+    assert_eq!(back.expect("a report").growth, None);
 }
 
 #[test]
@@ -51,7 +84,8 @@ fn losses_are_what_is_missing_from_the_numbers() {
 fn report_with_a_part_of_the_stacks_says_so() {
     let report = report(&fixture::snapshot(), Some(2));
 
-    let profile = read_report(&report, &mut Vocabulary::default()).expect("a report");
+    let profile = read_report(&report, &Suppressions::default(), &mut Vocabulary::default())
+        .expect("a report");
 
     let loss = "the report lists 2 of 5 stacks: write it without --top";
     assert!(profile.coverage.losses.iter().any(|line| line == loss), "{profile:?}");
@@ -63,14 +97,17 @@ fn report_cut_or_changed_anywhere_never_panics() {
     let mut words = Vocabulary::default();
 
     for end in 0..report.len() - 2 {
-        assert!(read_report(&report[..end], &mut words).is_err(), "{end}");
+        assert!(
+            read_report(&report[..end], &Suppressions::default(), &mut words).is_err(),
+            "{end}"
+        );
     }
     for at in (0..report.len()).step_by(3) {
         for byte in [b'0', b'"', b'{', b'-'] {
             let mut bytes = report.clone().into_bytes();
             bytes[at] = byte;
             if let Ok(text) = String::from_utf8(bytes) {
-                let _ = read_report(&text, &mut words);
+                let _ = read_report(&text, &Suppressions::default(), &mut words);
             }
         }
     }
@@ -78,7 +115,11 @@ fn report_cut_or_changed_anywhere_never_panics() {
 
 #[test]
 fn other_json_is_no_report() {
-    let read = |text| read_report(text, &mut Vocabulary::default()).expect_err(text).to_string();
+    let read = |text| {
+        read_report(text, &Suppressions::default(), &mut Vocabulary::default())
+            .expect_err(text)
+            .to_string()
+    };
 
     assert!(read("{").starts_with("not a JSON report"));
     assert!(read("{\"a\": 1}").starts_with("expected memtrace-report version 2, found  version 0"));
@@ -124,7 +165,7 @@ fn hostile_names_of_a_report_are_printable() {
     let report = report(&fixture::snapshot(), None).replace("leak_per_request", r"a\u001b[2J");
     let mut words = Vocabulary::default();
 
-    read_report(&report, &mut words).expect("a report");
+    read_report(&report, &Suppressions::default(), &mut words).expect("a report");
 
     let names: Vec<_> = words.functions().filter_map(|(_, f)| f.name.as_deref()).collect();
     assert!(names.contains(&r"a\x1b[2J"), "{names:?}");
@@ -136,7 +177,7 @@ fn program_has_one_name_in_every_build() {
     let new = live(&fixture::snapshot(), &mut words);
     let old_report = report(&fixture::snapshot(), None).replace("/srv/app/server", "/old/srv-1");
 
-    let old = read_report(&old_report, &mut words).expect("a report");
+    let old = read_report(&old_report, &Suppressions::default(), &mut words).expect("a report");
 
     let functions = |profile: &Profile| {
         let charges = profile.by_function(&words, Memory::Heap);

@@ -122,6 +122,7 @@ pub(super) struct Leak<'r> {
     oldest_ns: u64,
     limit_in_ns: Option<u64>,
     survival: Vec<Survival>,
+    end: &'static str,
     places: Path<'r>,
 }
 
@@ -136,6 +137,7 @@ struct Survival {
 #[derive(Serialize)]
 pub(super) struct LeakDetection<'r> {
     needed_ns: u64,
+    told_from_bytes_per_hour: u64,
     memory_limit: Option<Limit>,
     suppressed: Vec<Suppressed<'r>>,
 }
@@ -199,6 +201,7 @@ fn leak<'r>(named: &'r NamedVerdict, places: &'r Places<'r>) -> Leak<'r> {
         oldest_ns: oldest.0,
         limit_in_ns: *limit_in_ns,
         survival: cohorts.iter().map(survival).collect(),
+        end: named.stack.end.name(),
         places: places.path(&named.stack),
     }
 }
@@ -227,9 +230,12 @@ fn survival(cohort: &Cohort) -> Survival {
 }
 
 pub(super) fn leak_detection<'r>(snapshot: &Snapshot, findings: &'r Findings) -> LeakDetection<'r> {
-    let findings::Leaks { verdicts: _, needed_ns, limit } = &snapshot.leaks;
+    let findings::Leaks { verdicts: _, needed_ns, told_from_bytes_per_hour, limit } =
+        &snapshot.leaks;
     LeakDetection {
         needed_ns: *needed_ns,
+        // Rounded up: what is between is not told.
+        told_from_bytes_per_hour: told_from_bytes_per_hour.max(0.0).ceil() as u64,
         memory_limit: limit.map(|limit| Limit {
             kind: match limit.kind {
                 LimitKind::Machine => "machine",
