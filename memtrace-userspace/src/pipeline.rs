@@ -398,6 +398,11 @@ impl Pipeline {
         self.threads.ids()
     }
 
+    /// The process and id of a thread.
+    pub fn thread_id(&self, thread: ThreadId) -> (Pid, Tid) {
+        self.threads.id(thread)
+    }
+
     /// When what is counted began: 0, or the start of the range.
     pub fn began(&self) -> Time {
         self.before.began()

@@ -15,6 +15,7 @@
 pub mod activity;
 pub mod attribution;
 pub mod budget;
+pub mod by_thread;
 mod call_paths;
 pub mod caveats;
 pub mod counters;

@@ -14,8 +14,9 @@ use clap::{Args, ValueEnum};
 use memtrace_userspace::part::Watch;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Pipeline, Posting};
-use memtrace_userspace::record::{Pid, Record};
+use memtrace_userspace::record::{Pid, Record, Tid};
 use memtrace_userspace::views::activity::{Activity, Level};
+use memtrace_userspace::views::by_thread::ByThread;
 use memtrace_userspace::views::export::weights::Weight;
 use memtrace_userspace::views::export::{
     csv, firefox, flamegraph, folded, json, perfetto, pprof, speedscope, text,
@@ -127,6 +128,8 @@ struct End {
     ranking: Ranking,
     /// For Perfetto.
     by_process: BTreeMap<Pid, ProcessRanking>,
+    /// For Firefox.
+    by_thread: BTreeMap<(Pid, Tid), Vec<SymbolizedUsage>>,
     sort: Option<SortKey>,
     top: Option<usize>,
     weight: Weight,
@@ -176,9 +179,10 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
         Format::Speedscope => {
             end(&|out, end| speedscope::write(out, &end.snapshot, &end.ranking, end.weight))
         }
-        Format::Firefox => {
-            end(&|out, end| firefox::write(out, &end.snapshot, &end.ranking, end.weight))
-        }
+        Format::Firefox => end(&|out, end| {
+            let End { snapshot, ranking, by_thread, weight, .. } = end;
+            firefox::write(out, snapshot, ranking, by_thread, *weight)
+        }),
         Format::Perfetto => end(&|out, end| perfetto::write(out, &end.snapshot, &end.by_process)),
         Format::Dhat => events::dhat(&mut out, trace, output, &mut names),
         Format::Heaptrack => events::heaptrack(&mut out, trace, output, &mut names),
@@ -203,10 +207,16 @@ impl End {
         let Arguments { file, pids, .. } = arguments;
         let part = arguments.part.part()?;
         let mut activity = arguments.timeline.then(|| Activity::new(Level::Held));
-        let is_watched = activity.is_some();
+        // What threads held at the peak is not known.
+        let mut by_thread = (format == Format::Firefox && arguments.metric != Some(Sort::Peak))
+            .then(ByThread::default);
+        let is_watched = activity.is_some() || by_thread.is_some();
         let mut watcher = |record: &Record, postings: &[Posting], pipeline: &Pipeline| {
             if let Some(activity) = &mut activity {
                 activity.event(record, postings, pipeline);
+            }
+            if let Some(by_thread) = &mut by_thread {
+                by_thread.event(record, postings, pipeline);
             }
         };
         let watch: Option<&mut Watch> = if is_watched { Some(&mut watcher) } else { None };
@@ -240,7 +250,11 @@ impl End {
             bail!("no stack has any {}; choose another --metric or --memory", weight.title());
         }
         let by_process = rank_processes(&snapshot, names, SortKey::Live);
-        Ok(End { snapshot, ranking, by_process, sort, top: arguments.top, weight })
+        let by_thread = match by_thread {
+            Some(by_thread) => by_thread.finish(&snapshot, names),
+            None => BTreeMap::new(),
+        };
+        Ok(End { snapshot, ranking, by_process, by_thread, sort, top: arguments.top, weight })
     }
 }
 

@@ -265,7 +265,7 @@ impl Account {
 
     /// A block of it that was released has turned out to be temporary.
     #[inline(always)]
-    pub(super) fn note_temporary(&mut self) {
+    pub(crate) fn note_temporary(&mut self) {
         self.rest.get_or_insert_default().temporary_allocations += 1;
     }
 

@@ -186,6 +186,13 @@ impl Threads {
         self.all.iter().map(|thread| (thread.pid, thread.tid))
     }
 
+    /// The process and id of one of them.
+    #[inline(always)]
+    pub(super) fn id(&self, id: ThreadId) -> (Pid, Tid) {
+        let thread = &self.all[id.index()];
+        (thread.pid, thread.tid)
+    }
+
     /// The threads that run, and the ids that lead to them.
     pub(super) fn all_running(&self) -> HashMap<ThreadId, Tid> {
         self.running.iter().map(|(tid, actor)| (actor.thread, *tid)).collect()

@@ -157,9 +157,9 @@ fn firefox_profile_is_one_tree_with_all_bytes() {
     let numbers = |value: &serde_json::Value| -> Vec<Option<u64>> {
         value.as_array().expect("a list").iter().map(serde_json::Value::as_u64).collect()
     };
-    let samples = &profile["threads"][0]["samples"];
-    let sum: u64 = numbers(&samples["weight"]).into_iter().flatten().sum();
-    assert_eq!(sum, ALLOCATED_BYTES);
+    let threads = profile["threads"].as_array().expect("threads");
+    let weights = threads.iter().flat_map(|thread| numbers(&thread["samples"]["weight"]));
+    assert_eq!(weights.flatten().sum::<u64>(), ALLOCATED_BYTES);
     let prefixes = numbers(&profile["shared"]["stackTable"]["prefix"]);
     // Three functions under `serve`, one under `main_of_it`.
     assert_eq!(prefixes.iter().filter(|prefix| prefix.is_none()).count(), 2);

@@ -1,9 +1,9 @@
 //! A profile for <https://profiler.firefox.com>, in version 60 of its *processed* format.
 //!
-//! One thread, whose samples are the call paths weighed in bytes, and counters of live, mapped and
-//! resident memory over time. All tables are columns, and samples refer to nodes of a tree. The
-//! paths come in the order of the tree, so a node is new exactly where a path leaves the one
-//! before, and nodes are numbered as they come:
+//! The threads of the session, whose samples are the call paths of what they allocated, weighed in
+//! bytes, and counters of live, mapped and resident memory over time. All tables are columns, and
+//! samples refer to nodes of a tree that all threads share. The paths come in the order of the tree,
+//! so a node is new exactly where a path leaves the one before, and nodes are numbered as they come:
 //!
 //! ```text
 //!   main handle leak     nodes 0 1 2     prefix -, 0, 1    sample at 2
@@ -15,24 +15,26 @@
 
 mod tables;
 
+use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use serde::Serialize;
 
 use self::tables::{Tables, nodes};
-use super::list::List;
 use super::weights::{Call, Paths, Weight};
 use crate::pipeline::snapshot::{Snapshot, TimelinePoint};
-use crate::views::printable::printable_str;
-use crate::views::ranking::{Ranking, SortKey};
+use crate::record::{Pid, Tid};
+use crate::views::frames::base_name;
+use crate::views::printable::{printable, printable_str};
+use crate::views::ranking::{Ranking, SortKey, SymbolizedUsage};
 use crate::views::{caveats, summary};
 
 #[derive(Serialize)]
-struct Profile<'r, S, T> {
+struct Profile<'r, S> {
     meta: Meta,
     libs: &'r [tables::Lib],
     shared: S,
-    threads: [Thread<T>; 1],
+    threads: Vec<Thread>,
     counters: Vec<Counter>,
 }
 
@@ -77,7 +79,7 @@ struct ExtraEntry {
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Thread<T> {
+struct Thread {
     name: String,
     process_type: &'static str,
     process_name: String,
@@ -89,22 +91,22 @@ struct Thread<T> {
     is_main_thread: bool,
     pid: String,
     tid: u32,
-    samples: T,
+    samples: Samples,
     markers: Markers,
 }
 
 #[derive(Serialize)]
 #[serde(rename_all = "camelCase")]
-struct Samples<S, T, W> {
+struct Samples {
     length: usize,
     weight_type: &'static str,
-    stack: S,
-    time: T,
-    weight: W,
+    stack: Vec<usize>,
+    time: Vec<f64>,
+    weight: Vec<u64>,
 }
 
 /// The user's marks.
-#[derive(Serialize)]
+#[derive(Default, Serialize)]
 #[serde(rename_all = "camelCase")]
 struct Markers {
     length: usize,
@@ -131,7 +133,7 @@ struct Counter {
     description: &'static str,
     color: &'static str,
     pid: String,
-    main_thread_index: u32,
+    main_thread_index: usize,
     samples: CounterSamples,
 }
 
@@ -142,55 +144,102 @@ struct CounterSamples {
     count: Vec<i64>,
 }
 
-/// Writes the profile.
+/// Writes the profile. Without `by_thread`, all call paths are those of one thread.
+///
+/// What is at the peak is not known by thread ([`SortKey::Peak`]).
 pub fn write(
     mut out: impl Write,
     snapshot: &Snapshot,
     ranking: &Ranking,
+    by_thread: &BTreeMap<(Pid, Tid), Vec<SymbolizedUsage>>,
     weight: Weight,
 ) -> io::Result<()> {
-    let paths = Paths::new(ranking, weight, Call::new);
+    let stacks = by_thread.values().enumerate();
+    let stacks = stacks.flat_map(|(owner, stacks)| stacks.iter().map(move |stack| (owner, stack)));
+    let paths = match by_thread.is_empty() {
+        true => Paths::new(ranking, weight, Call::new),
+        false => Paths::of_owners(stacks, weight, Call::new),
+    };
     let mut tables = Tables::new(snapshot, &paths);
-    let markers = markers(snapshot, &mut tables);
+    let process = tables::process(snapshot);
+    let ids = match by_thread.is_empty() {
+        true => vec![(process, process)],
+        false => by_thread.keys().map(|(pid, tid)| (pid.0, tid.0)).collect(),
+    };
+    let mut threads: Vec<Thread> =
+        ids.iter().map(|&(pid, tid)| thread(snapshot, pid, tid, weight)).collect();
     let moment = match weight.key {
         SortKey::Peak => milliseconds(snapshot.totals.peak_at.0),
         SortKey::Live | SortKey::Allocated | SortKey::Allocations | SortKey::Temporary => {
             milliseconds(snapshot.now.0)
         }
     };
-    let process = tables::process(snapshot);
+    for (step, path) in paths.walk().zip(nodes(&paths)) {
+        let samples = &mut threads[step.owner].samples;
+        samples.length += 1;
+        samples.stack.push(path.last);
+        samples.time.push(moment);
+        samples.weight.push(step.weight);
+    }
+    // The marks and the counters stand at the process that the session is named after.
+    let main = threads
+        .iter()
+        .position(|thread| thread.is_main_thread && thread.pid == process.to_string());
+    if main.is_none() {
+        threads.insert(0, thread(snapshot, process, process, weight));
+    }
+    let main = main.unwrap_or(0);
+    threads[main].markers = markers(snapshot, &mut tables);
     let profile = Profile {
         meta: meta(snapshot),
         libs: &tables.libs,
         shared: tables.shared(&paths),
-        threads: [Thread {
-            name: weight.title(),
-            process_type: "default",
-            process_name: summary::target(snapshot),
-            process_startup_time: 0.0,
-            process_shutdown_time: None,
-            register_time: 0.0,
-            unregister_time: None,
-            paused_ranges: [],
-            is_main_thread: true,
-            pid: process.to_string(),
-            tid: process,
-            samples: Samples {
-                length: paths.len(),
-                weight_type: match weight.key {
-                    SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
-                    SortKey::Allocations | SortKey::Temporary => "samples",
-                },
-                stack: List(|| nodes(&paths).map(|path| path.last)),
-                time: List(|| paths.walk().map(|_| moment)),
-                weight: List(|| paths.walk().map(|step| step.weight)),
-            },
-            markers,
-        }],
-        counters: counters(snapshot, process),
+        threads,
+        counters: counters(snapshot, process, main),
     };
     serde_json::to_writer(&mut out, &profile).map_err(io::Error::from)?;
     out.write_all(b"\n")
+}
+
+/// A thread without samples.
+fn thread(snapshot: &Snapshot, pid: u32, tid: u32, weight: Weight) -> Thread {
+    let known = snapshot.threads.iter().rfind(|thread| (thread.pid.0, thread.tid.0) == (pid, tid));
+    let name = match known {
+        Some(thread) if !thread.name.is_empty() => printable(&thread.name).into_owned(),
+        Some(_) => format!("thread {tid}"),
+        None if pid == 0 => "other threads".to_owned(),
+        None => summary::target(snapshot),
+    };
+    let process = snapshot.processes.iter().rfind(|process| process.pid.0 == pid);
+    let ended = process.and_then(|process| process.ended).map(|time| milliseconds(time.0));
+    let started = process.map_or(0.0, |process| milliseconds(process.started.0));
+    Thread {
+        name: format!("{name}: {}", weight.title()),
+        process_type: "default",
+        process_name: match process {
+            Some(process) => base_name(&printable(&process.exe)).to_owned(),
+            None => summary::target(snapshot),
+        },
+        process_startup_time: started,
+        process_shutdown_time: ended,
+        register_time: started,
+        unregister_time: ended,
+        paused_ranges: [],
+        is_main_thread: pid == tid,
+        pid: pid.to_string(),
+        tid,
+        samples: Samples {
+            length: 0,
+            weight_type: match weight.key {
+                SortKey::Live | SortKey::Peak | SortKey::Allocated => "bytes",
+                SortKey::Allocations | SortKey::Temporary => "samples",
+            },
+            stack: Vec::new(),
+            time: Vec::new(),
+            weight: Vec::new(),
+        },
+        markers: Markers::default(),
+    }
 }
 
 fn markers(snapshot: &Snapshot, tables: &mut Tables) -> Markers {
@@ -244,7 +293,7 @@ fn meta(snapshot: &Snapshot) -> Meta {
 }
 
 /// Memory over time: what each counter changed by, step by step.
-fn counters(snapshot: &Snapshot, process: u32) -> Vec<Counter> {
+fn counters(snapshot: &Snapshot, process: u32, main_thread: usize) -> Vec<Counter> {
     type Level = fn(&TimelinePoint) -> u64;
     let all: [(&str, &str, &str, Level); 3] = [
         ("Heap", "Live heap bytes of the running processes", "orange", |p| p.live_bytes),
@@ -263,7 +312,7 @@ fn counters(snapshot: &Snapshot, process: u32) -> Vec<Counter> {
             description,
             color,
             pid: process.to_string(),
-            main_thread_index: 0,
+            main_thread_index: main_thread,
             samples: CounterSamples { length: count.len(), time, count },
         })
     };
@@ -285,6 +334,43 @@ mod tests {
     use crate::views::ranking::{Memory, rank};
 
     #[test]
+    fn threads_share_a_tree_and_have_their_own_samples() {
+        let snapshot = fixture::snapshot();
+        let ranking = rank(&snapshot, &mut fixture::names(), SortKey::Live);
+        let heap = |share: u64| {
+            let mut stacks = ranking.stacks.clone();
+            stacks.iter_mut().for_each(|stack| stack.usage.live_bytes /= share);
+            stacks
+        };
+        let by_thread = BTreeMap::from([
+            ((Pid(0), Tid(0)), heap(4)),
+            ((Pid(4242), Tid(4242)), heap(1)),
+            ((Pid(4242), Tid(4243)), heap(2)),
+        ]);
+        let mut out = Vec::new();
+
+        let weight = Weight { memory: Memory::Heap, key: SortKey::Live };
+        write(&mut out, &snapshot, &ranking, &by_thread, weight).expect("a Vec takes all");
+
+        let profile: Value = serde_json::from_slice(&out).expect("JSON");
+        let threads = profile["threads"].as_array().expect("threads");
+        let sum = |thread: &Value| {
+            let weights = thread["samples"]["weight"].as_array().expect("weights");
+            weights.iter().filter_map(Value::as_u64).sum::<u64>()
+        };
+        let all = (12 << 20) + (2 << 20) + 300;
+        assert_eq!(threads.iter().map(sum).collect::<Vec<_>>(), [all / 4, all, all / 2]);
+        let stacks = |thread: &Value| thread["samples"]["stack"].clone();
+        assert_eq!(stacks(&threads[0]), stacks(&threads[1]));
+        assert_eq!(threads[0]["name"], "other threads: live bytes");
+        assert_eq!(threads[2]["name"], "worker\\x1b[2J: live bytes");
+        let is_main = threads.iter().map(|thread| thread["isMainThread"] == true);
+        assert_eq!(is_main.collect::<Vec<_>>(), [true, true, false]);
+        let counters = profile["counters"].as_array().expect("counters");
+        assert!(counters.iter().all(|counter| counter["mainThreadIndex"] == 1), "{counters:?}");
+    }
+
+    #[test]
     fn marks_are_markers_at_their_moments() {
         let mut snapshot = fixture::snapshot();
         let mark = |ms: u64, text: &str| Mark { time: Time(ms * 1_000_000), text: text.to_owned() };
@@ -293,7 +379,7 @@ mod tests {
         let mut out = Vec::new();
 
         let weight = Weight { memory: Memory::Heap, key: SortKey::Live };
-        write(&mut out, &snapshot, &ranking, weight).expect("a Vec takes all");
+        write(&mut out, &snapshot, &ranking, &BTreeMap::new(), weight).expect("a Vec takes all");
 
         let profile: Value = serde_json::from_slice(&out).expect("JSON");
         let markers = &profile["threads"][0]["markers"];

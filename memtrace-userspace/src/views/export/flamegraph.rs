@@ -62,7 +62,7 @@ pub(in crate::views) fn draw(
 fn visible(paths: &Paths<Arc<str>>) -> Vec<String> {
     let smallest = paths.total() / SMALLEST_PART;
     let mut lines: Vec<(String, u64)> = Vec::new();
-    for (depth, Step { nodes, weight, shared: _ }) in
+    for (depth, Step { nodes, weight, shared: _, owner: _ }) in
         depths(paths, smallest).iter().zip(paths.walk())
     {
         let names: Vec<&str> =
@@ -95,7 +95,7 @@ fn depths(paths: &Paths<Arc<str>>, smallest: u64) -> Vec<u32> {
             }
         }
     };
-    for Step { shared, nodes, weight } in paths.walk() {
+    for Step { shared, nodes, owner: _, weight } in paths.walk() {
         close(&mut open, shared, &mut depths);
         open.resize(nodes.len(), (depths.len(), 0));
         for (_, sum) in &mut open {

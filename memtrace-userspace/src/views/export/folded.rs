@@ -16,7 +16,7 @@ use crate::views::ranking::Ranking;
 /// Writes the stacks; one line for each call path of function names.
 pub fn write(mut out: impl Write, ranking: &Ranking, weight: Weight) -> io::Result<()> {
     let paths = paths(ranking, weight);
-    for Step { shared: _, nodes, weight } in paths.walk() {
+    for Step { shared: _, nodes, owner: _, weight } in paths.walk() {
         for (depth, &node) in nodes.iter().enumerate() {
             if depth > 0 {
                 out.write_all(b";")?;

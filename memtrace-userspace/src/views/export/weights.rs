@@ -12,7 +12,7 @@
 //!
 //! What makes two frames one node is the format's choice: a line of a function, or its name alone.
 //! A stack that was cut hangs at a node that says so, not beside `main`. Paths that are equal then
-//! are one. The heap and mappings are never in one tree: an allocator maps what it hands out.
+//! are one, unless they are of different owners, as threads are. The heap and mappings are never in one tree: an allocator maps what it hands out.
 
 use std::collections::hash_map::Entry;
 use std::hash::Hash;
@@ -125,6 +125,8 @@ impl Call {
 struct Path {
     start: usize,
     length: u32,
+    /// Whose it is.
+    owner: usize,
     weight: u64,
 }
 
@@ -135,6 +137,8 @@ pub(super) struct Step<'p> {
     pub(super) shared: usize,
     /// From the root outwards: indices into [`Paths::labels`].
     pub(super) nodes: &'p [u32],
+    /// Whose it is; 0 if nobody was told apart.
+    pub(super) owner: usize,
     /// Never 0.
     pub(super) weight: u64,
 }
@@ -154,10 +158,20 @@ impl<K: Hash + Ord + Clone> Paths<K> {
         weight: Weight,
         label: impl Fn(Node<'r>) -> K,
     ) -> Paths<K> {
+        Paths::of_owners(ranking.stacks.iter().map(|usage| (0, usage)), weight, label)
+    }
+
+    /// The same of stacks that have owners.
+    pub(super) fn of_owners<'r>(
+        stacks: impl Iterator<Item = (usize, &'r SymbolizedUsage)>,
+        weight: Weight,
+        label: impl Fn(Node<'r>) -> K,
+    ) -> Paths<K> {
         let mut labels = Labels { by_label: FxHashMap::default(), all: Vec::new() };
         let mut by_frame: FxHashMap<*const Frame, u32> = FxHashMap::default();
         let (mut nodes, mut paths) = (Vec::new(), Vec::new());
-        for SymbolizedUsage { stack, api: _, usage } in weight.stacks(ranking) {
+        let counted = stacks.filter(|(_, usage)| Memory::of(usage.api) == weight.memory);
+        for (owner, SymbolizedUsage { stack, api: _, usage }) in counted {
             let weight = weight.of(usage);
             if weight == 0 {
                 continue;
@@ -174,16 +188,16 @@ impl<K: Hash + Ord + Clone> Paths<K> {
             }
             // Fits: a stack has at most a thousand places, each with a bounded number of frames.
             let length = (nodes.len() - start) as u32;
-            paths.push(Path { start, length, weight });
+            paths.push(Path { start, length, owner, weight });
         }
         drop(by_frame);
         let labels = labels.sort(&mut nodes);
         let slice = |path: &Path| &nodes[path.start..path.start + path.length as usize];
-        paths.sort_by(|a, b| slice(a).cmp(slice(b)));
+        paths.sort_by(|a, b| slice(a).cmp(slice(b)).then(a.owner.cmp(&b.owner)));
         let mut merged: Vec<Path> = Vec::with_capacity(paths.len());
         for path in paths {
             match merged.last_mut() {
-                Some(last) if slice(last) == slice(&path) => {
+                Some(last) if last.owner == path.owner && slice(last) == slice(&path) => {
                     last.weight = last.weight.saturating_add(path.weight);
                 }
                 Some(_) | None => merged.push(path),
@@ -199,7 +213,7 @@ impl<K: Hash + Ord + Clone> Paths<K> {
             let nodes = &self.nodes[path.start..path.start + path.length as usize];
             let shared = nodes.iter().zip(before).take_while(|(a, b)| a == b).count();
             before = nodes;
-            Step { shared, nodes, weight: path.weight }
+            Step { shared, nodes, owner: path.owner, weight: path.weight }
         })
     }
 

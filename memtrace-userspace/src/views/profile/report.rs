@@ -357,12 +357,14 @@ impl<'r, 't> Places<'r, 't> {
         exe: Option<&str>,
         words: &mut Vocabulary,
     ) -> Result<Self, serde_json::Error> {
-        let known = said.iter().map(|place| words.intern_named(exe, place)).collect::<Result<_, _>>()?;
+        let known =
+            said.iter().map(|place| words.intern_named(exe, place)).collect::<Result<_, _>>()?;
         Ok(Places { said, known })
     }
 
     fn path(&self, indices: &[u32]) -> Result<Path, serde_json::Error> {
-        let known = |&index: &u32| self.known.get(index as usize).copied().ok_or_else(|| beyond(index));
+        let known =
+            |&index: &u32| self.known.get(index as usize).copied().ok_or_else(|| beyond(index));
         indices.iter().map(known).collect::<Result<_, _>>().map(Path)
     }
 
