@@ -1,7 +1,8 @@
 //! What is lost, by call path: the verdicts of [`reach`](crate::reach) over the pipeline's blocks.
 //!
-//! In: the blocks that a process held, and what was seen of its memory. Out: [`LostBlocks`], for
-//! views. Only blocks whose allocation was observed can be lost here; all other memory is a root.
+//! In: the blocks that each process held, and what was seen of its memory. Out: [`LostBlocks`], for
+//! views. Only blocks whose allocation was observed in the process itself can be lost here; all other
+//! memory is a root, the copies too that `fork` made of its parent's blocks.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -64,6 +65,23 @@ pub struct Losses {
     pub indirect: Amount,
 }
 
+impl Losses {
+    /// The sum of both.
+    pub fn plus(self, other: Losses) -> Losses {
+        let Losses { direct, born, held, indirect } = other;
+        let born = match (self.born, born) {
+            (Some(births), Some(others)) => Some(births.with(others)),
+            (births, others) => births.or(others),
+        };
+        Losses {
+            direct: self.direct.plus(direct),
+            born,
+            held: self.held.plus(held),
+            indirect: self.indirect.plus(indirect),
+        }
+    }
+}
+
 /// A call path that lost blocks.
 #[derive(Clone, Debug)]
 pub struct LostStack {
@@ -77,17 +95,103 @@ pub struct LostStack {
 
 /// What a process has lost.
 #[derive(Clone, Debug)]
-pub struct LostBlocks {
+pub struct ProcessLosses {
     /// The process.
     pub pid: Pid,
-    /// By call path and API, in no order that may show.
+    /// What nothing points to.
+    pub direct: Amount,
+    /// What only that leads to.
+    pub indirect: Amount,
+    /// The blocks that were judged, lost or not.
+    pub judged: Amount,
+    /// Live blocks that were taken for roots instead.
+    pub not_judged: NotJudged,
+    /// What the look took.
+    pub cost: Cost,
+}
+
+/// A process of which nothing is known.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NotRead {
+    /// The process.
+    pub pid: Pid,
+    /// Why.
+    pub reason: String,
+}
+
+/// What the processes of a session have lost.
+#[derive(Clone, Debug)]
+pub struct LostBlocks {
+    /// The process that was named or started.
+    pub pid: Pid,
+    /// By call path and API, of all processes together, in no order that may show.
     pub stacks: Vec<LostStack>,
+    /// What was read, in the order of the looks; [`MOST_PROCESSES`] at most.
+    pub processes: Vec<ProcessLosses>,
+    /// What was not read; [`MOST_PROCESSES`] at most.
+    pub not_read: Vec<NotRead>,
+    /// How many more were read.
+    pub read_beyond_limit: u64,
+    /// How many more were not.
+    pub not_read_beyond_limit: u64,
     /// The blocks that were judged, lost or not.
     pub judged: Amount,
     /// Live blocks that were taken for roots instead, because too little was sure about them.
     pub not_judged: NotJudged,
-    /// What the look took.
+    /// What the looks took: the longest stop, and the sums of everything else.
     pub cost: Cost,
+}
+
+/// So many processes are told one by one.
+pub const MOST_PROCESSES: usize = 4096;
+
+impl LostBlocks {
+    /// Nothing is known yet.
+    pub fn new(pid: Pid) -> LostBlocks {
+        LostBlocks {
+            pid,
+            stacks: Vec::new(),
+            processes: Vec::new(),
+            not_read: Vec::new(),
+            read_beyond_limit: 0,
+            not_read_beyond_limit: 0,
+            judged: Amount::default(),
+            not_judged: NotJudged::default(),
+            cost: Cost::default(),
+        }
+    }
+
+    /// Takes in what one process has lost. Its call paths come apart, in [`LostBlocks::stacks`].
+    pub fn add(&mut self, process: ProcessLosses) {
+        let ProcessLosses { pid: _, direct: _, indirect: _, judged, not_judged, cost } = process;
+        self.judged = self.judged.plus(judged);
+        self.not_judged = self.not_judged.plus(not_judged);
+        self.cost = if self.read() == 0 { cost } else { self.cost.plus(cost) };
+        if self.processes.len() < MOST_PROCESSES {
+            self.processes.push(process);
+        } else {
+            self.read_beyond_limit += 1;
+        }
+    }
+
+    /// Takes in that a process was not read.
+    pub fn add_not_read(&mut self, process: NotRead) {
+        if self.not_read.len() < MOST_PROCESSES {
+            self.not_read.push(process);
+        } else {
+            self.not_read_beyond_limit += 1;
+        }
+    }
+
+    /// How many processes were read.
+    pub fn read(&self) -> u64 {
+        self.processes.len() as u64 + self.read_beyond_limit
+    }
+
+    /// How many were not.
+    pub fn unread(&self) -> u64 {
+        self.not_read.len() as u64 + self.not_read_beyond_limit
+    }
 }
 
 /// Live blocks that are not judged, by the reason.
@@ -99,11 +203,28 @@ pub struct NotJudged {
     pub out_of_reach: u64,
     /// They were released, allocated or moved in the moment before the look.
     pub changed: u64,
+    /// They are copies that `fork` made of the parent's blocks.
+    pub inherited: u64,
+}
+
+impl NotJudged {
+    fn plus(self, other: NotJudged) -> NotJudged {
+        let NotJudged { contradictory, out_of_reach, changed, inherited } = other;
+        NotJudged {
+            contradictory: self.contradictory + contradictory,
+            out_of_reach: self.out_of_reach + out_of_reach,
+            changed: self.changed + changed,
+            inherited: self.inherited + inherited,
+        }
+    }
 }
 
 /// Puts blocks in order and leaves out those that cannot be judged.
 pub fn judgeable(mut held: Vec<HeldBlock>) -> (Vec<HeldBlock>, NotJudged) {
     let mut not_judged = NotJudged::default();
+    let all = held.len();
+    held.retain(|block| !block.is_inherited);
+    not_judged.inherited = (all - held.len()) as u64;
     let all = held.len();
     held.retain(|block| Blocks::is_possible(span(block)));
     not_judged.out_of_reach = (all - held.len()) as u64;
@@ -159,13 +280,16 @@ pub fn by_site(held: &[HeldBlock], lost: &[Lost]) -> BTreeMap<SiteId, Losses> {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use memtrace_common::addr::Avma;
 
     use super::*;
 
     fn block(address: u64, size_bytes: u64) -> HeldBlock {
         let born = Time(address);
-        HeldBlock { address: Avma(address), size_bytes, born, site: SiteId::default() }
+        let site = SiteId::default();
+        HeldBlock { address: Avma(address), size_bytes, born, site, is_inherited: false }
     }
 
     #[test]
@@ -190,6 +314,43 @@ mod tests {
         let (judged, not_judged) = judgeable(vec![block(1 << 50, 16), block(0x100, u64::MAX)]);
 
         assert_eq!((judged.len(), not_judged.out_of_reach), (0, 2));
+    }
+
+    #[test]
+    fn copies_of_a_parents_blocks_are_not_judged() {
+        let inherited = HeldBlock { is_inherited: true, ..block(0x110, 16) };
+
+        let (judged, not_judged) = judgeable(vec![block(0x100, 64), inherited]);
+
+        assert_eq!(judged, [block(0x100, 64)]);
+        assert_eq!(not_judged, NotJudged { inherited: 1, ..NotJudged::default() });
+    }
+
+    #[test]
+    fn processes_add_up_and_of_their_stops_the_longest_counts() {
+        let process = |pid, bytes, stop| ProcessLosses {
+            pid: Pid(pid),
+            direct: Amount::default(),
+            indirect: Amount::default(),
+            judged: Amount { bytes, blocks: 1 },
+            not_judged: NotJudged { changed: 1, ..NotJudged::default() },
+            cost: Cost {
+                stopped: Some(Duration::from_millis(stop)),
+                threads: 1,
+                ..Cost::default()
+            },
+        };
+        let mut lost = LostBlocks::new(Pid(1));
+
+        lost.add(process(2, 10, 7));
+        lost.add(process(1, 20, 5));
+        lost.add_not_read(NotRead { pid: Pid(3), reason: "it was killed".to_owned() });
+
+        assert_eq!((lost.read(), lost.unread()), (2, 1));
+        assert_eq!(lost.judged, Amount { bytes: 30, blocks: 2 });
+        assert_eq!(lost.not_judged.changed, 2);
+        let stopped = Some(Duration::from_millis(7));
+        assert_eq!((lost.cost.stopped, lost.cost.threads), (stopped, 2));
     }
 
     #[test]

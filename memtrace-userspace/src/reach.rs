@@ -42,6 +42,23 @@ pub struct Cost {
     pub own_peak_bytes: u64,
 }
 
+impl Cost {
+    /// What two looks took: the longest stop, `None` if either process ran on, the larger peak, and
+    /// the sums of everything else.
+    pub fn plus(self, other: Cost) -> Cost {
+        let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
+            other;
+        Cost {
+            stopped: self.stopped.zip(stopped).map(|(a, b)| a.max(b)),
+            threads: self.threads + threads,
+            read_bytes: self.read_bytes + read_bytes,
+            unreadable_bytes: self.unreadable_bytes + unreadable_bytes,
+            uncopied_bytes: self.uncopied_bytes + uncopied_bytes,
+            own_peak_bytes: self.own_peak_bytes.max(own_peak_bytes),
+        }
+    }
+}
+
 /// Bits of an address in user space on x86-64 with four levels of page tables.
 const ADDRESS_BITS: u32 = 47;
 

@@ -188,6 +188,46 @@ impl Record {
             | Record::Counters(_) => None,
         }
     }
+
+    /// The thread whose call changed memory; `None` of records that tell of anything else.
+    pub fn tid(&self) -> Option<Tid> {
+        match self {
+            &Record::Alloc { tid, .. }
+            | &Record::Free { tid, .. }
+            | &Record::Retire { tid, .. }
+            | &Record::Restore { tid, .. }
+            | &Record::Map { tid, .. }
+            | &Record::Unmap { tid, .. }
+            | &Record::UnmapFailed { tid, .. }
+            | &Record::RemapStart { tid, .. }
+            | &Record::Remap { tid, .. }
+            | &Record::Break { tid, .. }
+            | &Record::Commit { tid, .. }
+            | &Record::Decommit { tid, .. } => Some(tid),
+            Record::Session(_)
+            | Record::Probe(_)
+            | Record::Process(_)
+            | Record::BeforeAttach(_)
+            | Record::Namespaces(_)
+            | Record::Module(_)
+            | Record::ModuleGone { .. }
+            | Record::Thread { .. }
+            | Record::ThreadExit { .. }
+            | Record::Stack { .. }
+            | Record::Fork { .. }
+            | Record::Exec { .. }
+            | Record::Exit { .. }
+            | Record::Resident { .. }
+            | Record::MemoryDetail { .. }
+            | Record::MemoryLimit { .. }
+            | Record::Counters(_)
+            | Record::Mark { .. }
+            | Record::Held { .. }
+            | Record::JitSymbol { .. }
+            | Record::Tick { .. }
+            | Record::End { .. } => None,
+        }
+    }
 }
 
 /// How much was live after a number of records, and the most since the last such look.

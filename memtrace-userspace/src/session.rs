@@ -34,7 +34,7 @@ pub use self::snapshots::SnapshotFiles;
 
 use self::output::Output;
 use self::pipeline::{Aside, count};
-use self::scan::{Desk, Scan};
+use self::scan::{Desk, Scans};
 use self::snapshots::Snapshots;
 use self::start::start;
 use self::stop::{Signals, Stop, attend};
@@ -52,9 +52,9 @@ use crate::live::selection::Selection;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, NewCode, TracerError};
 use crate::lost::LostBlocks;
-use crate::pipeline::Limits;
 use crate::pipeline::snapshot::Snapshot;
-use crate::record::Pid;
+use crate::pipeline::{Limits, Pipeline};
+use crate::record::{Pid, Record};
 use crate::trace::WriteError;
 
 /// Batches that may wait for the writer or the pipeline: about 20 MB of records.
@@ -114,7 +114,7 @@ pub struct RecordOptions {
     pub program: Program,
     /// How they are attached; without it, as suits the kernel.
     pub links: Option<LinkKind>,
-    /// Whether to look for lost blocks of the first process: before the probes go, or before a
+    /// Whether to look for lost blocks of each process: before its probes go, or before a process of a
     /// command ends.
     pub scan: Option<ScanOptions>,
     /// Further functions to probe.
@@ -216,7 +216,8 @@ pub struct SessionSummary {
     pub verdict: Verdict,
     /// How the launched command ended, if it did.
     pub exit_status: Option<std::process::ExitStatus>,
-    /// The blocks that nothing points to; `None` if there was no scan.
+    /// The blocks that nothing points to; `None` if the process that was named or started was not
+    /// looked at.
     pub lost: Option<LostBlocks>,
 }
 
@@ -272,9 +273,23 @@ pub enum SessionError {
     Thread(#[source] std::io::Error),
 }
 
+/// Has a pipeline apply a batch of records, and may look at each.
+pub type Apply = Box<dyn FnMut(&mut Pipeline, &[Record]) + Send>;
+
 /// Traces until the end, the duration is over, Ctrl-C, or `on_progress` breaks off.
 pub fn run(
     options: RecordOptions,
+    on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<SessionSummary, SessionError> {
+    run_watched(options, Box::new(Pipeline::apply_all), on_progress)
+}
+
+/// The same, with somebody who sees what each record changes; it is gone at the end.
+///
+/// What `apply` takes for a record, the target may have to wait for.
+pub fn run_watched(
+    options: RecordOptions,
+    mut apply: Apply,
     mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
     privilege::check()?;
@@ -320,7 +335,7 @@ pub fn run(
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.and(started.iter().find_map(Started::pid));
-    let scan = watched.zip(options.scan).map(|(pid, how)| Scan::new(pid, how, questions));
+    let scans = watched.zip(options.scan).map(|(pid, how)| Scans::new(pid, how, questions));
     let mut aside = Aside {
         keyframes: maker,
         requests: snapshot_requests,
@@ -328,12 +343,16 @@ pub fn run(
         desk,
     };
     let pipeline = spawn("pipeline", move || {
-        count(&batches, limits, interval, &snapshot_sender, &mut aside, watched)
+        let mut pipeline = Pipeline::new(limits);
+        if watched.is_some() {
+            pipeline.remember_freed();
+        }
+        count(&batches, pipeline, &mut apply, interval, &snapshot_sender, &mut aside)
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
         let follow = options.follow.clone();
-        spawn("tracer", move || trace(tracer, follow, &stop, sender, &marks, scan))?
+        spawn("tracer", move || trace(tracer, follow, &stop, sender, &marks, scans))?
     };
 
     runtime.block_on(async {

@@ -252,6 +252,9 @@ pub const LOST_BLOCKS_STATIC: Program = Program {
     startup: Startup::Allocates,
     ..program("lost_blocks_static", "lost_blocks.c", Toolchain::StaticC)
 };
+/// A program and its children, each of which loses blocks.
+pub const LOST_IN_CHILDREN: Program =
+    program("lost_in_children", "lost_in_children.c", Toolchain::C);
 /// Loses blocks while other threads replace theirs.
 pub const LOST_UNDER_CHURN: Program =
     program("lost_under_churn", "lost_under_churn.c", Toolchain::C);
@@ -322,6 +325,7 @@ pub const ALL: &[Program] = &[
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
     LOST_BLOCKS_STATIC,
+    LOST_IN_CHILDREN,
     LOST_UNDER_CHURN,
     BUILD_BEFORE,
     BUILD_AFTER,

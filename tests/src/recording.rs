@@ -105,6 +105,13 @@ impl Running {
         self.explain(found, "stdout", text)
     }
 
+    /// Waits for the next line that it writes to stdout, and gives it.
+    pub fn next_stdout_line(&mut self) -> Result<String> {
+        let start = self.stdout.seen;
+        self.wait_for_stdout("")?;
+        Ok(self.stdout.text[start..self.stdout.seen].trim_end().to_owned())
+    }
+
     /// Waits until it has written a line to stderr that contains `text`.
     pub fn wait_for_stderr(&mut self, text: &str) -> Result<()> {
         let found = self.stderr.wait_for(text);

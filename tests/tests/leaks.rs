@@ -323,3 +323,88 @@ fn command_that_is_ended_by_a_signal_is_an_error() -> Result<()> {
     ensure!(report.is_none(), "{report:?}");
     Ok(())
 }
+
+#[test]
+fn every_process_of_a_command_is_looked_at_when_it_exits() -> Result<()> {
+    privileged!();
+    let executable = program::LOST_IN_CHILDREN.build(FramePointers::Omitted)?;
+    let command = executable.to_str().context("the path is text")?;
+
+    let (found, report) = leaks_of_command("lost_in_children", &[], &[command])?;
+
+    let report = report.with_context(|| found.stderr.clone())?;
+    // What `main` lost is nothing: the blocks that a child inherits are its parent's.
+    let expected: ByFunction = [
+        ("lose_in_parent", (5, 0)),
+        ("lose_in_child", (7, 0)),
+        ("lose_in_grandchild", (3, 0)),
+        ("lose_in_program", (11, 0)),
+    ]
+    .map(|(function, losses)| (function.to_owned(), losses))
+    .into();
+    ensure!(by_function(&report)? == expected, "{report:#}");
+    let processes = report["processes"].as_array().context("processes")?;
+    let mut lost: Vec<_> =
+        processes.iter().map(|process| process["direct_blocks"].as_u64()).collect();
+    lost.sort();
+    ensure!(lost == [0, 3, 5, 7, 11].map(Some), "{report:#}");
+    let (killed, read): (Vec<_>, Vec<_>) =
+        processes.iter().partition(|process| process["scan"].is_null());
+    ensure!(killed.len() == 1 && killed[0]["not_read"].is_string(), "{report:#}");
+    // The child and the grandchild have copies of what the parent holds and has lost.
+    let inherited = |process: &&Value| process["scan"]["inherited_blocks"].as_u64();
+    let mut inherited: Vec<_> = read.iter().map(inherited).collect();
+    inherited.sort();
+    ensure!(inherited == [0, 0, 45, 52].map(Some), "{report:#}");
+    Ok(())
+}
+
+/// Bytes of a command that is to be read for a while.
+const LARGE: u64 = 400 << 20;
+
+/// Waits until the large command stands still at its end, in which it is read; `None` if it has ended.
+///
+/// When it was stopped before, to be attached to, it was small.
+fn wait_for_the_end_of_a_large(pid: &str) -> Option<()> {
+    loop {
+        let read = |file| std::fs::read_to_string(format!("/proc/{pid}/{file}")).ok();
+        let (stat, statm) = read("stat").zip(read("statm"))?;
+        let state = stat.rsplit_once(") ")?.1;
+        let resident: u64 = statm.split(' ').nth(1)?.parse().ok()?;
+        match state.as_bytes().first()? {
+            b'T' | b't' if resident * 4096 >= LARGE => return Some(()),
+            b'Z' | b'X' => return None,
+            _ => {}
+        }
+    }
+}
+
+#[test]
+fn command_goes_on_when_memtrace_is_ended_while_it_reads_it() -> Result<()> {
+    privileged!();
+    let python = format!("import os; held = b'x' * {LARGE}; os._exit(0)");
+    let script = format!("echo $$; exec /usr/bin/python3 -c \"{python}\"");
+    for signal in ["KILL", "TERM", "INT"] {
+        // The look is over in moments, which this test may sleep through.
+        let leaks = (0..10).find_map(|_| {
+            let started = memtrace().and_then(|mut leaks| {
+                leaks.args(["leaks", "--definite", "--", "sh", "-c", &script]);
+                let mut leaks = Running::start(leaks.stdin(Stdio::null()))?;
+                let pid = leaks.next_stdout_line()?;
+                Ok(wait_for_the_end_of_a_large(&pid).map(|()| leaks))
+            });
+            started.transpose()
+        });
+        let leaks = leaks.context("it was never seen at its end")??;
+
+        leaks.signal(signal)?;
+
+        // The command has its stdout and stderr, too: this waits for the end of both.
+        let ended = leaks.finish().with_context(|| format!("after SIG{signal}"))?;
+        match signal {
+            "KILL" => ensure!(ended.status.code().is_none(), "{ended:?}"),
+            _ => ensure!(ended.stdout.contains("\n  scan"), "{signal}: {ended:?}"),
+        }
+    }
+    Ok(())
+}

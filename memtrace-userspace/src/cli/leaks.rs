@@ -12,7 +12,6 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use clap::{Args, ValueEnum};
 use memtrace_userspace::live::heap_scan::Stop;
-use memtrace_userspace::live::tracer::Children;
 use memtrace_userspace::pipeline::findings::Level;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{RecordOptions, ScanOptions, SessionSummary, Target};
@@ -37,14 +36,15 @@ Examples:
   sudo memtrace leaks -p 4711 --duration 5m --definite    only what is lost, not what grows
   sudo memtrace leaks -p 4711 --duration 5m --no-stop     without stopping it for a moment
   sudo memtrace leaks -p 4711 --duration 1m --format json -o lost.json
-  sudo memtrace leaks --suppressions known.txt -- ./test  a command, looked at when it exits";
+  sudo memtrace leaks --suppressions known.txt -- ./test  a command, and each of its children,
+                                                          looked at when it exits";
 
 /// Find memory of a process that nothing points to any more.
 ///
 /// Watches the process allocate, then stops its threads for a moment, reads its registers and
 /// memory, and reports the blocks that no pointer leads to, by allocation stack, and what grows.
-/// A command is looked at when it exits; its children are not. Blocks from before the attach cannot
-/// be judged; a pointer in them counts. Exit status 1 if anything is lost and not suppressed, if
+/// A command is looked at when it exits, and each of its children when that does; it goes on until
+/// all have ended. Blocks from before the attach cannot be judged, nor those that `fork` copied; a pointer in them counts. Exit status 1 if anything is lost and not suppressed, if
 /// something grows at 50 MB/h or more as leaks do, or if the command fails.
 #[derive(Debug, Args)]
 #[command(before_help = EXAMPLES)]
@@ -118,12 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         Some(pid) => Target::Attach(vec![pid]),
         None => Target::Launch(command),
     };
-    // Nobody looks at children, so they need not be traced.
-    let options = RecordOptions {
-        scan: Some(ScanOptions { stop }),
-        children: Children::Ignore,
-        ..trace.session(target, None)
-    };
+    let options = RecordOptions { scan: Some(ScanOptions { stop }), ..trace.session(target, None) };
     // The command writes where a line of progress would be.
     let line = if pid.is_some() { Line::Shown } else { Line::Hidden };
     let SessionSummary { snapshot, trace_bytes: _, verdict: _, exit_status, lost } =

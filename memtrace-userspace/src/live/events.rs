@@ -13,7 +13,7 @@ use super::decode::{Event, RawStack};
 use super::finish::finish;
 use super::guardian::continue_process;
 use super::process::PAGE_BYTES;
-use super::tracer::{Ending, Tracer, TracerError};
+use super::tracer::{Tracer, TracerError};
 use crate::record::{MapKind, Pid, Record, Tid, WireStackId};
 
 impl Tracer {
@@ -158,11 +158,7 @@ impl Tracer {
                 }
                 continue_process(pid);
             }
-            Kind::Ending if self.ending == Ending::Expected(pid) => {
-                self.ending = Ending::Reached(pid);
-            }
-            // It has been read. Where it stands still, another of its threads has come as far.
-            Kind::Ending if self.ending != Ending::Reached(pid) => continue_process(pid),
+            Kind::Ending => self.endings.reached(pid),
             _ => {}
         }
         Ok(())

@@ -4,11 +4,16 @@
 //! daemon is killed in that moment, nobody would continue it. The guardian reads the ids of traced
 //! processes from a pipe; when the pipe closes without a farewell, it continues every one of them,
 //! and every child of theirs, that is stopped.
+//!
+//! The pipe closes before the last of the daemon is gone: a stop may just be on its way, and a process
+//! that the daemon was reading is still its tracee (`t`), and would be stopped again when it is let go.
+//! So it looks several times, and continues tracees too.
 
 use std::collections::BTreeSet;
 use std::io::{self, BufRead, Write};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, ChildStdin, Command, Stdio};
+use std::time::Duration;
 
 use crate::record::Pid;
 
@@ -16,6 +21,10 @@ use crate::record::Pid;
 pub const ARGUMENT: &str = "__guardian";
 
 const FAREWELL: &str = "done";
+
+/// How often it looks for stopped processes, over a second.
+const LOOKS: u32 = 20;
+const BETWEEN_LOOKS: Duration = Duration::from_millis(50);
 
 /// The daemon's end of the pipe.
 pub struct Guardian {
@@ -64,9 +73,15 @@ pub fn run(input: impl BufRead) {
             watched.insert(pid);
         }
     }
-    for (pid, parent, state) in processes() {
-        if state == b'T' && (watched.contains(&pid) || watched.contains(&parent)) {
-            continue_process(Pid(pid));
+    for look in 0..LOOKS {
+        if look > 0 {
+            std::thread::sleep(BETWEEN_LOOKS);
+        }
+        for (pid, parent, state) in processes() {
+            let is_watched = watched.contains(&pid) || watched.contains(&parent);
+            if is_watched && matches!(state, b'T' | b't') {
+                continue_process(Pid(pid));
+            }
         }
     }
 }

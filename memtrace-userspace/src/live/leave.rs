@@ -11,6 +11,7 @@ impl Tracer {
     /// A process has ended.
     pub(super) fn exited(&mut self, pid: Pid, time: Time) {
         let Some(mut traced) = self.processes.remove(&pid) else { return };
+        self.endings.ended(pid);
         self.end_jit_names(pid, &mut traced.jit_names, time);
         self.out.push(Record::Exit { time, pid });
         self.give_back(traced);
@@ -29,6 +30,7 @@ impl Tracer {
         let Some(mut traced) = self.processes.remove(&pid) else { return };
         self.end_jit_names(pid, &mut traced.jit_names, time);
         let Traced { probed, regions, index, .. } = traced;
+        self.endings.ended(pid);
         drop(probed.into_links());
         self.tables.give_back(regions);
         self.free_indices.push(index);

@@ -24,7 +24,7 @@ use super::images::ImageId;
 use super::loader::{LoadError, Program};
 use super::probes::{Attached, Link, LinkKind, Place, Point};
 use super::process;
-use super::tracer::{Ending, Tracer, TracerError};
+use super::tracer::{Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid};
 
 /// The probes of a process.
@@ -148,7 +148,7 @@ impl Tracer {
 
     /// Has the process stop at its end, if it is to be read there.
     fn watch_end(&mut self, pid: Pid) {
-        if self.ending == Ending::Expected(pid)
+        if self.endings.are_watched()
             && let Some(error) = self.place_others(pid, Role::End)
         {
             tracing::warn!("the process cannot be stopped at its end: {}", chain(&error));

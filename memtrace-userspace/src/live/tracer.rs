@@ -25,6 +25,7 @@ use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
+use super::endings::Endings;
 use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
 use super::images::{ImageId, Images};
@@ -85,16 +86,6 @@ pub enum NewCode {
     /// It is stopped until the code is known. Its parent may notice, and its system calls may end
     /// early (`EINTR`, signal(7)).
     Stop,
-}
-
-/// Whose end is waited for, so that it can be read before.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Ending {
-    Nobody,
-    /// It will be stopped when it calls `_exit`.
-    Expected(Pid),
-    /// It stands still there.
-    Reached(Pid),
 }
 
 /// Why tracing cannot start or go on.
@@ -206,7 +197,7 @@ pub struct Tracer {
     pub(super) generation: u32,
     pub(super) clock: Clock,
     guardian: Guardian,
-    pub(super) ending: Ending,
+    pub(super) endings: Endings,
     /// Whether the ring was seen empty since the last sample.
     was_drained: bool,
     next_sample_ns: u64,
@@ -254,7 +245,7 @@ impl Tracer {
             generation: 0,
             clock: Clock::start(),
             guardian,
-            ending: Ending::Nobody,
+            endings: Endings::default(),
             was_drained: false,
             next_sample_ns: 0,
             anomalies: Anomalies::default(),
@@ -359,26 +350,6 @@ impl Tracer {
         Ok(())
     }
 
-    /// Has a process stop when it is about to end, until [`Tracer::let_end`].
-    ///
-    /// That is where it calls `_exit`. One that is ended by a signal, or that calls the kernel itself,
-    /// just ends. To be called before the process is traced.
-    pub fn stop_at_end(&mut self, pid: Pid) {
-        self.ending = Ending::Expected(pid);
-    }
-
-    /// Whether the process stands still at its end.
-    pub fn is_at_end(&self) -> bool {
-        matches!(self.ending, Ending::Reached(_))
-    }
-
-    /// Lets the process end, now or when it comes to it.
-    pub fn let_end(&mut self) {
-        if let Ending::Reached(pid) = std::mem::replace(&mut self.ending, Ending::Nobody) {
-            continue_process(pid);
-        }
-    }
-
     /// Marks this moment.
     pub fn mark(&mut self, text: String) -> Time {
         let time = self.clock.now();
@@ -407,7 +378,7 @@ impl Tracer {
         self.closer.close(links);
         self.closer.finish();
         self.drain_stopped()?;
-        self.let_end();
+        self.endings.let_all_go();
         if let Err(error) = self.guardian.dismiss() {
             tracing::warn!("the guardian did not end: {error}");
         }

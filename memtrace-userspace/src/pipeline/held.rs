@@ -6,6 +6,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
+use super::account::Claim;
 use super::snapshot::Stack;
 use super::stacks::SiteId;
 use crate::record::{Pid, Time};
@@ -21,6 +22,8 @@ pub struct HeldBlock {
     pub born: Time,
     /// Which call path and API made it; see [`Pipeline::call_path`].
     pub site: SiteId,
+    /// Whether it is a copy that `fork` made of a block of the parent's.
+    pub is_inherited: bool,
 }
 
 impl Pipeline {
@@ -33,6 +36,7 @@ impl Pipeline {
             size_bytes: block.size_bytes,
             born: block.born.time(),
             site: block.site,
+            is_inherited: block.claim == Claim::Inherited,
         }));
         Some(held)
     }

@@ -9,32 +9,28 @@ use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
-use super::keyframes;
 use super::scan::Desk;
 use super::snapshots::Snapshots;
+use super::{Apply, keyframes};
 use crate::batches::Receiver;
 use crate::control::Request;
 use crate::heap_snapshot;
+use crate::pipeline::Pipeline;
 use crate::pipeline::snapshot::Snapshot;
-use crate::pipeline::{Limits, Pipeline};
-use crate::record::{Pid, Record};
+use crate::record::Record;
 
 /// Applies all batches; gives the last snapshot.
 pub(super) fn count(
     batches: &Receiver,
-    limits: Limits,
+    mut pipeline: Pipeline,
+    apply: &mut Apply,
     interval: Duration,
     snapshots: &mpsc::Sender<Arc<Snapshot>>,
     aside: &mut Aside,
-    watched: Option<Pid>,
 ) -> Arc<Snapshot> {
-    let mut pipeline = Pipeline::new(limits);
-    if let Some(pid) = watched {
-        pipeline.remember_freed(pid);
-    }
     let mut next = Instant::now() + interval;
     for batch in batches {
-        pipeline.apply_all(&batch);
+        apply(&mut pipeline, &batch);
         aside.look(&mut pipeline, &batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.

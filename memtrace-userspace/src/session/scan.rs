@@ -1,4 +1,5 @@
-//! Looking for lost blocks at the end of a session, while its probes are still in place.
+//! Looking for lost blocks at the end of a session, or of each process of a command, while probes are
+//! still in place.
 //!
 //! ```text
 //!   scanner    blocks? ─→ index ─→ stop, read, let go ─→ what changed? ─→ judge ─→ call paths?
@@ -10,8 +11,11 @@
 //! process should stand still for no longer than its memory is read. A block that is released,
 //! allocated or moved between that and the look is not judged. For that the pipeline's thread keeps
 //! a log, which is complete once every event from before the look has been applied.
+//!
+//! One process is looked at after the other: those that stand still at their end first, then, when
+//! the session is to end, those that run.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::mpsc::{self, Receiver, Sender};
@@ -24,11 +28,14 @@ use thiserror::Error;
 use crate::hash::Seed;
 use crate::live::heap_scan::{self, Stop};
 use crate::live::process;
-use crate::lost::{Amount, LostBlocks, LostStack, by_site, judgeable, span};
+use crate::live::tracer::Tracer;
+use crate::lost::{
+    Amount, Losses, LostBlocks, LostStack, NotRead, ProcessLosses, by_site, judgeable, span,
+};
 use crate::pipeline::snapshot::Stack;
 use crate::pipeline::{FreedRanges, HeldBlock, Pipeline, SiteId};
 use crate::reach::{Blocks, Cost, Span, judge};
-use crate::record::{Pid, Record};
+use crate::record::{EndReason, Pid, Record};
 
 /// The most addresses that a log keeps: some 500 MB.
 const LOG_LIMIT: usize = 1 << 24;
@@ -114,7 +121,7 @@ impl Desk {
     pub(super) fn applied(&mut self, pipeline: &Pipeline, batch: &[Record]) {
         self.batches += 1;
         if let Some((pid, changes)) = &mut self.log {
-            batch.iter().for_each(|record| changes.note(*pid, record));
+            batch.iter().for_each(|record| changes.note(*pid, record, pipeline));
         }
         // A scanner that is gone wants no answers.
         while let Ok(question) = self.questions.try_recv() {
@@ -132,7 +139,7 @@ impl Desk {
         if let Some((pid, _, answer)) =
             self.wants_held.take_if(|(_, batches, _)| *batches <= self.batches)
         {
-            self.log = Some((pid, Changes::since(pipeline.freed_ranges())));
+            self.log = Some((pid, Changes::since(pipeline.freed_ranges(pid))));
             let _ = answer.send(pipeline.held_blocks(pid));
         }
         if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
@@ -152,9 +159,13 @@ impl Changes {
         Changes { addresses, is_full: false, freed, has_ended: false }
     }
 
-    /// Notes the addresses of every process: a block of one that another one has at its address is
-    /// left out once too often, and no thread need be looked up.
-    fn note(&mut self, pid: Pid, record: &Record) {
+    /// Notes what a record of the process changes. Where a thread has ended by now, nobody knows
+    /// whose it was: a block too many is left out then.
+    fn note(&mut self, pid: Pid, record: &Record, pipeline: &Pipeline) {
+        let of = record.tid().and_then(|tid| pipeline.process_of(tid));
+        if of.is_some_and(|of| of != pid) {
+            return;
+        }
         self.freed.note_use(record);
         match record {
             Record::Alloc { ptr, .. }
@@ -175,73 +186,150 @@ impl Changes {
     }
 }
 
-/// The tracer's side of a scan.
-pub(super) struct Scan {
+/// What is lost of one process, by call path.
+struct Found {
+    losses: ProcessLosses,
+    sites: BTreeMap<SiteId, LostStack>,
+}
+
+/// The tracer's side of the scans of a session.
+pub(super) struct Scans {
     pid: Pid,
     options: ScanOptions,
     questions: Sender<Question>,
     running: Option<Running>,
+    /// What was found so far.
+    lost: LostBlocks,
+    sites: BTreeMap<SiteId, LostStack>,
+    /// Why the process that was named or started was not read.
+    failed: Option<ScanError>,
+    /// Whether it ended before it could be.
+    is_missed: bool,
 }
 
+/// A scan under way.
 struct Running {
-    thread: JoinHandle<Result<LostBlocks, ScanError>>,
+    pid: Pid,
+    thread: JoinHandle<Result<Found, ScanError>>,
     has_looked: Arc<AtomicBool>,
+    /// How far the ring was written by then: what came before is in there.
+    looked_at: Option<u64>,
     /// Where the log goes; taken when it is asked for.
     changes: Option<Sender<Changes>>,
 }
 
-impl Scan {
-    pub(super) fn new(pid: Pid, options: ScanOptions, questions: Sender<Question>) -> Scan {
-        Scan { pid, options, questions, running: None }
+/// How far the scans are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Progress {
+    /// A process is being scanned.
+    Scans,
+    /// There is nothing to scan now.
+    Idle,
+}
+
+impl Scans {
+    pub(super) fn new(pid: Pid, options: ScanOptions, questions: Sender<Question>) -> Scans {
+        Scans {
+            pid,
+            options,
+            questions,
+            running: None,
+            lost: LostBlocks::new(pid),
+            sites: BTreeMap::new(),
+            failed: None,
+            is_missed: false,
+        }
     }
 
-    /// Begins with the blocks that are held after so many batches, unless it has begun.
-    pub(super) fn begin(&mut self, batches: u64) -> std::io::Result<()> {
-        if self.running.is_some() {
-            return Ok(());
+    /// Notes how far the ring is written, if the scanner has looked. To be called before the ring is
+    /// drained.
+    pub(super) fn note_look(&mut self, tracer: &Tracer) {
+        if let Some(running) = &mut self.running
+            && running.looked_at.is_none()
+            && running.has_looked.load(Ordering::Acquire)
+        {
+            running.looked_at = Some(tracer.written());
         }
+    }
+
+    /// Whether the records that are ready should be sent, however few they are.
+    pub(super) fn wants_records(&self, tracer: &Tracer) -> bool {
+        tracer.is_any_at_end()
+            || self.running.as_ref().is_some_and(|running| running.looked_at.is_some())
+    }
+
+    /// Takes the next step, after so many batches; `reason` says whether the session is to end.
+    pub(super) fn go_on(
+        &mut self,
+        tracer: &mut Tracer,
+        batches: u64,
+        reason: Option<EndReason>,
+    ) -> std::io::Result<Progress> {
+        if let Some(running) = &mut self.running
+            && running.looked_at.is_some_and(|written| tracer.has_read(written))
+            && let Some(sender) = running.changes.take()
+        {
+            // A pipeline that is gone has failed, and says why itself.
+            let _ = self.questions.send(Question::Changed(batches, sender));
+        }
+        if let Some(running) = self.running.take_if(|running| running.thread.is_finished()) {
+            let found = super::join(running.thread);
+            self.take(running.pid, found);
+            tracer.end_reading();
+        }
+        for pid in tracer.missed() {
+            self.is_missed |= pid == self.pid;
+            let reason = "ended unread, by a signal or not through its C library's exit";
+            self.lost.add_not_read(NotRead { pid, reason: reason.to_owned() });
+        }
+        if self.running.is_none() {
+            let running = || reason.and_then(|_| tracer.next_unread());
+            if let Some(pid) = tracer.next_at_end().or_else(running) {
+                tracer.begin_to_read(pid);
+                self.running = Some(self.begin(pid, batches)?);
+            }
+        }
+        Ok(if self.running.is_some() { Progress::Scans } else { Progress::Idle })
+    }
+
+    /// Begins with the blocks that are held after so many batches.
+    fn begin(&self, pid: Pid, batches: u64) -> std::io::Result<Running> {
         let has_looked = Arc::new(AtomicBool::new(false));
         let (sender, changes) = mpsc::channel();
-        let (pid, options, questions) = (self.pid, self.options, self.questions.clone());
+        let (options, questions) = (self.options, self.questions.clone());
         let thread = {
             let has_looked = Arc::clone(&has_looked);
             std::thread::Builder::new()
                 .name("scanner".to_owned())
                 .spawn(move || scan(pid, options, batches, &questions, &has_looked, &changes))?
         };
-        self.running = Some(Running { thread, has_looked, changes: Some(sender) });
-        Ok(())
+        Ok(Running { pid, thread, has_looked, looked_at: None, changes: Some(sender) })
     }
 
-    /// Whether the look is over and the log was not asked for.
-    pub(super) fn wants_changes(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| {
-            running.changes.is_some() && running.has_looked.load(Ordering::Acquire)
-        })
-    }
-
-    /// Asks for the log, which is complete after so many batches.
-    pub(super) fn ask_for_changes(&mut self, batches: u64) {
-        if let Some(sender) = self.running.as_mut().and_then(|running| running.changes.take()) {
-            // A pipeline that is gone has failed, and says why itself.
-            let _ = self.questions.send(Question::Changed(batches, sender));
+    fn take(&mut self, pid: Pid, found: Result<Found, ScanError>) {
+        match found {
+            Ok(Found { losses, sites }) => {
+                self.lost.add(losses);
+                for (site, of_process) in sites {
+                    let losses = of_process.losses;
+                    let of_all = self.sites.entry(site);
+                    of_all
+                        .and_modify(|lost| lost.losses = lost.losses.plus(losses))
+                        .or_insert(of_process);
+                }
+            }
+            Err(error) if pid == self.pid => self.failed = Some(error),
+            Err(error) => self.lost.add_not_read(NotRead { pid, reason: error.to_string() }),
         }
     }
 
-    /// Whether it has begun.
-    pub(super) fn has_begun(&self) -> bool {
-        self.running.is_some()
-    }
-
-    /// Whether it has begun and is over.
-    pub(super) fn is_over(&self) -> bool {
-        self.running.as_ref().is_some_and(|running| running.thread.is_finished())
-    }
-
-    /// What it found; `None` if it never began, or the session is over before it is.
-    pub(super) fn finish(self) -> Option<Result<LostBlocks, ScanError>> {
-        let running = self.running.filter(|running| running.thread.is_finished())?;
-        Some(super::join(running.thread))
+    /// What was found; `None` if the process that was named or started was not read.
+    pub(super) fn finish(mut self) -> Option<Result<LostBlocks, ScanError>> {
+        if let Some(error) = self.failed {
+            return Some(Err(error));
+        }
+        self.lost.stacks = self.sites.into_values().collect();
+        (self.lost.read() > 0 && !self.is_missed).then_some(Ok(self.lost))
     }
 }
 
@@ -253,7 +341,7 @@ fn scan(
     questions: &Sender<Question>,
     has_looked: &AtomicBool,
     changes: &Receiver<Changes>,
-) -> Result<LostBlocks, ScanError> {
+) -> Result<Found, ScanError> {
     let held = ask(questions, pid, |answer| Question::Held(pid, batches, answer))?;
     let held = held.ok_or(ScanError::Ended { pid: pid.0 })?;
     let (held, mut not_judged) = judgeable(held);
@@ -286,14 +374,19 @@ fn scan(
     let sites = by_site(&held, &lost);
     let asked = sites.keys().copied().collect();
     let paths = ask(questions, pid, |answer| Question::CallPaths(asked, answer))?;
-    let stacks = paths
+    let sum = |amount: fn(&Losses) -> Amount| {
+        sites.values().map(amount).fold(Amount::default(), Amount::plus)
+    };
+    let (direct, indirect) = (sum(|losses| losses.direct), sum(|losses| losses.held));
+    let sites = paths
         .into_iter()
-        .zip(sites.into_values())
-        .map(|((stack, api), losses)| LostStack { stack, api, losses })
+        .zip(sites)
+        .map(|((stack, api), (site, losses))| (site, LostStack { stack, api, losses }))
         .collect();
     let own_peak_bytes = process::peak_resident_bytes(Pid(std::process::id())).unwrap_or(0);
     let cost = Cost { own_peak_bytes, ..seen.cost };
-    Ok(LostBlocks { pid, stacks, judged, not_judged, cost })
+    let losses = ProcessLosses { pid, direct, indirect, judged, not_judged, cost };
+    Ok(Found { losses, sites })
 }
 
 fn ask<T>(

@@ -8,6 +8,7 @@ use super::{RecordOptions, Refused, SessionError, Started, Target};
 use crate::batches::BATCH_RECORDS;
 use crate::live::allocators::survey::Verdict;
 use crate::live::allocators::wanted;
+use crate::live::endings::AtEnd;
 use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
@@ -90,6 +91,11 @@ pub(super) fn start(
         watch: options.watch,
     };
     let mut tracer = Tracer::new(tracer_options, pids)?;
+    tracer.at_end(match (options.scan, &options.target) {
+        (None, _) => AtEnd::Nothing,
+        (Some(_), Target::Attach(_)) => AtEnd::Note,
+        (Some(_), Target::Launch(_)) => AtEnd::Stop,
+    });
     match &options.target {
         Target::Attach(pids) => {
             make_room_for_files();
@@ -110,9 +116,6 @@ pub(super) fn start(
             let pid = prepared.pid;
             tracer.begin_session(session(pid, Origin::Launched));
             tracer.expect(pid)?;
-            if options.scan.is_some() {
-                tracer.stop_at_end(pid);
-            }
             let child = prepared.go().map_err(failed)?;
             // The kernel stops the child at its first instruction; `spawn` has returned by then.
             let name = command.first().cloned().unwrap_or_default();

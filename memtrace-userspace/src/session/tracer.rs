@@ -1,13 +1,13 @@
 //! The tracer's thread: the ring to batches of records, until the end.
 //!
-//! Besides, marks take their place among the records, processes that match are attached to, and a scan
-//! for lost blocks is held when the end has come.
+//! Besides, marks take their place among the records, processes that match are attached to, and those
+//! that come to their end are scanned for lost blocks.
 
 use std::sync::mpsc::Receiver as RequestReceiver;
 use std::time::{Duration, Instant};
 
 use super::SessionError;
-use super::scan::{Scan, ScanError};
+use super::scan::{Progress, ScanError, Scans};
 use super::stop::Stop;
 use crate::batches::{BATCH_RECORDS, ReceiverGone, Sender};
 use crate::control::Request;
@@ -29,26 +29,23 @@ const MARK_PATIENCE: Duration = Duration::from_millis(200);
 /// How often processes are looked for that match.
 const FOLLOW: Duration = Duration::from_secs(1);
 
-/// Traces until there is a reason to stop; gives what could be traced, and what a scan found.
+/// Traces until there is a reason to stop; gives what could be traced, and what scans found.
 pub(super) fn trace(
     mut tracer: Tracer,
     follow: Option<Selection>,
     stop: &Stop,
     mut batches: Sender,
     marks: &RequestReceiver<Request>,
-    mut scan: Option<Scan>,
+    mut scans: Option<Scans>,
 ) -> Result<(Verdict, Option<Result<LostBlocks, ScanError>>), SessionError> {
     let mut next_tick = Instant::now();
-    // How far the ring was written when the scanner had looked: what came before is in there.
-    let mut looked_at = None;
     let mut mark = None;
     let mut next_look = Instant::now() + FOLLOW;
     let reason = loop {
-        if scan.as_ref().is_some_and(Scan::wants_changes) && looked_at.is_none() {
-            looked_at = Some(tracer.written());
+        if let Some(scans) = &mut scans {
+            scans.note_look(&tracer);
         }
         let drained = tracer.drain(BATCH_RECORDS)?;
-        let is_at_end = tracer.is_at_end();
         if Instant::now() >= next_tick {
             tracer.tick()?;
             next_tick = Instant::now() + TICK;
@@ -71,38 +68,29 @@ pub(super) fn trace(
             tracer.attach_to_matching(selection)?;
             next_look = Instant::now() + FOLLOW;
         }
+        let is_wanted = scans.as_ref().is_some_and(|scans| scans.wants_records(&tracer));
         let ready = tracer.records();
         let reason = stop.reason();
-        let is_batch =
-            drained == Drained::Some || ready.len() > 1 || looked_at.is_some() || is_at_end;
+        let is_batch = drained == Drained::Some || ready.len() > 1 || is_wanted;
         if !ready.is_empty()
             && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
         {
             break EndReason::Interrupted;
         }
-        if let Some(scan) = &mut scan
-            && looked_at.is_some_and(|looked_at| tracer.has_read(looked_at))
-        {
-            scan.ask_for_changes(batches.sent());
-        }
-        match (reason, &mut scan) {
-            (Some(reason), None) => break reason,
-            (Some(reason), Some(scan)) if scan.is_over() => break reason,
-            (Some(_), Some(scan)) if !tracer.is_done() => {
-                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
+        let scanning = match &mut scans {
+            Some(scans) => {
+                scans.go_on(&mut tracer, batches.sent(), reason).map_err(SessionError::Thread)?
             }
-            (None, Some(scan)) if is_at_end && !scan.is_over() => {
-                scan.begin(batches.sent()).map_err(SessionError::Thread)?;
+            None => Progress::Idle,
+        };
+        if scanning == Progress::Idle {
+            if tracer.is_done() && follow.is_none() {
+                break EndReason::TargetExited;
             }
-            (None, Some(scan)) if is_at_end => tracer.let_end(),
-            (Some(_) | None, _) => {}
-        }
-        if tracer.is_done()
-            && follow.is_none()
-            && scan.as_ref().is_none_or(|scan| !scan.has_begun() || scan.is_over())
-        {
-            break EndReason::TargetExited;
+            if let Some(reason) = reason {
+                break reason;
+            }
         }
         if drained == Drained::All {
             tracer.wait(IDLE);
@@ -111,5 +99,5 @@ pub(super) fn trace(
     let (mut records, verdict) = tracer.finish(reason)?;
     // A receiver that is gone has failed, and says why itself.
     let _ = batches.send(&mut records);
-    Ok((verdict, scan.and_then(Scan::finish)))
+    Ok((verdict, scans.and_then(Scans::finish)))
 }

@@ -31,7 +31,7 @@ use crate::views::frames::{Found, Lookup, Names};
 use crate::views::ranking::Ranking;
 use crate::views::timelines::{Course, FunctionCourse, Others, ThreadCourse, Timelines};
 
-pub(crate) use self::findings::lost;
+pub(crate) use self::findings::{lost, lost_of_family};
 
 use self::findings::{leaks, spikes};
 use self::statistics::{memory, statistics};

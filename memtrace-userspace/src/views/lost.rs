@@ -10,8 +10,9 @@ use rustc_hash::FxHashMap;
 use crate::lost::{Amount, Births, Losses, LostBlocks, LostStack, NotJudged};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
+use crate::record::Pid;
 use crate::views::frames::{Frame, FunctionId, Names, SymbolizedStack};
-use crate::views::quantity::{bytes, counted};
+use crate::views::quantity::{bytes, count, counted};
 use crate::views::ranking::compare_frames;
 use crate::views::suppressions::Suppressions;
 use crate::views::{caveats, quantity};
@@ -133,11 +134,16 @@ fn by_function(stacks: &[SymbolizedLosses]) -> Vec<FunctionLosses> {
 /// What the numbers do not see, the gravest first; each is one line of printable text.
 pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
     let mut lines = caveats::caveats(snapshot);
-    let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
+    let NotJudged { contradictory, out_of_reach, changed, inherited } = lost.not_judged;
     let Cost { stopped, unreadable_bytes, .. } = lost.cost;
     if let Some((_, frees)) = snapshot.counters.iter().find(|(name, _)| name == "lost_frees") {
         let frees = counted(*frees, "lost event");
         lines.push(format!("{frees} told of released blocks: as many may be shown as lost memory"));
+    }
+    if lost.unread() > 0 {
+        let processes = if lost.unread() == 1 { "process" } else { "processes" };
+        let unread = count(lost.unread());
+        lines.push(format!("{unread} {processes} not looked at: what is lost there is not known"));
     }
     if stopped.is_none() {
         lines.push(
@@ -156,6 +162,7 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
         (changed, "changed while the scan began"),
         (contradictory, "overlap others, since events were lost"),
         (out_of_reach, "lie beyond 47-bit addresses"),
+        (inherited, "are copies that fork made of the parent's"),
     ];
     for (number, reason) in reasons {
         if number > 0 {
@@ -164,6 +171,12 @@ pub fn caveats(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<String> {
         }
     }
     lines
+}
+
+/// Path of the executable of a process, if the session knows it.
+pub fn exe(snapshot: &Snapshot, pid: Pid) -> Option<&[u8]> {
+    let process = snapshot.processes.iter().rfind(|process| process.pid == pid)?;
+    Some(&process.exe)
 }
 
 fn stop_time(stopped: Duration) -> String {

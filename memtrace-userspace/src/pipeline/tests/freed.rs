@@ -4,9 +4,9 @@ use super::*;
 
 fn ranges(records: &[Record]) -> Vec<(u64, u64)> {
     let mut pipeline = Pipeline::new(Limits::default());
-    pipeline.remember_freed(Pid(7));
+    pipeline.remember_freed();
     pipeline.apply_all(records);
-    pipeline.freed_ranges().iter().map(|range| (range.start.0, range.end.0)).collect()
+    pipeline.freed_ranges(Pid(7)).iter().map(|range| (range.start.0, range.end.0)).collect()
 }
 
 #[test]
@@ -45,4 +45,21 @@ fn block_of_another_process_is_not_remembered() {
     let freed = [process(8), alloc(1, 8, 0x1000, 64, 1), free(2, 8, 0x1000)];
 
     assert_eq!(ranges(&freed), []);
+}
+
+#[test]
+fn child_has_a_copy_and_what_another_process_uses_stays_remembered() {
+    let freed = [process(7), alloc(1, 7, 0x1000, 64, 1), free(2, 7, 0x1000)];
+    let forked = [freed.as_slice(), &[fork(3, 7, 8), alloc(4, 8, 0x1000, 64, 1)]].concat();
+    let mut pipeline = Pipeline::new(Limits::default());
+    pipeline.remember_freed();
+
+    pipeline.apply_all(&forked);
+
+    assert_eq!(pipeline.freed_ranges(Pid(7)).iter().count(), 1);
+    assert_eq!(pipeline.freed_ranges(Pid(8)).iter().count(), 0);
+    assert_eq!(ranges(&forked[..4]), [(0x1000, 0x1040)]);
+    pipeline.apply(&free(5, 8, 0x1000));
+    let of_child: Vec<_> = pipeline.freed_ranges(Pid(8)).iter().map(|range| range.start).collect();
+    assert_eq!(of_child, [Avma(0x1000)]);
 }

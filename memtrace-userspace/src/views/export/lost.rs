@@ -1,16 +1,18 @@
 //! Lost blocks as text.
 
+use std::cmp::Reverse;
 use std::fmt::{self, Write};
 use std::time::Duration;
 
-use crate::lost::{Amount, Births, Losses, LostBlocks};
+use crate::lost::{Amount, Births, Losses, LostBlocks, NotRead, ProcessLosses};
 use crate::pipeline::snapshot::Snapshot;
-use crate::record::Time;
+use crate::record::{Pid, Time};
 use crate::views::export::text::{self, write_caveats, write_field, write_stack};
 use crate::views::findings::Findings;
 use crate::views::label::function_label;
 use crate::views::layout::{cut, wrap};
-use crate::views::lost::{FunctionLosses, Ranking, SymbolizedLosses, caveats, cost};
+use crate::views::lost::{FunctionLosses, Ranking, SymbolizedLosses, caveats, cost, exe};
+use crate::views::printable::{printable, printable_str};
 use crate::views::quantity::{bytes, count, counted, duration};
 use crate::views::style::Style;
 use crate::views::summary;
@@ -62,7 +64,11 @@ fn write(
     writeln!(out, "{}", style.heading(&cut(&title, width)))?;
     write_field(out, "captured", &summary::capture(snapshot), width)?;
     write_field(out, "events", &summary::loss(snapshot), width)?;
-    write_field(out, "scan", &cost(&lost.cost), width)?;
+    let scan = match lost.read() {
+        1 => cost(&lost.cost),
+        read => format!("{} processes, each by itself: {}", count(read), cost(&lost.cost)),
+    };
+    write_field(out, "scan", &scan, width)?;
     let judged = format!("{}, allocated since the attach and live", amount(lost.judged));
     write_field(out, "judged", &judged, width)?;
     let caveats = caveats(snapshot, lost);
@@ -90,6 +96,9 @@ fn write(
     }
     if suppressed.blocks > 0 {
         write_field(out, "suppressed", &format!("{}, not shown", amount(*suppressed)), width)?;
+    }
+    if lost.read() + lost.unread() > 1 {
+        write_processes(out, lost, snapshot, options)?;
     }
     if functions.len() > 1 {
         write_functions(out, functions, snapshot, options)?;
@@ -162,6 +171,47 @@ fn write_functions(
     }
 }
 
+/// ```text
+///         lost     blocks  process
+///     12.0 MiB     12,315  4242 (/srv/app/server)
+///            -          -  4251 (/srv/app/worker): a signal ended it
+/// ```
+fn write_processes(
+    out: &mut String,
+    lost: &LostBlocks,
+    snapshot: &Snapshot,
+    &Options { width, style, top }: &Options,
+) -> fmt::Result {
+    writeln!(out, "\n{}", style.heading("By process, before suppressions"))?;
+    writeln!(out, "  {:>10} {:>10}  process", "lost", "blocks")?;
+    let name = |pid: Pid| match exe(snapshot, pid) {
+        Some(exe) => format!("{} ({})", pid.0, printable(exe)),
+        None => pid.0.to_string(),
+    };
+    let losses = |process: &ProcessLosses| process.direct.plus(process.indirect);
+    let mut read: Vec<_> = lost.processes.iter().collect();
+    read.sort_by_key(|process| (Reverse(losses(process)), process.pid));
+    let read = read.into_iter().map(|process| {
+        let Amount { bytes: lost, blocks } = losses(process);
+        (bytes(lost), count(blocks), name(process.pid))
+    });
+    let not_read = lost.not_read.iter().map(|NotRead { pid, reason }| {
+        ("-".to_owned(), "-".to_owned(), format!("{}: {}", name(*pid), printable_str(reason)))
+    });
+    let shown = top.unwrap_or(DEFAULT_STACKS);
+    for (lost, blocks, name) in read.chain(not_read).take(shown) {
+        let (lines, mut numbers) = (wrap(&name, width.saturating_sub(25)), [lost, blocks]);
+        for line in lines {
+            let [lost, blocks] = std::mem::take(&mut numbers);
+            writeln!(out, "  {lost:>10} {blocks:>10}  {line}")?;
+        }
+    }
+    match (lost.read() + lost.unread()).saturating_sub(shown as u64) {
+        0 => Ok(()),
+        more => writeln!(out, "  … and {} more; --top shows more", count(more)),
+    }
+}
+
 /// `1.2 s to 11.3 s old`, counted from the end of the session.
 fn ages(Births { first, last }: Births, snapshot: &Snapshot) -> String {
     let age = |born: Time| duration(Duration::from_nanos(snapshot.now.0.saturating_sub(born.0)));
@@ -210,6 +260,14 @@ mod tests {
     #[test]
     fn losses_at_80_columns() {
         let text = text(&fixture::lost(), None);
+
+        assert!(text.lines().all(|line| width(line) <= 80), "{text}");
+        insta::assert_snapshot!(text);
+    }
+
+    #[test]
+    fn losses_of_several_processes_at_80_columns() {
+        let text = text(&fixture::lost_of_family(), None);
 
         assert!(text.lines().all(|line| width(line) <= 80), "{text}");
         insta::assert_snapshot!(text);

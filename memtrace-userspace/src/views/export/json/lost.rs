@@ -7,13 +7,15 @@ use serde::Serialize;
 use super::findings;
 use super::layout::OneEntryPerLine;
 use super::places::{Path, Places};
-use crate::lost::{Amount, Losses, LostBlocks, NotJudged};
+use crate::lost::{Amount, Losses, LostBlocks, NotJudged, NotRead, ProcessLosses};
 use crate::pipeline::snapshot::Snapshot;
 use crate::reach::Cost;
+use crate::record::Pid;
+use crate::views;
 use crate::views::export::list::List;
 use crate::views::findings::Findings;
 use crate::views::lost::{Ranking, SymbolizedLosses, caveats};
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 
 /// The report's `version`.
 pub const VERSION: u32 = 2;
@@ -24,6 +26,7 @@ struct Report<'r, S> {
     version: u32,
     target: Target,
     scan: Scan,
+    processes: Vec<Process>,
     totals: Totals,
     stacks: S,
     leaks: Option<Vec<findings::Leak<'r>>>,
@@ -53,6 +56,20 @@ struct Scan {
     contradictory_blocks: u64,
     out_of_reach_blocks: u64,
     changed_blocks: u64,
+    inherited_blocks: u64,
+}
+
+#[derive(Serialize)]
+struct Process {
+    pid: u32,
+    exe: Option<String>,
+    /// `None` if it was not read.
+    scan: Option<Scan>,
+    not_read: Option<String>,
+    direct_blocks: u64,
+    direct_bytes: u64,
+    indirect_blocks: u64,
+    indirect_bytes: u64,
 }
 
 #[derive(Serialize)]
@@ -89,34 +106,15 @@ pub fn write(
     growth: Option<&Findings>,
     top: Option<usize>,
 ) -> io::Result<()> {
-    let NotJudged { contradictory, out_of_reach, changed } = lost.not_judged;
-    let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
-        lost.cost;
     let Ranking { stacks, functions: _, born: _, direct, indirect, suppressed } = ranking;
     let listed = top.and_then(|top| stacks.get(..top)).unwrap_or(stacks);
     let places = Places::new();
-    let exe = snapshot.processes.iter().find(|process| process.pid == lost.pid);
     let report = Report {
         format: "memtrace-leaks",
         version: VERSION,
-        target: Target {
-            pid: lost.pid.0,
-            exe: exe.map(|process| printable(&process.exe).into_owned()),
-        },
-        scan: Scan {
-            observed_ns: snapshot.now.0,
-            stopped_ns: stopped.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
-            threads,
-            read_bytes,
-            unreadable_bytes,
-            uncopied_bytes,
-            own_peak_bytes,
-            judged_blocks: lost.judged.blocks,
-            judged_bytes: lost.judged.bytes,
-            contradictory_blocks: contradictory,
-            out_of_reach_blocks: out_of_reach,
-            changed_blocks: changed,
-        },
+        target: Target { pid: lost.pid.0, exe: exe(snapshot, lost.pid) },
+        scan: scan(snapshot, lost.judged, lost.not_judged, lost.cost),
+        processes: processes(snapshot, lost),
         totals: Totals {
             direct_blocks: direct.blocks,
             direct_bytes: direct.bytes,
@@ -134,6 +132,59 @@ pub fn write(
     let mut serializer = serde_json::Serializer::with_formatter(out, OneEntryPerLine::default());
     report.serialize(&mut serializer).map_err(io::Error::from)?;
     serializer.into_inner().write_all(b"\n")
+}
+
+fn exe(snapshot: &Snapshot, pid: Pid) -> Option<String> {
+    views::lost::exe(snapshot, pid).map(|exe| printable(exe).into_owned())
+}
+
+fn scan(snapshot: &Snapshot, judged: Amount, not_judged: NotJudged, cost: Cost) -> Scan {
+    let NotJudged { contradictory, out_of_reach, changed, inherited } = not_judged;
+    let Cost { stopped, threads, read_bytes, unreadable_bytes, uncopied_bytes, own_peak_bytes } =
+        cost;
+    Scan {
+        observed_ns: snapshot.now.0,
+        stopped_ns: stopped.map(|time| u64::try_from(time.as_nanos()).unwrap_or(u64::MAX)),
+        threads,
+        read_bytes,
+        unreadable_bytes,
+        uncopied_bytes,
+        own_peak_bytes,
+        judged_blocks: judged.blocks,
+        judged_bytes: judged.bytes,
+        contradictory_blocks: contradictory,
+        out_of_reach_blocks: out_of_reach,
+        changed_blocks: changed,
+        inherited_blocks: inherited,
+    }
+}
+
+/// Those that were read, in the order of the looks, and behind them those that were not.
+fn processes(snapshot: &Snapshot, lost: &LostBlocks) -> Vec<Process> {
+    let read = lost.processes.iter().map(|process| {
+        let &ProcessLosses { pid, direct, indirect, judged, not_judged, cost } = process;
+        Process {
+            pid: pid.0,
+            exe: exe(snapshot, pid),
+            scan: Some(scan(snapshot, judged, not_judged, cost)),
+            not_read: None,
+            direct_blocks: direct.blocks,
+            direct_bytes: direct.bytes,
+            indirect_blocks: indirect.blocks,
+            indirect_bytes: indirect.bytes,
+        }
+    });
+    let not_read = lost.not_read.iter().map(|NotRead { pid, reason }| Process {
+        pid: pid.0,
+        exe: exe(snapshot, *pid),
+        scan: None,
+        not_read: Some(printable_str(reason).into_owned()),
+        direct_blocks: 0,
+        direct_bytes: 0,
+        indirect_blocks: 0,
+        indirect_bytes: 0,
+    });
+    read.chain(not_read).collect()
 }
 
 fn stack<'r>(symbolized: &'r SymbolizedLosses, places: &'r Places<'r>) -> Stack<'r> {
@@ -197,6 +248,7 @@ mod tests {
             "uncopied_bytes": 0, "own_peak_bytes": 200 << 20,
             "judged_blocks": 12_323, "judged_bytes": 14 << 20,
             "contradictory_blocks": 0, "out_of_reach_blocks": 0, "changed_blocks": 7,
+            "inherited_blocks": 0,
         });
         assert_eq!(report["scan"], scan);
         let first = report["stacks"][0]["places"][0].as_u64().expect("an index") as usize;
@@ -204,6 +256,22 @@ mod tests {
         assert_eq!(report["stacks"][0]["held_blocks"], 24);
         assert_eq!(report["stacks"][0]["first_born_ns"], 1_000_000_000u64);
         assert_eq!(report["stacks"][0]["last_born_ns"], 7_143_500_000u64);
+    }
+
+    #[test]
+    fn every_process_has_its_numbers_or_why_it_was_not_read() {
+        let report = json(&fixture::lost_of_family(), None);
+
+        assert!(is_valid(&report), "{report:#}");
+        let processes = report["processes"].as_array().expect("processes");
+        let pids: Vec<_> = processes.iter().map(|process| &process["pid"]).collect();
+        assert_eq!(pids, [4242, 4250, 4251]);
+        assert_eq!(processes[0]["direct_blocks"], 12_291);
+        assert_eq!(processes[1]["scan"]["inherited_blocks"], 31);
+        assert_eq!(processes[2]["scan"], Value::Null);
+        assert_eq!(processes[2]["not_read"], "a signal\\x1b ended it");
+        assert_eq!(report["scan"]["stopped_ns"], 12_000_000, "the longest stop");
+        assert_eq!(report["scan"]["judged_blocks"], 12_325);
     }
 
     #[test]
