@@ -10,8 +10,8 @@ use memtrace_tests::program::{self, FramePointers};
 use memtrace_tests::recording::{Recorder, Running, memtrace, run, trace_path};
 
 /// Both reports byte for byte; the first difference is shown by its line.
-fn require_equal(live: &Path, trace: &Path) -> Result<()> {
-    let replayed = run(memtrace()?.arg("report").arg(trace).args(["--format", "json"]))?
+fn require_equal(live: &Path, trace: &Path, more: &[&str]) -> Result<()> {
+    let replayed = run(memtrace()?.arg("report").arg(trace).args(["--format", "json"]).args(more))?
         .require_success("memtrace report")?
         .stdout;
     let live = fs::read_to_string(live).context("read the report of the session")?;
@@ -35,7 +35,7 @@ fn report_of_a_command_and_its_children_equals_its_replay() -> Result<()> {
 
     run(&mut record)?.require_success("memtrace record")?;
 
-    require_equal(&live, &trace)
+    require_equal(&live, &trace, &[])
 }
 
 #[test]
@@ -51,5 +51,23 @@ fn report_of_an_attached_process_equals_its_replay() -> Result<()> {
     let arguments = ["--duration", "2s", "--report", path];
     Recorder::attach_with(target.pid(), &trace, &arguments)?.finish()?;
 
-    require_equal(&live, &trace)
+    require_equal(&live, &trace, &[])
+}
+
+#[test]
+fn timelines_of_a_session_equal_those_of_its_replay() -> Result<()> {
+    privileged!();
+    let trace = trace_path("replay_timelines")?;
+    let live = trace.with_extension("json");
+    let mut record = memtrace()?;
+    record.args(["record", "--timeline", "-o"]).arg(&trace).arg("--report").arg(&live);
+    record.arg("--").arg(program::FORK_BOTH.build(FramePointers::Omitted)?);
+
+    run(&mut record)?.require_success("memtrace record")?;
+
+    require_equal(&live, &trace, &["--timeline"])?;
+    let report: serde_json::Value = serde_json::from_str(&fs::read_to_string(&live)?)?;
+    let functions = report["timelines"]["functions"].as_array().context("timelines")?;
+    ensure!(functions.len() >= 4, "{functions:?}");
+    Ok(())
 }

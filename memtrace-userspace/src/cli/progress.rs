@@ -5,10 +5,11 @@ use std::ops::ControlFlow;
 
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
+use memtrace_userspace::pipeline::Pipeline;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
-    self, Progress, RecordOptions, SessionError, SessionSummary, Started,
+    self, Apply, Progress, RecordOptions, SessionError, SessionSummary, Started,
 };
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
@@ -28,6 +29,16 @@ pub(crate) enum Line {
 pub(crate) fn run(
     options: RecordOptions,
     line: Line,
+    on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
+) -> Result<SessionSummary, SessionError> {
+    run_watched(options, Box::new(Pipeline::apply_all), line, on_progress)
+}
+
+/// The same, with somebody who sees what each record changes ([`session::run_watched`]).
+pub(crate) fn run_watched(
+    options: RecordOptions,
+    apply: Apply,
+    line: Line,
     mut on_progress: impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) -> Result<SessionSummary, SessionError> {
     let bar = match line {
@@ -36,7 +47,7 @@ pub(crate) fn run(
     };
     let style = ProgressStyle::with_template("{spinner} {msg}");
     let bar = bar.with_style(style.expect("the template is well-formed"));
-    let ended = session::run(options, |progress| {
+    let ended = session::run_watched(options, apply, |progress| {
         match progress {
             Progress::Started(processes) => tell_started(processes),
             Progress::Snapshot(snapshot) => {

@@ -4,14 +4,19 @@ use std::ffi::OsString;
 use std::io;
 use std::ops::ControlFlow;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Result, bail};
 use clap::Args;
 use memtrace_userspace::live::allocators::survey::Verdict;
+use memtrace_userspace::pipeline::Pipeline;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
-use memtrace_userspace::session::{RecordOptions, SessionSummary, SnapshotFiles, Target};
+use memtrace_userspace::session::{
+    Apply, Progress, RecordOptions, SessionSummary, SnapshotFiles, Target,
+};
+use memtrace_userspace::views::activity::{Activity, Level};
 use memtrace_userspace::views::printable::printable_str;
 use memtrace_userspace::views::{caveats, quantity, summary};
 
@@ -33,7 +38,8 @@ Examples:
   sudo memtrace record --container 3f2a9c1d5b7e           all of a container
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children
   sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
-  sudo memtrace record --report test.json -- ./test       and the report, for CI";
+  sudo memtrace record --report test.json -- ./test       and the report, for CI
+  sudo memtrace record --report test.json --timeline -- ./test";
 
 /// Two lines that fit into 80 columns.
 const USAGE: &str = "\
@@ -57,6 +63,10 @@ pub(crate) struct Arguments {
     /// Write the JSON report of the session as well, as `memtrace report --format json` would
     #[arg(long, value_name = "FILE")]
     report: Option<PathBuf>,
+    /// With --report: also what functions and threads held and allocated over time, as
+    /// `memtrace report --timeline` would; takes up to some 200 MB, and the daemon more time
+    #[arg(long, requires = "report")]
+    timeline: bool,
     /// Write a heap snapshot so often, beside the trace: api.0001.mtrace, api.0002.mtrace, …
     #[arg(long, value_name = "TIME", value_parser = quantity_arguments::positive_duration)]
     snapshot_every: Option<Duration>,
@@ -78,6 +88,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         target,
         output,
         report,
+        timeline,
         snapshot_every,
         snapshot_on_spike,
         trace,
@@ -112,14 +123,21 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         snapshot_files,
         ..options
     };
-    let summary = progress::run(options, Line::Shown, |_| ControlFlow::Continue(()))?;
+    let activity = Arc::new(Mutex::new(timeline.then(|| Activity::new(Level::Held))));
+    let apply: Apply = match timeline {
+        true => noting(Arc::clone(&activity)),
+        false => Box::new(Pipeline::apply_all),
+    };
+    let go_on = |_: Progress<'_>| ControlFlow::Continue(());
+    let summary = progress::run_watched(options, apply, Line::Shown, go_on)?;
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = summary;
     tell(&summary_line(&snapshot, &output));
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();
         let mut names = SymbolArguments::default().names_of_running(&running);
-        write_json(report, &snapshot, &mut names, &suppressions)?;
+        let activity = activity.lock().unwrap_or_else(PoisonError::into_inner).take();
+        write_json(report, &snapshot, activity, &mut names, &suppressions)?;
     }
     if let Some(status) = exit_status.filter(|status| !status.success()) {
         tell(&format!("the command ended with {status}"));
@@ -130,6 +148,21 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     Ok(match verdict {
         Verdict::NoAllocator if snapshot.events == 0 => Outcome::Failed,
         Verdict::NoAllocator | Verdict::Traceable | Verdict::GoWithC | Verdict::Go => Outcome::Fine,
+    })
+}
+
+/// Has a pipeline apply records, and an activity see what each changes.
+fn noting(activity: Arc<Mutex<Option<Activity>>>) -> Apply {
+    let mut postings = Vec::new();
+    Box::new(move |pipeline, records| {
+        // Nobody else wants it before the session is over.
+        let mut activity = activity.lock().unwrap_or_else(PoisonError::into_inner);
+        for record in records {
+            pipeline.apply_with(record, &mut postings);
+            if let Some(activity) = &mut *activity {
+                activity.event(record, &postings, pipeline);
+            }
+        }
     })
 }
 

@@ -292,15 +292,18 @@ impl Arguments {
     }
 }
 
-/// Writes the JSON report of a session, with everything in it.
+/// Writes the JSON report of a session, with everything in it; timelines if there is an `activity`.
 pub(crate) fn write_json(
     mut out: Output,
     snapshot: &Snapshot,
+    activity: Option<Activity>,
     names: &mut Names,
     suppressions: &Suppressions,
 ) -> Result<()> {
     let mut ranking = rank(snapshot, names, SortKey::Live);
     ranking.findings.suppress(suppressions);
+    ranking.timelines =
+        activity.map(|activity| Timelines::new(snapshot, activity, names, MOST_TIMELINES));
     json::write(&mut out, snapshot, &ranking, None)
         .context("cannot write the report; free some space or name another --report")?;
     out.commit()
