@@ -61,7 +61,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-pub(crate) use self::account::add_usage;
+pub(crate) use self::account::{Account, add_usage};
 pub use self::account::{Change, Posting};
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;

@@ -23,7 +23,7 @@ use memtrace_userspace::views::export::{
 };
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::ranking::{
-    self, ProcessRanking, Ranking, SortKey, rank, rank_processes,
+    self, ProcessRanking, Ranking, SortKey, SymbolizedUsage, rank, rank_processes,
 };
 use memtrace_userspace::views::style::Style;
 use memtrace_userspace::views::suppressions::Suppressions;

@@ -189,7 +189,7 @@ pub(super) type HeldBefore = Option<u64>;
 /// What one stack, thread or process took, gave back and holds: one line of the cache.
 #[derive(Debug, Default)]
 #[repr(align(64))]
-pub(super) struct Account {
+pub(crate) struct Account {
     allocations: u64,
     allocated_bytes: u64,
     frees: u64,
@@ -263,6 +263,12 @@ impl Account {
         held_before
     }
 
+    /// Changes by what is posted, for [`Account::usage_without_peak`] alone.
+    pub(crate) fn post(&mut self, posting: &Posting) {
+        let &Posting { pid: _, site: _, thread: _, change, blocks, bytes } = posting;
+        self.apply(change, blocks, bytes, Epoch::default());
+    }
+
     /// A block of it that was released has turned out to be temporary.
     #[inline(always)]
     pub(crate) fn note_temporary(&mut self) {
@@ -291,6 +297,11 @@ impl Account {
     #[inline(always)]
     pub(super) fn held_bytes(&self) -> u64 {
         self.held_bytes
+    }
+
+    /// What views see of an account that knows of no peak; it held 0 bytes then.
+    pub(crate) fn usage_without_peak(&self) -> Usage {
+        self.usage(Epoch::default())
     }
 
     /// What views see of it, the last peak having been number `epoch`.

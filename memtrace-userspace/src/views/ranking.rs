@@ -192,6 +192,11 @@ impl Ranking {
 
 fn sort(functions: &mut [FunctionUsage], stacks: &mut [SymbolizedUsage], key: SortKey) {
     functions.sort_by(|a, b| compare_functions(key, a, b));
+    sort_stacks(stacks, key);
+}
+
+/// Puts stacks in the order of `key`.
+pub(super) fn sort_stacks(stacks: &mut [SymbolizedUsage], key: SortKey) {
     stacks.sort_by(|a, b| compare_stacks(key, a, b));
 }
 

@@ -132,7 +132,7 @@ fn other_json_is_no_report() {
 fn call_path_through_a_place_that_is_not_there_is_an_error() {
     let report = report(&fixture::snapshot(), None).replace("[4, 5]", "[4, 99]");
 
-    let read = read_report(&report, &mut Vocabulary::default());
+    let read = read_report(&report, &Suppressions::default(), &mut Vocabulary::default());
 
     assert!(
         matches!(&read, Err(ReportError::Malformed(error)) if error.to_string() == "there is no place 99"),
@@ -150,8 +150,11 @@ fn short_report_of_endless_stacks_is_an_error() {
     let report = report.replace(&place, &format!(r#""frames": [{many}]"#));
     let path = vec!["6"; 1 << 15].join(",");
 
-    let read =
-        read_report(&report.replace("[6]", &format!("[{path}]")), &mut Vocabulary::default());
+    let read = read_report(
+        &report.replace("[6]", &format!("[{path}]")),
+        &Suppressions::default(),
+        &mut Vocabulary::default(),
+    );
 
     let message = "its stacks have more than 1073741824 frames";
     assert!(
