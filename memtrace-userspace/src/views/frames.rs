@@ -93,6 +93,13 @@ pub struct Function {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct FunctionId(usize);
 
+impl FunctionId {
+    /// From 0 on, without gaps.
+    pub(super) fn index(self) -> usize {
+        self.0
+    }
+}
+
 /// One frame of a stack.
 ///
 /// The order is that of the function, then of the place in it.

@@ -387,39 +387,43 @@ impl Profile {
         words: &Vocabulary,
         memory: Memory,
     ) -> BTreeMap<FunctionId, FunctionUsage> {
-        let mut functions: BTreeMap<FunctionId, FunctionUsage> = BTreeMap::new();
+        // Tables and not maps: most frames of most stacks are looked at here.
+        let mut functions: Vec<Option<FunctionUsage>> = vec![None; words.functions.len()];
         // In which stack, counted from 1, each function was seen last.
         let mut seen_in = vec![0; words.functions.len()];
-        let mut bytes_through: HashMap<FrameId, u64> = HashMap::new();
+        let mut bytes_through = vec![0u64; words.frames.len()];
         for (number, stack) in (1..).zip(self.stacks.iter().filter(|s| s.memory == memory)) {
             for (depth, frame) in words.frames(&stack.path).enumerate() {
-                let function = words.frame(frame).function;
-                if std::mem::replace(&mut seen_in[function.0 as usize], number) == number {
+                let function = words.frame(frame).function.0 as usize;
+                if std::mem::replace(&mut seen_in[function], number) == number {
                     continue;
                 }
-                let usage = functions
-                    .entry(function)
-                    .or_insert(FunctionUsage { charge: Charge::default(), heaviest: frame });
+                let usage = functions[function]
+                    .get_or_insert(FunctionUsage { charge: Charge::default(), heaviest: frame });
                 add_usage(&mut usage.charge.total, &stack.usage);
                 if depth == 0 {
                     add_usage(&mut usage.charge.own, &stack.usage);
                 }
-                let through = bytes_through.entry(frame).or_default();
+                let through = &mut bytes_through[frame.0 as usize];
                 *through = through.saturating_add(stack.usage.allocated_bytes);
             }
         }
         // Of two that are equally heavy the first line, so that the result does not vary.
-        let weight = |id: FrameId| {
-            let bytes = bytes_through.get(&id).copied().unwrap_or(0);
-            (bytes, std::cmp::Reverse(words.frame(id).line))
+        let weight = |FrameId(id): FrameId| {
+            let id = id as usize;
+            (bytes_through[id], std::cmp::Reverse(words.frames[id].line))
         };
-        for &frame in bytes_through.keys() {
-            let usage = functions.get_mut(&words.frame(frame).function);
-            if let Some(usage) = usage.filter(|usage| weight(frame) > weight(usage.heaviest)) {
+        for frame in (0..words.frames.len()).map(|id| FrameId(number(id))) {
+            let usage = &mut functions[words.frame(frame).function.0 as usize];
+            if let Some(usage) = usage
+                && weight(frame) > weight(usage.heaviest)
+            {
                 usage.heaviest = frame;
             }
         }
-        functions
+        let ids = (0..functions.len()).map(|id| FunctionId(number(id)));
+        let used = ids.zip(functions).filter_map(|(id, usage)| Some((id, usage?)));
+        used.collect()
     }
 }
 

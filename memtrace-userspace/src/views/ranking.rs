@@ -201,12 +201,17 @@ pub(super) fn sort_stacks(stacks: &mut [SymbolizedUsage], key: SortKey) {
 }
 
 fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
-    let mut by_function: FxHashMap<FunctionId, FunctionUsage> = FxHashMap::default();
+    // A table and not a map: every frame of every stack is looked at here.
+    let mut by_function: Vec<Option<FunctionUsage>> = Vec::new();
     let mut by_line: FxHashMap<(FunctionId, u32), u64> = FxHashMap::default();
     for SymbolizedUsage { stack, api, usage } in stacks {
         for (depth, Frame { function, line, inlined: _, place: _ }) in stack.functions().enumerate()
         {
-            let entry = by_function.entry(function.id).or_insert_with(|| FunctionUsage {
+            let id = function.id.index();
+            if id >= by_function.len() {
+                by_function.resize_with(id + 1, || None);
+            }
+            let entry = by_function[id].get_or_insert_with(|| FunctionUsage {
                 function: Arc::clone(function),
                 line: None,
                 heap: Charge::default(),
@@ -233,7 +238,7 @@ fn sum_by_function(stacks: &[SymbolizedUsage]) -> Vec<FunctionUsage> {
             *best = (bytes, line);
         }
     }
-    let mut functions: Vec<_> = by_function.into_values().collect();
+    let mut functions: Vec<_> = by_function.into_iter().flatten().collect();
     for function in &mut functions {
         function.line = heaviest.get(&function.function.id).map(|&(_, line)| line);
     }
