@@ -175,6 +175,8 @@ fn compare_functions(table: &Table, report: &Report, differences: &mut Differenc
                 let frame = crate::report::Frame {
                     function: function["function"].as_str().map(str::to_owned),
                     module: String::new(),
+                    file: None,
+                    line: None,
                     inlined: false,
                 };
                 frame.is(name)

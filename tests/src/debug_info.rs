@@ -16,7 +16,7 @@ use std::process::Command;
 use anyhow::{Context, Result, bail};
 
 use crate::recording::run;
-use crate::report::Report;
+use crate::report::{Frame, Report};
 use crate::table::Table;
 
 /// Each call path from where memory is allocated to `main`, by the markers in the sources.
@@ -109,19 +109,17 @@ fn place(marker: &str) -> Result<String> {
 /// The call paths of a report's mallocs that go through `main`, up to it, each once: frames as `FUNCTION
 /// FILE:LINE`, with ` inlined` behind it if it is, and `??` for what is not known.
 pub fn call_paths(report: &Report) -> Vec<Vec<String>> {
-    let frame = |frame: &serde_json::Value| {
-        let text = |key: &str| frame[key].as_str().unwrap_or("??").to_owned();
-        let file = text("file");
-        let file = file.rsplit('/').next().unwrap_or_default();
-        let line = frame["line"].as_u64().map_or_else(|| "??".to_owned(), |line| line.to_string());
-        let inlined = if frame["inlined"] == true { " inlined" } else { "" };
-        format!("{} {file}:{line}{inlined}", text("function"))
+    let frame = |Frame { function, module: _, file, line, inlined }: &Frame| {
+        let function = function.as_deref().unwrap_or("??");
+        let file = file.as_deref().unwrap_or("??").rsplit('/').next().unwrap_or_default();
+        let line = line.map_or_else(|| "??".to_owned(), |line| line.to_string());
+        let inlined = if *inlined { " inlined" } else { "" };
+        format!("{function} {file}:{line}{inlined}")
     };
     let mut paths: Vec<Vec<String>> = Vec::new();
     for stack in report.stacks.iter().filter(|stack| stack.api == "malloc") {
         let Some(main) = stack.frames.iter().position(|frame| frame.is("main")) else { continue };
-        let frames = stack.json["frames"].as_array().map_or(&[][..], Vec::as_slice);
-        paths.push(frames[..=main].iter().map(frame).collect());
+        paths.push(stack.frames[..=main].iter().map(frame).collect());
     }
     paths.sort();
     paths.dedup();

@@ -32,6 +32,10 @@ pub struct Frame {
     pub function: Option<String>,
     /// Path of the file it lies in.
     pub module: String,
+    /// Path of its source file, if that is known.
+    pub file: Option<String>,
+    /// The line in it, likewise.
+    pub line: Option<u64>,
     /// Whether the next frame holds its code.
     pub inlined: bool,
 }
@@ -147,6 +151,8 @@ pub fn frames(report: &Value, entry: &Value) -> Result<Vec<Frame>> {
             frames.push(Frame {
                 function: frame["function"].as_str().map(str::to_owned),
                 module: text(place, "module")?,
+                file: frame["file"].as_str().map(str::to_owned),
+                line: frame["line"].as_u64(),
                 inlined: depth + 1 < inside.len(),
             });
         }
@@ -173,7 +179,7 @@ mod tests {
 
     fn frame(function: Option<&str>, module: &str) -> Frame {
         let function = function.map(str::to_owned);
-        Frame { function, module: module.to_owned(), inlined: false }
+        Frame { function, module: module.to_owned(), file: None, line: None, inlined: false }
     }
 
     #[test]
