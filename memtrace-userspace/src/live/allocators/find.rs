@@ -95,8 +95,13 @@ fn glibc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> BTreeMap<Svma, Vec<Sv
     }
     // Its `calloc` has only this name where it is the shared library's.
     let is_one = |name: &str| matches!(name, "__libc_malloc" | "__libc_calloc" | "calloc");
-    let functions = elf.defined_symbols().filter(|symbol| is_one(symbol.name));
-    functions.map(|function| (function.svma, jumps_to_memset(elf, function))).collect()
+    // Both symbol tables have them, `calloc` under two names: each is looked at once.
+    let functions: BTreeMap<Svma, Symbol<'_>> = elf
+        .defined_symbols()
+        .filter(|symbol| is_one(symbol.name))
+        .map(|symbol| (symbol.svma, symbol))
+        .collect();
+    functions.into_iter().map(|(svma, function)| (svma, jumps_to_memset(elf, function))).collect()
 }
 
 /// Where a function jumps, out of itself, that is `memset` or leads to it through the PLT.
