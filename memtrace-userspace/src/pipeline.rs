@@ -40,6 +40,7 @@ mod limits;
 mod live_set;
 mod mappings;
 mod marks;
+mod pair_accounts;
 mod process_sites;
 mod processes;
 mod publish;
@@ -68,6 +69,7 @@ pub use self::freed::FreedRanges;
 pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;
 pub use self::limits::Limits;
+pub(crate) use self::pair_accounts::PairAccounts;
 pub use self::stacks::SiteId;
 pub use self::threads::ThreadId;
 

@@ -184,8 +184,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         Some(trace) => {
             let (names, after) = (symbols.names(), detectors.detectors.leaks.after);
             let profile = load_judged(&trace, names, detectors, &suppressions, &mut words)?;
-            let judged = profile.growth.as_ref().map(|growth| growth.needed);
-            if let Some(judged) = judged.filter(|judged| *judged != after && leak_after.is_some()) {
+            let judged = profile.growth.needed;
+            if judged != after && leak_after.is_some() {
                 bail!(
                     "{} was written with --leak-after {}; write it anew, or check the trace itself",
                     trace.display(),

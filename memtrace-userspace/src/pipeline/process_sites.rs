@@ -7,28 +7,24 @@
 use std::collections::BTreeMap;
 
 use memtrace_common::event::Api;
-use rustc_hash::FxHashMap;
 
-use super::account::{Account, Change, Epoch, add_usage};
+use super::account::{Change, Epoch, add_usage};
+use super::pair_accounts::PairAccounts;
 use super::processes::EntryId;
 use super::snapshot::{StackUsage, Usage};
 use super::stacks::{SiteId, Stacks};
 use crate::record::Pid;
 
 /// Accounts of pairs of a process and a site.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct ProcessSites {
-    /// Where the account of a pair is; those beyond the limit have no process.
-    places: FxHashMap<(Option<EntryId>, SiteId), usize>,
-    accounts: Vec<Account>,
-    limit: usize,
-    beyond_limit: u64,
+    pairs: PairAccounts<EntryId>,
 }
 
 impl ProcessSites {
     /// Room for `limit` pairs; 0 if nobody wants them.
     pub(super) fn new(limit: usize) -> ProcessSites {
-        ProcessSites { limit, ..ProcessSites::default() }
+        ProcessSites { pairs: PairAccounts::new(limit) }
     }
 
     /// Changes the account of a pair, if somebody wants it.
@@ -40,35 +36,22 @@ impl ProcessSites {
         (blocks, bytes): (u64, u64),
         epoch: Epoch,
     ) {
-        if self.limit > 0 {
-            self.account_mut(entry, site).apply(change, blocks, bytes, epoch);
+        if self.pairs.limit() > 0 {
+            self.pairs.account_mut(entry, site).apply(change, blocks, bytes, epoch);
         }
     }
 
     /// A block of the pair that was released has turned out to be temporary.
     #[inline(always)]
     pub(super) fn note_temporary(&mut self, entry: EntryId, site: SiteId) {
-        if self.limit > 0 {
-            self.account_mut(entry, site).note_temporary();
+        if self.pairs.limit() > 0 {
+            self.pairs.account_mut(entry, site).note_temporary();
         }
-    }
-
-    #[inline(never)]
-    fn account_mut(&mut self, entry: EntryId, site: SiteId) -> &mut Account {
-        let key = (Some(entry), site);
-        let has_room = self.places.len() < self.limit || self.places.contains_key(&key);
-        let key = if has_room { key } else { (None, site) };
-        self.beyond_limit += u64::from(!has_room);
-        let place = *self.places.entry(key).or_insert(self.accounts.len());
-        if place == self.accounts.len() {
-            self.accounts.push(Account::default());
-        }
-        &mut self.accounts[place]
     }
 
     /// Changes of pairs that found no room.
     pub(super) fn beyond_limit(&self) -> u64 {
-        self.beyond_limit
+        self.pairs.beyond_limit()
     }
 
     /// The call paths of each process; of those beyond the limit, as process 0, which no program has.
@@ -80,9 +63,9 @@ impl ProcessSites {
     ) -> BTreeMap<Pid, Vec<StackUsage>> {
         // Sites that are shown as one are one here, too.
         let mut sums: BTreeMap<(Pid, SiteId), Usage> = BTreeMap::new();
-        for (&(entry, site), &place) in &self.places {
+        for (entry, site, account) in self.pairs.all() {
             let (api, _) = stacks.known_call_path(site);
-            let usage = self.accounts[place].usage(epoch_of(api));
+            let usage = account.usage(epoch_of(api));
             let pid = entry.map_or(Pid(0), &pid_of);
             add_usage(sums.entry((pid, stacks.shown_as(site))).or_default(), &usage);
         }

@@ -268,8 +268,8 @@ pub struct Profile {
     pub totals: Totals,
     /// All stacks.
     pub stacks: Vec<Stack>,
-    /// What grows; `None` if the source does not tell.
-    pub growth: Option<Growth>,
+    /// What grows.
+    pub growth: Growth,
 }
 
 impl Profile {
@@ -351,7 +351,7 @@ impl Profile {
             caveats: caveats::caveats(snapshot),
             totals: snapshot.totals,
             stacks,
-            growth: Some(growth),
+            growth,
         }
     }
 

@@ -45,14 +45,7 @@ pub(super) fn judge(
     words: &Vocabulary,
 ) {
     let Coverage { has_allocator, losses, .. } = &profile.coverage;
-    let Some(growth) = &profile.growth else {
-        row.notes.push(
-            "the report is of a memtrace that did not write from which rate on it tells a leak; \
-             write it anew, or check the trace"
-                .to_owned(),
-        );
-        return;
-    };
+    let growth = &profile.growth;
     let leaking = read(growth, scope, words);
     let Leaking { leaks, rate, interval, unseen, undetermined, stacks, place } = leaking;
     let numbers =

@@ -183,8 +183,7 @@ struct Leak<'t> {
 #[derive(Deserialize)]
 struct LeakDetection<'t> {
     needed_ns: u64,
-    /// Reports of earlier memtraces do not have it.
-    told_from_bytes_per_hour: Option<u64>,
+    told_from_bytes_per_hour: u64,
     #[serde(borrow)]
     suppressed: Vec<ReportSuppressed<'t>>,
 }
@@ -289,16 +288,15 @@ pub fn read(
     })
 }
 
-/// What grows; `None` if the report does not say from which rate on it tells that.
+/// What grows.
 fn growth(
     part: &Part,
     leaks: &[Leak<'_>],
     detection: LeakDetection<'_>,
     suppressions: &Suppressions,
     places: &Places<'_, '_>,
-) -> Result<Option<Growth>, serde_json::Error> {
+) -> Result<Growth, serde_json::Error> {
     let LeakDetection { needed_ns, told_from_bytes_per_hour, suppressed } = detection;
-    let Some(told_from_bytes_per_hour) = told_from_bytes_per_hour else { return Ok(None) };
     let mut counted: Vec<Suppressed> = suppressions.counts();
     let mut paths = Vec::new();
     for leak in leaks {
@@ -327,13 +325,13 @@ fn growth(
     let before = suppressed.into_iter().map(|ReportSuppressed { pattern, leaks, live_bytes }| {
         Suppressed { pattern: printable_str(&pattern).into_owned(), leaks, live_bytes }
     });
-    Ok(Some(Growth {
+    Ok(Growth {
         watched: Duration::from_nanos(part.to_ns.saturating_sub(part.from_ns)),
         needed: Duration::from_nanos(needed_ns),
         told_from_bytes_per_hour,
         paths,
         suppressed: before.chain(counted).collect(),
-    }))
+    })
 }
 
 fn target_name(exe: Option<&str>, pid: Option<u32>) -> String {
