@@ -29,17 +29,17 @@ pub const MAX_REMEMBERED_SLOTS: usize = 256;
 /// How many unwind rows that were found are kept.
 pub const RECENT_ROW_PLACES: u32 = 1 << 15;
 
-/// How many families of remembered stacks are known: those of one process, `sp` and `pc`.
-pub const FAMILIES: u32 = 8192;
-
-/// How many stack words may tell the members of a family apart.
-pub const TELLING_WORDS: usize = 8;
-
 /// How many sets of remembered stacks there are, chosen by a stack's key.
-pub const REMEMBERED_SETS: u32 = 1024;
+pub const REMEMBERED_SETS: u32 = 2048;
 
-/// How many stacks a set holds.
-pub const REMEMBERED_WAYS: u32 = 8;
+/// How many stacks a set holds: as many as fit a page.
+pub const REMEMBERED_WAYS: u32 = 6;
+
+/// How many places at which remembered stacks part a set holds.
+pub const FORK_WAYS: u32 = 4;
+
+/// How many of them lie on the way to one stack at most.
+pub const MAX_FORKS_OF_A_STACK: u32 = 16;
 
 /// How many ids of stacks that were sent are kept, in direct-mapped places.
 pub const SENT_STACKS: u32 = 1 << 19;
@@ -166,7 +166,7 @@ const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 24);
     assert!(size_of::<Settings>() == 72);
-    assert!(FAMILIES.is_power_of_two() && REMEMBERED_SETS.is_power_of_two());
+    assert!(REMEMBERED_SETS.is_power_of_two());
     assert!(SENT_STACKS.is_power_of_two() && RECENT_ROW_PLACES.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);

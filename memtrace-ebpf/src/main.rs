@@ -17,6 +17,7 @@
 mod alloc;
 mod bounds;
 mod emit;
+mod forks;
 mod lookup;
 mod maps;
 mod midway;

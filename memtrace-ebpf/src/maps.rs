@@ -10,9 +10,9 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use core::arch::asm;
 
 use memtrace_common::config::{
-    BucketChunk, FAMILIES, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS,
+    BucketChunk, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS,
     MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS, REMEMBERED_WAYS, RowChunk,
-    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings, TELLING_WORDS,
+    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
@@ -95,13 +95,15 @@ pub static SLOTS: Array<Slot> = Array::with_max_entries(MAX_THREADS, 0);
 #[map]
 pub static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PIECES, 0);
 
-/// Families of remembered stacks, direct-mapped.
+/// Stacks that were walked, so that they need not be walked again. Values that can be mapped begin
+/// at a page.
 #[map]
-pub static FAMILY: Array<Family> = Array::with_max_entries(FAMILIES, 0);
+pub static REMEMBERED: Array<RememberedSet> =
+    Array::with_max_entries(REMEMBERED_SETS, BPF_F_MMAPABLE);
 
-/// Stacks that were walked, so that they need not be walked again.
+/// What is left of the words of each of them.
 #[map]
-pub static REMEMBERED: Array<RememberedSet> = Array::with_max_entries(REMEMBERED_SETS, 0);
+pub static DIGESTS: Array<Digests> = Array::with_max_entries(REMEMBERED_SETS * REMEMBERED_WAYS, 0);
 
 /// Ids of stacks that the daemon has, direct-mapped.
 #[map]
@@ -226,6 +228,11 @@ pub struct Scratch {
     pub fp_used: u32,
     pub slot_offset_by_8: [u16; MAX_REMEMBERED_SLOTS],
     pub slot_value: [u64; MAX_REMEMBERED_SLOTS],
+    /// Number of this walk.
+    pub walk: u16,
+    /// Of each word of the copy, the last walk that depended on it. A number that comes again is
+    /// harmless: it may choose a worse key.
+    pub last_walk: [u16; STACK_COPY_BYTES / 8],
     /// The event, ready to be sent: header and frames.
     pub stack: Stack,
     pub frames: [u64; MAX_FRAMES],
@@ -247,23 +254,17 @@ pub struct RecentRow {
     pub row: u64,
 }
 
-/// What the remembered stacks of one process, `sp` and `pc` have in common; see `remember`.
-#[repr(C, align(32))]
-pub struct Family {
-    /// A hash of process, `sp` and `pc`.
-    pub tag: u64,
-    /// How many bytes from `sp` cover all slots of all members.
-    pub span: u32,
-    pub telling_count: u32,
-    /// Offsets from `sp`, in words, of the words that tell members apart.
-    pub telling: [u16; TELLING_WORDS],
-}
-
-/// Stacks that fall to one set.
-#[repr(C, align(64))]
+/// Stacks and forks that fall to one set: one page, since pages are what a look-up waits for.
+#[repr(C, align(4096))]
 pub struct RememberedSet {
-    /// The key of each way. One line of the cache.
-    pub tags: [u64; REMEMBERED_WAYS as usize],
+    /// The key of each way, and two that are none. One line of the cache.
+    pub tags: [u64; 8],
+    /// The keys at which stacks part. One line with what is known of each.
+    pub fork_tags: [u64; FORK_WAYS as usize],
+    /// Of a family's, how many bytes from `sp` cover all slots of all members.
+    pub fork_span: [u32; FORK_WAYS as usize],
+    /// Offset from `sp`, in words, of the first word that they differ in; 0 while there is one stack.
+    pub fork_telling: [u32; FORK_WAYS as usize],
     pub ways: [Remembered; REMEMBERED_WAYS as usize],
 }
 
@@ -272,22 +273,25 @@ pub struct RememberedSet {
 pub struct Remembered {
     /// Odd while it is written; different after it was.
     pub version: u64,
-    pub pc: u64,
-    pub sp: u64,
+    /// A hash of process, `sp` and `pc`.
+    pub family: u64,
     /// `rbp` at the start; only compared if `fp_used`.
     pub fp: u64,
-    pub owner: u64,
     pub id: u64,
-    /// How many bytes from `sp` cover all slots.
+    /// A hash of the words of the stack that it depends on.
+    pub words: u64,
+    /// How many bytes from `sp` cover them.
     pub span: u32,
-    /// How many words of the stack it depends on.
+    /// How many they are.
     pub slot_count: u16,
     pub fp_used: u16,
     /// 1 while somebody writes it.
     pub claimed: u64,
     pub slot_offset_by_8: [u16; MAX_REMEMBERED_SLOTS],
-    pub slot_value: [u64; MAX_REMEMBERED_SLOTS],
 }
+
+/// Of each word that a remembered stack depends on, enough to find where another stack differs.
+pub type Digests = [u16; MAX_REMEMBERED_SLOTS];
 
 /// Adds 1 to a counter.
 #[inline(always)]

@@ -7,15 +7,9 @@
 //!
 //! The words that the walk depended on are compared with a fresh copy: equal words, same stack.
 //!
-//! All stacks of one process, `sp` and `pc` are a family. A thousand call paths may lead to the same
-//! `malloc` at the same depth, so a family learns which words tell its members apart: whenever two
-//! would be kept under one key, the first word in which they differ becomes part of the key.
+//! Which remembered stack it may be is told by a key, to which words of the stack lead (`forks`).
+//! The key only chooses the candidate, so a wrong one costs a walk and never an answer.
 //!
-//! ```text
-//!   (process, sp, pc) ─> family {span, telling words} ─copy─> key ─> one candidate ─compare─> id
-//! ```
-//!
-//! A key only chooses the candidate, so a wrong or torn family costs a walk and never an answer.
 //! Others may write an entry at the same time: a claim keeps writers apart, and a version that is
 //! odd meanwhile tells readers.
 
@@ -23,14 +17,14 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated;
-use memtrace_common::config::{
-    FAMILIES, MAX_REMEMBERED_SLOTS, REMEMBERED_SETS, REMEMBERED_WAYS, TELLING_WORDS,
-};
+use memtrace_common::config::{MAX_REMEMBERED_SLOTS, REMEMBERED_WAYS};
 
-use crate::bounds::{bounded, eight, element, opaque, set_element};
-use crate::maps::{
-    FAMILY, Family, REMEMBERED, Remembered, RememberedSet, SCRATCH, Scratch, release, try_claim,
-};
+use crate::bounds::{bounded, eight, element, set_element};
+use crate::forks::{self, Fork, key_of, position, set_index, set_of};
+use crate::maps::{DIGESTS, Digests, Remembered, SCRATCH, Scratch, release, try_claim};
+
+/// How many stacks a set holds.
+const WAYS: u64 = REMEMBERED_WAYS as u64;
 
 /// The id of the stack whose start stands in the scratch at `index`; 0 if it is not remembered.
 ///
@@ -41,49 +35,39 @@ use crate::maps::{
 pub extern "C" fn recall(index: u64) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(index as u32) else { return 0 };
     // SAFETY: claimed by the caller.
-    let Some(family) = copy_family(unsafe { &mut *scratch }) else { return 0 };
-    // SAFETY: map values; torn reads are harmless.
-    let key = unsafe {
-        // Most families have one member at a time: spare them the call.
-        if (*family).telling_count == 0 { (*scratch).family | 1 } else { key_of(index) }
+    let (family, has_one_member) = unsafe {
+        (*scratch).copied = 0;
+        let Some(family) = Fork::find((*scratch).family) else { return 0 };
+        if !copy(&mut *scratch, family.span()) {
+            return 0;
+        }
+        ((*scratch).family, family.telling() == 0)
     };
+    // Most families have one member at a time: spare them the call.
+    let key = if has_one_member { family } else { key_of(index, 0) };
     let Some(set) = set_of(key) else { return 0 };
-    // SAFETY: a map value; versions guard against writers.
-    let set = unsafe { &*set };
-    let way = way_of(set, key);
-    if way == NO_WAY {
+    // SAFETY: a map value; torn reads are harmless.
+    let way = position::<WAYS, _>(unsafe { &(*set).tags }, key);
+    if way >= WAYS {
         return 0;
     }
-    // SAFETY: the index is masked.
-    let remembered = unsafe { set.ways.get_unchecked(bounded::<7>(way) as usize) };
-    // SAFETY: claimed by the caller.
-    compare(unsafe { &*scratch }, remembered)
+    // SAFETY: the index was checked; versions guard against writers. The scratch is claimed.
+    unsafe { compare(&*scratch, (*set).ways.get_unchecked(bounded::<7>(way) as usize)) }
 }
 
-/// Copies the stack as far as those of its family reach. `None`: no family, or the copy failed.
+/// Copies `span` bytes of the stack; false if they cannot all be read.
 #[inline(always)]
-fn copy_family(s: &mut Scratch) -> Option<*const Family> {
-    s.copied = 0;
-    let family = family_of(s)?;
-    // SAFETY: a map value; torn reads are harmless.
-    let (tag, span) = unsafe { ((*family).tag, (*family).span) };
-    if tag != s.family {
-        return None;
-    }
+fn copy(s: &mut Scratch, span: u32) -> bool {
     let span = bounded::<0xffff>(span as u64);
     // SAFETY: the copy is larger than the largest span.
     let failed = unsafe {
-        generated::bpf_probe_read_user(
-            s.copy.as_mut_ptr().cast(),
-            span as u32,
-            s.base as *const c_void,
-        )
+        let to = s.copy.as_mut_ptr().cast();
+        generated::bpf_probe_read_user(to, span as u32, s.base as *const c_void)
     };
-    if failed != 0 {
-        return None;
+    if failed == 0 {
+        s.copied = span;
     }
-    s.copied = span;
-    Some(family)
+    failed == 0
 }
 
 /// The id of `remembered` if the copied stack is the one it stands for; 0 if not.
@@ -95,7 +79,7 @@ fn compare(s: &Scratch, remembered: &Remembered) -> u64 {
     if !is_kin(remembered, s) || remembered.span as u64 > s.copied || version & 1 != 0 {
         return 0;
     }
-    let mut difference = 0;
+    let mut words = Words::NONE;
     let mut i = 0;
     while i < MAX_REMEMBERED_SLOTS {
         if i >= slot_count {
@@ -103,26 +87,58 @@ fn compare(s: &Scratch, remembered: &Remembered) -> u64 {
         }
         // Eight without a branch: slots behind the last one repeat it.
         let offsets: &[u16; 8] = eight::<0xf8, _, _>(&remembered.slot_offset_by_8, i as u64);
-        let values: &[u64; 8] = eight::<0xf8, _, _>(&remembered.slot_value, i as u64);
         let mut j = 0;
         while j < 8 {
-            let word = element::<0x1fff, _, _>(&s.copy, offsets[j] as u64);
-            difference |= word ^ values[j];
-            j += 1;
+            let even = element::<0x1fff, _, _>(&s.copy, offsets[j] as u64);
+            let odd = element::<0x1fff, _, _>(&s.copy, offsets[j + 1] as u64);
+            words = words.and(even, odd);
+            j += 2;
         }
         i += 8;
     }
+    let is_same = words.hash() == remembered.words;
     let unchanged = version_of(remembered) == version;
-    if difference == 0 && unchanged { id } else { 0 }
+    if is_same && unchanged { id } else { 0 }
+}
+
+/// A hash of words, of which every second goes to the other half: two multiplications at a time.
+///
+/// As good as the ids of stacks, which are hashes of 64 bits themselves.
+#[derive(Clone, Copy)]
+struct Words {
+    even: u64,
+    odd: u64,
+}
+
+impl Words {
+    const NONE: Words = Words { even: 0, odd: 0 };
+    /// Odd, so that no two words give the same.
+    const FACTOR: u64 = 0x9e37_79b9_7f4a_7c15;
+
+    #[inline(always)]
+    fn and(self, even: u64, odd: u64) -> Words {
+        Words {
+            even: (self.even ^ even).wrapping_mul(Self::FACTOR),
+            odd: (self.odd ^ odd).wrapping_mul(Self::FACTOR),
+        }
+    }
+
+    #[inline(always)]
+    fn hash(self) -> u64 {
+        mix(self.even ^ mix(self.odd))
+    }
+}
+
+/// What is left of a word in [`DIGESTS`].
+#[inline(always)]
+fn digest(word: u64) -> u16 {
+    (word.wrapping_mul(Words::FACTOR) >> 48) as u16
 }
 
 /// Whether an entry starts where the stack in the scratch does.
 #[inline(always)]
 fn is_kin(remembered: &Remembered, s: &Scratch) -> bool {
-    remembered.sp == s.base
-        && remembered.pc == s.start_pc
-        && remembered.owner == s.owner
-        && (remembered.fp_used == 0 || remembered.fp == s.start_fp)
+    remembered.family == s.family && (remembered.fp_used == 0 || remembered.fp == s.start_fp)
 }
 
 /// Keeps the stack that was walked in the scratch at `index`, and what tells it from others.
@@ -141,190 +157,161 @@ fn keep(s: &Scratch, index: u64, id: u64) {
     if slot_count == 0 || slot_count > MAX_REMEMBERED_SLOTS as u32 {
         return;
     }
-    let Some(family) = family_of(s) else { return };
-    // SAFETY: a map value; torn writes cost a walk.
+    forks::reach(s.family, s.span);
+    let mut key = key_of(index, forks::WALKED);
+    let Some(mut place) = Place::of(key, id) else { return };
+    if place.is_taken {
+        let telling = first_difference(s, &place);
+        if telling != 0 {
+            forks::part(key, telling);
+            key = key_of(index, forks::WALKED);
+            let Some(new_place) = Place::of(key, id) else { return };
+            place = new_place;
+        }
+    }
+    // SAFETY: map values; the claim keeps other writers out, the version tells readers.
     unsafe {
-        if (*family).tag != s.family {
-            (*family).tag = s.family;
-            (*family).telling_count = 0;
-            (*family).span = 0;
-        }
-        if s.span > (*family).span {
-            (*family).span = s.span;
-        }
-    }
-    let mut key = key_of(index);
-    let Some(mut set) = set_of(key) else { return };
-    // SAFETY: a map value.
-    let mut way = way_of(unsafe { &*set }, key);
-    if way != NO_WAY {
-        let other = way_in(set, way);
-        let telling = first_difference(s, other);
-        // SAFETY: map values.
-        unsafe {
-            let count = (*family).telling_count;
-            if telling != 0 && is_kin(&*other, s) && count < TELLING_WORDS as u32 {
-                set_element::<7, _, _>(&mut (*family).telling, count as u64, telling);
-                (*family).telling_count = count + 1;
-                key = key_of(index);
-                let Some(new_set) = set_of(key) else { return };
-                set = new_set;
-                way = way_of(&*set, key);
-            }
-        }
-    }
-    if way == NO_WAY {
-        way = (id >> 32) & (REMEMBERED_WAYS as u64 - 1);
-    }
-    let remembered = way_in(set, way);
-    // SAFETY: a map value; the claim keeps other writers out, the version tells readers.
-    unsafe {
-        if !try_claim(&raw mut (*remembered).claimed) {
+        if !try_claim(&raw mut (*place.remembered).claimed) {
             return;
         }
-        set_element::<7, _, _>(&mut (*set).tags, way, key);
-        write(s, remembered, id);
-        release(&raw mut (*remembered).claimed);
+        *place.tag = key;
+        write(s, &place, id);
+        release(&raw mut (*place.remembered).claimed);
     }
 }
 
-/// The entry of `set` at `way`.
-#[inline(always)]
-fn way_in(set: *mut RememberedSet, way: u64) -> *mut Remembered {
-    // SAFETY: the index is masked.
-    unsafe { (&raw mut (*set).ways).cast::<Remembered>().add(bounded::<7>(way) as usize) }
+/// Where a stack is kept, or will be.
+struct Place {
+    tag: *mut u64,
+    remembered: *mut Remembered,
+    digests: *mut Digests,
+    /// Whether a stack is kept there under the same key.
+    is_taken: bool,
 }
 
-/// Writes the walked stack into an entry.
+impl Place {
+    /// The place of `key`; another's, chosen by the stack's `id`, if it has none.
+    #[inline(always)]
+    fn of(key: u64, id: u64) -> Option<Place> {
+        let set = set_of(key)?;
+        // SAFETY: a map value; torn reads are harmless.
+        let found = position::<WAYS, _>(unsafe { &(*set).tags }, key);
+        let is_taken = found < WAYS;
+        let way = bounded::<7>(if is_taken { found } else { ((id >> 32) * WAYS) >> 32 });
+        if way >= WAYS {
+            return None;
+        }
+        let digests = DIGESTS.get_ptr_mut(set_index(key) * REMEMBERED_WAYS + way as u32)?;
+        // SAFETY: the index was checked.
+        let (tag, remembered) = unsafe {
+            let tags = (&raw mut (*set).tags).cast::<u64>();
+            (tags.add(way as usize), (&raw mut (*set).ways).cast::<Remembered>().add(way as usize))
+        };
+        Some(Place { tag, remembered, digests, is_taken })
+    }
+}
+
+/// Writes the walked stack into its place.
 ///
 /// # Safety
-/// `remembered` must point to an entry that the caller has claimed.
+/// The place must be one that the caller has claimed.
 #[inline(always)]
-unsafe fn write(s: &Scratch, remembered: *mut Remembered, id: u64) {
+unsafe fn write(s: &Scratch, place: &Place, id: u64) {
+    let remembered = place.remembered;
     // SAFETY: by the caller's promise.
     let version = unsafe { version_of(&*remembered) };
     // SAFETY: as above.
     unsafe { set_version(remembered, version | 1) };
-    let mut pair = Pair { s, remembered, first_difference: 0 };
+    let mut pair = Pair::of(s, place);
     // Whole groups of eight, as `compare` reads them.
-    let words = (s.slot_count + 7) & !7;
+    let pairs = ((s.slot_count + 7) & !7) / 2;
     // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
-    unsafe { generated::bpf_loop(words, write_word as *mut c_void, (&raw mut pair).cast(), 0) };
+    unsafe { generated::bpf_loop(pairs, write_words as *mut c_void, (&raw mut pair).cast(), 0) };
     // SAFETY: as above.
     unsafe {
         (*remembered).slot_count = s.slot_count as u16;
         (*remembered).span = s.span;
-        (*remembered).pc = s.start_pc;
-        (*remembered).sp = s.base;
+        (*remembered).family = s.family;
         (*remembered).fp = s.start_fp;
         (*remembered).fp_used = s.fp_used as u16;
-        (*remembered).owner = s.owner;
+        (*remembered).words = pair.words.hash();
         (*remembered).id = id;
         set_version(remembered, (version | 1) + 1);
     }
 }
 
-/// A walked stack, and an entry that it is compared with or written to, word by word.
+/// A walked stack, and a place of another with which it is compared, or to which it is written.
 ///
 /// Words go through `bpf_loop`, which is slower than a loop in the program, but does not make the
 /// verifier follow each way of leaving it to the program's end.
 struct Pair {
     s: *const Scratch,
     remembered: *mut Remembered,
+    digests: *mut Digests,
+    words: Words,
     first_difference: u64,
 }
 
-/// Offset, in words, of the first word in which the walked stack differs from `other`; 0 if none.
-#[inline(always)]
-fn first_difference(s: &Scratch, other: *mut Remembered) -> u16 {
-    // SAFETY: a map value; torn reads are harmless.
-    let words = s.slot_count.min(unsafe { (*other).slot_count } as u32);
-    let mut pair = Pair { s, remembered: other, first_difference: 0 };
-    // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
-    unsafe { generated::bpf_loop(words, compare_word as *mut c_void, (&raw mut pair).cast(), 0) };
-    pair.first_difference as u16
+impl Pair {
+    #[inline(always)]
+    fn of(s: &Scratch, place: &Place) -> Pair {
+        let &Place { remembered, digests, .. } = place;
+        Pair { s, remembered, digests, words: Words::NONE, first_difference: 0 }
+    }
 }
 
-unsafe extern "C" fn write_word(i: u64, pair: *mut Pair) -> u64 {
-    // SAFETY: `write` passes a pair whose entry it has claimed.
-    let (s, remembered) = unsafe { (&*(*pair).s, &mut *(*pair).remembered) };
+/// Offset, in words, of the first word in which the walked stack differs from the one in `place`; 0
+/// if none is found, or if it is of another family.
+#[inline(always)]
+fn first_difference(s: &Scratch, place: &Place) -> u32 {
+    // SAFETY: a map value; torn reads are harmless.
+    let other = unsafe { &*place.remembered };
+    if !is_kin(other, s) {
+        return 0;
+    }
+    let words = s.slot_count.min(other.slot_count as u32);
+    let mut pair = Pair::of(s, place);
+    // SAFETY: the callback has the signature that bpf_loop calls, and the context outlives it.
+    unsafe { generated::bpf_loop(words, compare_word as *mut c_void, (&raw mut pair).cast(), 0) };
+    pair.first_difference as u32
+}
+
+unsafe extern "C" fn write_words(i: u64, pair: *mut Pair) -> u64 {
+    // SAFETY: `write` passes a pair whose place it has claimed.
+    let pair = unsafe { &mut *pair };
+    let even = write_word(pair, i * 2);
+    let odd = write_word(pair, i * 2 + 1);
+    pair.words = pair.words.and(even, odd);
+    0
+}
+
+#[inline(always)]
+fn write_word(pair: &Pair, i: u64) -> u64 {
+    // SAFETY: as above.
+    let (s, remembered, digests) = unsafe { (&*pair.s, &mut *pair.remembered, &mut *pair.digests) };
     // Slots behind the last one repeat it.
     let from = i.min((s.slot_count as u64).wrapping_sub(1));
     let offset = element::<0xff, _, _>(&s.slot_offset_by_8, from);
-    let value = element::<0xff, _, _>(&s.slot_value, from);
+    let word = element::<0xff, _, _>(&s.slot_value, from);
     set_element::<0xff, _, _>(&mut remembered.slot_offset_by_8, i, offset);
-    set_element::<0xff, _, _>(&mut remembered.slot_value, i, value);
-    0
+    set_element::<0xff, _, _>(digests, i, digest(word));
+    word
 }
 
 unsafe extern "C" fn compare_word(i: u64, pair: *mut Pair) -> u64 {
     // SAFETY: `first_difference` passes a pair; torn reads are harmless.
-    let (s, other) = unsafe { (&*(*pair).s, &*(*pair).remembered) };
+    let (s, other, digests) = unsafe { (&*(*pair).s, &*(*pair).remembered, &*(*pair).digests) };
     let offset = element::<0xff, _, _>(&s.slot_offset_by_8, i);
     if offset != element::<0xff, _, _>(&other.slot_offset_by_8, i) {
         return 1;
     }
-    if element::<0xff, _, _>(&s.slot_value, i) == element::<0xff, _, _>(&other.slot_value, i) {
+    let word = element::<0xff, _, _>(&s.slot_value, i);
+    if digest(word) == element::<0xff, _, _>(digests, i) {
         return 0;
     }
     // SAFETY: as above.
     unsafe { (*pair).first_difference = offset as u64 };
     1
-}
-
-/// What the stack in the scratch at `index` is kept under: its family and the telling words.
-#[unsafe(no_mangle)]
-#[inline(never)]
-pub extern "C" fn key_of(index: u64) -> u64 {
-    let Some(scratch) = SCRATCH.get_ptr(index as u32) else { return 0 };
-    // SAFETY: claimed by the caller.
-    let s = unsafe { &*scratch };
-    let Some(family) = family_of(s) else { return 0 };
-    // SAFETY: a map value; torn reads are harmless.
-    let family = unsafe { &*family };
-    let mut key = s.family;
-    let mut i = 0;
-    while i < TELLING_WORDS {
-        if i as u32 >= family.telling_count {
-            break;
-        }
-        let offset_by_8 = element::<7, _, _>(&family.telling, i as u64) as u64;
-        // A stack that ends before the word is told by that.
-        if offset_by_8 * 8 + 8 <= s.copied {
-            key = mix(key ^ element::<0x1fff, _, _>(&s.copy, offset_by_8));
-        }
-        i += 1;
-    }
-    key | 1
-}
-
-#[inline(always)]
-fn family_of(s: &Scratch) -> Option<*mut Family> {
-    FAMILY.get_ptr_mut(s.family as u32 & (FAMILIES - 1))
-}
-
-#[inline(always)]
-fn set_of(key: u64) -> Option<*mut RememberedSet> {
-    REMEMBERED.get_ptr_mut((key >> 8) as u32 & (REMEMBERED_SETS - 1))
-}
-
-/// What [`way_of`] gives if the key is not there.
-const NO_WAY: u64 = REMEMBERED_WAYS as u64;
-
-/// Where the set keeps `key`.
-///
-/// Without a branch: the verifier would follow each way of leaving the loop to the program's end.
-#[inline(always)]
-fn way_of(set: &RememberedSet, key: u64) -> u64 {
-    let mut found = NO_WAY;
-    let mut way = 0;
-    while way < REMEMBERED_WAYS as u64 {
-        let difference = element::<7, _, _>(&set.tags, way) ^ key;
-        let is_other = opaque(difference | difference.wrapping_neg()) >> 63;
-        found -= (NO_WAY - way) * opaque(1 - is_other);
-        way += 1;
-    }
-    found
 }
 
 /// The version, read between what stands before and after it; the CPU keeps loads in order.

@@ -147,6 +147,7 @@ fn begin_walk(s: &mut Scratch, process: &Process, owner: u64, regs: Regs) {
     s.fp_slot = 0;
     s.fp_used = 0;
     s.slot_count = 0;
+    s.walk = s.walk.wrapping_add(1);
     s.span = 0;
     s.frame_count = 1;
     s.end = WALKING;
@@ -326,6 +327,7 @@ fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     set_element::<0xff, _, _>(&mut s.slot_offset_by_8, count as u64, (offset >> 3) as u16);
     set_element::<0xff, _, _>(&mut s.slot_value, count as u64, value);
     s.slot_count = count + 1;
+    set_element::<0x1fff, _, _>(&mut s.last_walk, offset >> 3, s.walk);
     s.span = s.span.max(offset as u32 + 8);
 }
 
