@@ -56,8 +56,8 @@ fn main() {
 fn measure(path: &Path, what: &str, part: &Part) {
     let start = Instant::now();
     let file = BufReader::with_capacity(1 << 16, File::open(path).expect("it was written"));
-    let excerpt =
-        read_part(file, Limits::default(), &[], part, None, &mut |_| {}).expect("it can be read");
+    let excerpt = read_part(file, Limits::default(), &[], part, None, None, &mut |_| {})
+        .expect("it can be read");
     println!(
         "  {:8.3} s  {what}: {} events, peak {}",
         start.elapsed().as_secs_f64(),

@@ -14,6 +14,7 @@ pub mod heap_snapshot;
 pub mod live;
 pub mod lost;
 pub mod modules;
+pub mod operations;
 pub mod part;
 pub mod pipeline;
 pub mod reach;

@@ -20,6 +20,7 @@ use thiserror::Error;
 
 use crate::batches::BATCH_RECORDS;
 use crate::heap_snapshot;
+use crate::operations::Finder;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline, Posting, Purpose};
 use crate::record::{Pid, Record, Time};
@@ -116,20 +117,22 @@ enum Stop {
 
 /// Reads a part of a trace. `progress` learns how many bytes of the file have been passed.
 ///
-/// `only` names the processes that count; none for all. `watch` sees every record that is counted;
-/// of a range, first those that tell what was held at its start.
+/// `only` names the processes that count; none for all. `operations` finds those that the trace
+/// does not have. `watch` sees every record that is counted; of a range, first those that tell what
+/// was held at its start.
 pub fn read_part<R: Read + Seek>(
     file: R,
     limits: Limits,
     only: &[Pid],
     part: &Part,
+    operations: Option<&mut Finder>,
     watch: Option<&mut Watch>,
     progress: &mut dyn FnMut(u64),
 ) -> Result<Excerpt, PartError> {
     let mut source = Source::open(file, limits, only, progress)?;
     let mut pipeline = match part {
-        Part::Moment(at) => source.moment(at, watch)?,
-        Part::Range { from, to } => source.range(from, to, watch)?,
+        Part::Moment(at) => source.moment(at, operations, watch)?,
+        Part::Range { from, to } => source.range(from, to, operations, watch)?,
     };
     Ok(Excerpt {
         snapshot: pipeline.snapshot(),
@@ -145,7 +148,7 @@ pub fn read_held<R: Read + Seek>(
     progress: &mut dyn FnMut(u64),
 ) -> Result<Vec<u8>, PartError> {
     let mut source = Source::open(file, Limits::default(), &[], progress)?;
-    let cursor = source.run_to_moment(at)?;
+    let cursor = source.run_to_moment(at, None)?;
     Ok(heap_snapshot::encode(&cursor.pipeline, Purpose::Show)?)
 }
 
@@ -218,16 +221,25 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         Ok(Source { reader, index, limits, only, progress })
     }
 
-    fn moment(&mut self, at: &Place, watch: Option<&mut Watch>) -> Result<Pipeline, PartError> {
+    fn moment(
+        &mut self,
+        at: &Place,
+        operations: Option<&mut Finder>,
+        watch: Option<&mut Watch>,
+    ) -> Result<Pipeline, PartError> {
         let mut moment = Pipeline::of(self.limits.clone(), self.only);
-        let cursor = self.run_to_moment(at)?;
+        let cursor = self.run_to_moment(at, operations)?;
         tell(&cursor.pipeline, Purpose::Show, &mut moment, &mut Watched::by(watch));
         Ok(moment)
     }
 
-    fn run_to_moment(&mut self, at: &Place) -> Result<Cursor<'_, R>, PartError> {
+    fn run_to_moment<'s>(
+        &'s mut self,
+        at: &Place,
+        operations: Option<&'s mut Finder>,
+    ) -> Result<Cursor<'s, R>, PartError> {
         let stop = self.find(at, Stop::After)?;
-        let mut cursor = self.cursor(stop)?;
+        let mut cursor = self.cursor(stop, operations)?;
         let reached = cursor.run_to(stop)?;
         if let Stop::After(time) = stop {
             cursor.require(reached, time)?;
@@ -240,13 +252,14 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         &mut self,
         from: &Place,
         to: &Place,
+        operations: Option<&mut Finder>,
         watch: Option<&mut Watch>,
     ) -> Result<Pipeline, PartError> {
         let mut watched = Watched::by(watch);
         let from = self.find(from, Stop::Before)?;
         let to = self.find(to, Stop::After)?;
         let mut range = Pipeline::of_range(self.limits.clone(), self.only);
-        let mut cursor = self.cursor(from)?;
+        let mut cursor = self.cursor(from, operations)?;
         let reached = cursor.run_to(from)?;
         let start = match from {
             Stop::Before(time) => {
@@ -322,7 +335,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
             // Keyframes know the peak of all processes.
             let pipeline = Pipeline::of(Limits::default(), self.only);
             self.reader.seek(&self.index, 0)?;
-            let mut cursor = self.cursor_at(pipeline, 0);
+            let mut cursor = self.cursor_at(pipeline, 0, None);
             cursor.run_to(Stop::Never)?;
             return Ok(cursor.pipeline.level().peak_records);
         }
@@ -335,7 +348,7 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         let told = self.index.keyframes().last().map(|keyframe| keyframe.level.records);
         if told.is_none() || told != self.index.records() {
             let from = Stop::Records(told.unwrap_or(0));
-            let mut cursor = self.cursor(from)?;
+            let mut cursor = self.cursor(from, None)?;
             cursor.run_to(Stop::Never)?;
             let rest = cursor.pipeline.level();
             if rest.peak_live_bytes > peak.0 {
@@ -346,7 +359,11 @@ impl<'p, R: Read + Seek> Source<'p, R> {
     }
 
     /// A cursor somewhere before `stop`, with the state there.
-    fn cursor(&mut self, stop: Stop) -> Result<Cursor<'_, R>, PartError> {
+    fn cursor<'s>(
+        &'s mut self,
+        stop: Stop,
+        mut operations: Option<&'s mut Finder>,
+    ) -> Result<Cursor<'s, R>, PartError> {
         let is_before = |keyframe: &&Keyframe| match stop {
             Stop::Records(records) => keyframe.level.records <= records,
             Stop::Before(time) => keyframe.level.time < time,
@@ -362,6 +379,9 @@ impl<'p, R: Read + Seek> Source<'p, R> {
             let mut records = Vec::new();
             pipeline = Pipeline::of_range(Limits::default(), &[]);
             while reader.read(&mut records, BATCH_RECORDS)? > 0 {
+                if let Some(operations) = &mut operations {
+                    operations.insert(&mut records);
+                }
                 pipeline.apply_all(&records);
                 records.clear();
             }
@@ -370,13 +390,19 @@ impl<'p, R: Read + Seek> Source<'p, R> {
         }
         pipeline.go_on_from(position);
         self.reader.seek(&self.index, position)?;
-        Ok(self.cursor_at(pipeline, position))
+        Ok(self.cursor_at(pipeline, position, operations))
     }
 
-    fn cursor_at(&mut self, pipeline: Pipeline, position: u64) -> Cursor<'_, R> {
+    fn cursor_at<'s>(
+        &'s mut self,
+        pipeline: Pipeline,
+        position: u64,
+        operations: Option<&'s mut Finder>,
+    ) -> Cursor<'s, R> {
         Cursor {
             reader: &mut self.reader,
             progress: self.progress,
+            operations,
             pipeline,
             pending: Vec::new(),
             position,
@@ -391,6 +417,9 @@ const LISTED_MARKS: usize = 10;
 struct Cursor<'r, R: Read> {
     reader: &'r mut Reader<R>,
     progress: &'r mut dyn FnMut(u64),
+    /// Finds operations that the trace does not have. Its places count the trace's records alone, so
+    /// it is not for a pipeline that is asked for one.
+    operations: Option<&'r mut Finder>,
     pipeline: Pipeline,
     /// Records that were read and not applied.
     pending: Vec<Record>,
@@ -424,8 +453,17 @@ impl<R: Read> Cursor<'_, R> {
             }
             let count = self.count_before(stop);
             let is_there = count < self.pending.len();
-            watched.apply(&mut self.pipeline, &self.pending[..count]);
-            self.pending.drain(..count);
+            match &mut self.operations {
+                Some(operations) => {
+                    let mut records: Vec<Record> = self.pending.drain(..count).collect();
+                    operations.insert(&mut records);
+                    watched.apply(&mut self.pipeline, &records);
+                }
+                None => {
+                    watched.apply(&mut self.pipeline, &self.pending[..count]);
+                    self.pending.drain(..count);
+                }
+            }
             self.position += count as u64;
             if is_there {
                 return Ok(true);

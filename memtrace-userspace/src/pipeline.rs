@@ -40,6 +40,8 @@ mod limits;
 mod live_set;
 mod mappings;
 mod marks;
+
+mod operations;
 mod pair_accounts;
 mod process_sites;
 mod processes;
@@ -64,7 +66,7 @@ use memtrace_common::unwind::End;
 
 pub(crate) use self::account::{Account, add_usage};
 pub use self::account::{Change, Posting};
-pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions, usual_threshold};
 pub use self::freed::FreedRanges;
 pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;
@@ -80,6 +82,7 @@ use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
 use self::marks::Marks;
+use self::operations::Operations;
 use self::process_sites::ProcessSites;
 use self::processes::{EntryId, Processes};
 use self::range::{Before, Told};
@@ -120,6 +123,7 @@ pub struct Pipeline {
     stacks: Stacks,
     process_sites: ProcessSites,
     images: Images<Seed>,
+    operations: Operations,
     jit_names: JitNames,
     timeline: Timeline,
     marks: Marks,
@@ -169,6 +173,7 @@ impl Pipeline {
             stacks: Stacks::new(&limits, seed),
             process_sites: ProcessSites::new(limits.process_sites),
             images: Images::new(limits.images, seed),
+            operations: Operations::new(&limits),
             jit_names: JitNames::new(&limits),
             timeline: Timeline::new(limits.timeline_points),
             marks: Marks::new(limits.marks),
@@ -269,6 +274,9 @@ impl Pipeline {
             Record::Module(module) => {
                 self.advance(module.time);
                 self.module(module);
+            }
+            Record::Operation { pid, start, length, class } => {
+                self.operation(*pid, *start, *length, class);
             }
             &Record::ModuleGone { time, pid, start } => {
                 self.advance(time);
@@ -546,6 +554,7 @@ impl Pipeline {
                 self.jit_names.saw(pid, address);
             }
         }
-        self.stacks.define(id, Stack { end, frames });
+        let operation = self.operations.of_frames(&frames);
+        self.stacks.define(id, Stack { end, frames }, operation);
     }
 }

@@ -69,6 +69,9 @@ pub enum Record {
     Namespaces(Namespaces),
     /// An executable mapping of a process. Replaces what overlapped it.
     Module(Module),
+    /// Code of an operation: what goes through it belongs to `class`, a name of the user's choice.
+    /// Comes behind the `Module` that it lies in, before any stack through that.
+    Operation { pid: Pid, start: Avma, length: u64, class: String },
     /// The executable mapping that starts here is gone.
     ModuleGone { time: Time, pid: Pid, start: Avma },
     /// First sight of a thread, or a new name for it.
@@ -183,6 +186,7 @@ impl Record {
             | Record::Probe(_)
             | Record::BeforeAttach(_)
             | Record::Namespaces(_)
+            | Record::Operation { .. }
             | Record::Stack { .. }
             | Record::Held { .. }
             | Record::Counters(_) => None,
@@ -210,6 +214,7 @@ impl Record {
             | Record::BeforeAttach(_)
             | Record::Namespaces(_)
             | Record::Module(_)
+            | Record::Operation { .. }
             | Record::ModuleGone { .. }
             | Record::Thread { .. }
             | Record::ThreadExit { .. }

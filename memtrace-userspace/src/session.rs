@@ -52,6 +52,7 @@ use crate::live::selection::Selection;
 use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, NewCode, TracerError};
 use crate::lost::LostBlocks;
+use crate::operations::Finder;
 use crate::pipeline::snapshot::Snapshot;
 use crate::pipeline::{Limits, Pipeline};
 use crate::record::{Pid, Record};
@@ -108,6 +109,8 @@ pub struct RecordOptions {
     pub refused: Refused,
     /// Attach to processes that match later, too.
     pub follow: Option<Selection>,
+    /// Finds operations in the code that is traced.
+    pub operations: Option<Finder>,
     /// How much the pipeline keeps, and what its detectors look for.
     pub limits: Limits,
     /// What the probes do.
@@ -144,6 +147,7 @@ impl RecordOptions {
             new_code: NewCode::CatchUp,
             refused: Refused::End,
             follow: None,
+            operations: None,
             limits: Limits::default(),
             program: Program::Trace,
             links: None,
@@ -351,8 +355,8 @@ pub fn run_watched(
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
-        let follow = options.follow.clone();
-        spawn("tracer", move || trace(tracer, follow, &stop, sender, &marks, scans))?
+        let (follow, operations) = (options.follow.clone(), options.operations.clone());
+        spawn("tracer", move || trace(tracer, follow, operations, &stop, sender, &marks, scans))?
     };
 
     runtime.block_on(async {

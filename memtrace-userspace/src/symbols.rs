@@ -49,6 +49,7 @@ mod table;
 mod xz;
 
 pub use debuginfod::Debuginfod;
+pub(crate) use demangle::bare_name;
 pub use jit::jit_frame;
 
 use loaded::Loaded;
@@ -352,6 +353,25 @@ impl Symbolizer {
         }
         self.misses.insert(image.clone(), result);
     }
+}
+
+/// A piece of code in a file: its first offset, one past the last, and what is said of it.
+pub type CodePiece<T> = (FileOffset, FileOffset, T);
+
+/// The code of the functions of `image` that `which` knows by a name, as it stands in the symbol
+/// tables, in ascending order, with the least that `which` says of a function's names.
+pub fn code_of<T: Copy + Ord>(
+    options: &Options,
+    image: &Image,
+    which: impl Fn(&[u8]) -> Option<T>,
+) -> Result<Result<Vec<CodePiece<T>>, Miss>, SymbolError> {
+    let (path, build_id) = match image {
+        Image::File { path, build_id } => (path, build_id),
+        Image::Vdso => return Ok(Ok(Vec::new())),
+        Image::Anonymous => return Ok(Err(Miss::Anonymous)),
+    };
+    let found = loaded::load(options, &mut Counters::default(), path, build_id)?;
+    Ok(found.map(|loaded| loaded.code_of(which)))
 }
 
 fn hex(bytes: &[u8]) -> String {

@@ -242,6 +242,8 @@ pub const REWRITTEN_LIBRARY: Program = Program {
     ..program("rewritten_library", "rewritten_library.c", Toolchain::C)
 };
 
+/// Two operations, one of which makes a spike.
+pub const OPERATIONS: Program = program("operations", "operations.c", Toolchain::C);
 /// Lost blocks of all kinds, and blocks that one place points to.
 pub const LOST_BLOCKS: Program = program("lost_blocks", "lost_blocks.c", Toolchain::C);
 /// [`LOST_BLOCKS`], which LeakSanitizer judges.
@@ -325,6 +327,7 @@ pub const ALL: &[Program] = &[
     LOST_BLOCKS,
     LOST_BLOCKS_LSAN,
     LOST_BLOCKS_STATIC,
+    OPERATIONS,
     LOST_IN_CHILDREN,
     LOST_UNDER_CHURN,
     BUILD_BEFORE,

@@ -1,16 +1,22 @@
 //! What the detectors are to look for, as arguments.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use clap::Args;
+use memtrace_userspace::operations::{self, Finder, MAX_CLASSES, Spec};
+use memtrace_userspace::pipeline::snapshot::OperationUsage;
 use memtrace_userspace::pipeline::statistics::MOST_BETWEEN;
 use memtrace_userspace::pipeline::{DetectorOptions, LeakOptions, Limits, SpikeOptions};
+use memtrace_userspace::record::Pid;
+use memtrace_userspace::symbols;
 use memtrace_userspace::views::suppressions::Suppressions;
 
-use super::quantity;
+use super::source::SymbolArguments;
+use super::{quantity, tell};
 
 /// When growth is a spike or a leak.
 #[derive(Clone, Debug, Default, Args)]
@@ -18,9 +24,16 @@ pub(crate) struct DetectorArguments {
     /// In which time memory must grow to make a spike, 10ms to 1h [default: 1s]
     #[arg(long, value_name = "TIME", value_parser = spike_window, help_heading = "Detectors")]
     spike_window: Option<Duration>,
-    /// By how much, for each severity [default: medium=25MB,high=50MB,critical=100MB]
-    #[arg(long, value_name = "SIZES", value_parser = severities, help_heading = "Detectors")]
-    spike: Option<Severities>,
+    /// By how much, for each severity and for classes of operations, whose spikes begin there
+    /// [default: medium=25MB,high=50MB,critical=100MB and select=10MB, insert=5MB, update=5MB,
+    /// upload=25MB, bulk=50MB, migration=100MB; other classes as for all]
+    #[arg(long, value_name = "SIZES", value_parser = thresholds, help_heading = "Detectors",
+          verbatim_doc_comment)]
+    spike: Option<Thresholds>,
+    /// A class of operations, and functions that all of its call paths go through, such as
+    /// upload=handle_upload,receive_*; may be given again
+    #[arg(long = "operation", value_name = "CLASS=FUNCTIONS", help_heading = "Detectors")]
+    operations: Vec<Spec>,
     /// After how many spikes of one origin in a row it is told again [default: 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..),
           help_heading = "Detectors")]
@@ -44,11 +57,12 @@ pub(crate) struct DetectorArguments {
 }
 
 /// The parts of `--spike`.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-struct Severities {
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Thresholds {
     medium: Option<u64>,
     high: Option<u64>,
     critical: Option<u64>,
+    operations: BTreeMap<String, u64>,
 }
 
 /// The parts of `--leak-threshold`, in bytes an hour.
@@ -62,19 +76,19 @@ impl DetectorArguments {
     /// The usual limits, with these thresholds.
     pub(crate) fn limits(&self) -> Limits {
         let DetectorOptions { spikes, leaks } = DetectorOptions::default();
-        let severities = self.spike.unwrap_or_default();
+        let Thresholds { medium, high, critical, operations } =
+            self.spike.clone().unwrap_or_default();
         let rates = self.leak_threshold.unwrap_or_default();
         // Whoever raises one threshold means those above it too, and the other way round.
-        let medium_bytes = severities.medium.unwrap_or(
-            spikes.medium_bytes.min(severities.high.or(severities.critical).unwrap_or(u64::MAX)),
-        );
-        let high_bytes = severities.high.unwrap_or(spikes.high_bytes).max(medium_bytes);
-        let high_bytes = high_bytes.min(severities.critical.unwrap_or(u64::MAX).max(medium_bytes));
+        let medium_bytes =
+            medium.unwrap_or(spikes.medium_bytes.min(high.or(critical).unwrap_or(u64::MAX)));
+        let high_bytes = high.unwrap_or(spikes.high_bytes).max(medium_bytes);
+        let high_bytes = high_bytes.min(critical.unwrap_or(u64::MAX).max(medium_bytes));
         let spikes = SpikeOptions {
             window: self.spike_window.unwrap_or(spikes.window),
             medium_bytes,
             high_bytes,
-            critical_bytes: severities.critical.unwrap_or(spikes.critical_bytes).max(high_bytes),
+            critical_bytes: critical.unwrap_or(spikes.critical_bytes).max(high_bytes),
             repeat: self.spike_repeat.unwrap_or(spikes.repeat),
         };
         let alert_bytes_per_hour = rates.alert.unwrap_or(leaks.alert_bytes_per_hour);
@@ -87,8 +101,68 @@ impl DetectorArguments {
         let limits = Limits::default();
         Limits {
             detectors: DetectorOptions { spikes, leaks },
+            operation_thresholds: operations,
             temporary_between: self.temporary_between.unwrap_or(limits.temporary_between),
             ..limits
+        }
+    }
+
+    /// What finds the operations of a trace; `None` if there are none. Names come from `places`.
+    pub(crate) fn operations(&self, places: symbols::Options) -> Result<Option<Finder>> {
+        self.finder(move |_| places.clone())
+    }
+
+    /// What finds those of running processes.
+    ///
+    /// A threshold for a class that none of them is in is an error: nothing else defines it.
+    pub(crate) fn operations_of_running(
+        &self,
+        symbols: &SymbolArguments,
+    ) -> Result<Option<Finder>> {
+        self.require_classes(&[])?;
+        let symbols = symbols.clone();
+        self.finder(move |pid| symbols.places_of_running(&[pid]))
+    }
+
+    fn finder(
+        &self,
+        places: impl Fn(Pid) -> symbols::Options + Send + Sync + 'static,
+    ) -> Result<Option<Finder>> {
+        let classes: BTreeSet<&str> = self.operations.iter().map(Spec::class).collect();
+        if classes.len() > MAX_CLASSES {
+            bail!(
+                "{} classes of operations are too many; name at most {MAX_CLASSES}",
+                classes.len()
+            );
+        }
+        let specs = (!classes.is_empty()).then(|| self.operations.clone());
+        Ok(specs.map(|specs| Finder::new(specs, places)))
+    }
+
+    /// Fails if a threshold is for a class that is not among those `found`, and warns of classes
+    /// whose functions are not there.
+    pub(crate) fn require_operations(&self, found: &[OperationUsage]) -> Result<()> {
+        let found: Vec<&str> = found.iter().map(|operation| &*operation.name).collect();
+        self.require_classes(&found)?;
+        let classes: BTreeSet<&str> = self.operations.iter().map(Spec::class).collect();
+        for class in classes.into_iter().filter(|class| !found.contains(class)) {
+            tell(&format!("warning: --operation {class}: no such function was in the traced code"));
+            tell("  those that are inlined, or in files without symbols, are not found");
+        }
+        Ok(())
+    }
+
+    /// Fails if a threshold is for a class that neither `--operation` nor `found` has.
+    fn require_classes(&self, found: &[&str]) -> Result<()> {
+        let mut given = self.spike.iter().flat_map(|spike| spike.operations.keys());
+        let is_known = |class: &str| {
+            found.contains(&class) || self.operations.iter().any(|spec| spec.class() == class)
+        };
+        match given.find(|class| !is_known(class)) {
+            Some(class) => bail!(
+                "--spike {class}=…: no such operation; define it, --operation {class}=FUNCTION"
+            ),
+            None => Ok(()),
         }
     }
 
@@ -122,22 +196,26 @@ fn spike_window(text: &str) -> Result<Duration, String> {
     }
 }
 
-/// `medium=25MB,high=50MB,critical=100MB`, any of them.
-fn severities(text: &str) -> Result<Severities, String> {
-    let mut severities = Severities::default();
+/// `medium=25MB,high=50MB,critical=100MB,select=10MB`, any of them.
+fn thresholds(text: &str) -> Result<Thresholds, String> {
+    let mut thresholds = Thresholds::default();
     for part in text.split(',') {
         let (name, size) = part.split_once('=').unwrap_or(("", part));
-        let place = match name.trim() {
-            "medium" => &mut severities.medium,
-            "high" => &mut severities.high,
-            "critical" => &mut severities.critical,
-            _ => return Err("expected medium=SIZE, high=SIZE or critical=SIZE".to_owned()),
-        };
-        *place = Some(quantity::size(size).map_err(|error| error.to_string())?.max(1));
+        let name = operations::class_name(name.trim())
+            .ok_or("expected medium=SIZE, high=SIZE, critical=SIZE or CLASS=SIZE")?;
+        let bytes = quantity::size(size).map_err(|error| error.to_string())?.max(1);
+        match name.as_str() {
+            "medium" => thresholds.medium = Some(bytes),
+            "high" => thresholds.high = Some(bytes),
+            "critical" => thresholds.critical = Some(bytes),
+            _ => {
+                thresholds.operations.insert(name, bytes);
+            }
+        }
     }
-    let order = [severities.medium, severities.high, severities.critical];
+    let order = [thresholds.medium, thresholds.high, thresholds.critical];
     match order.into_iter().flatten().is_sorted() {
-        true => Ok(severities),
+        true => Ok(thresholds),
         false => Err("must be in order: medium, high, critical".to_owned()),
     }
 }
@@ -172,7 +250,7 @@ mod tests {
     #[test]
     fn thresholds_not_given_keep_the_order() {
         let spikes = |text: &str| {
-            let spike = Some(severities(text).expect("valid"));
+            let spike = Some(thresholds(text).expect("valid"));
             let limits = DetectorArguments { spike, ..DetectorArguments::default() }.limits();
             let SpikeOptions { medium_bytes, high_bytes, critical_bytes, .. } =
                 limits.detectors.spikes;
@@ -186,9 +264,43 @@ mod tests {
     }
 
     #[test]
+    fn thresholds_of_operations_need_an_operation() {
+        let arguments = |operations: &[&str], spike: &str| DetectorArguments {
+            operations: operations.iter().map(|text| text.parse().expect("valid")).collect(),
+            spike: Some(thresholds(spike).expect("valid")),
+            ..DetectorArguments::default()
+        };
+        let known = OperationUsage {
+            name: "bulk".into(),
+            heap: Default::default(),
+            mapped: Default::default(),
+        };
+
+        let limits = arguments(&["bulk=f"], "medium=1MB,BULK=2MB").limits();
+        assert_eq!(limits.detectors.spikes.medium_bytes, MB);
+        assert_eq!(limits.operation_thresholds, BTreeMap::from([("bulk".to_owned(), 2 * MB)]));
+        assert!(arguments(&["bulk=f"], "bulk=2MB").require_classes(&[]).is_ok());
+        assert!(arguments(&[], "bulk=2MB").require_operations(&[known]).is_ok());
+        let error = arguments(&["other=f"], "bulk=2MB").require_classes(&[]).expect_err("unknown");
+        assert!(error.to_string().contains("--operation bulk=FUNCTION"), "{error}");
+    }
+
+    #[test]
+    fn operations_beyond_the_limit_are_refused() {
+        let operations = |count: usize| DetectorArguments {
+            operations: (0..count).map(|n| format!("c{n}=f").parse().expect("valid")).collect(),
+            ..DetectorArguments::default()
+        };
+        let finder = |count| operations(count).operations(symbols::Options::default());
+
+        assert!(finder(0).expect("none").is_none() && finder(32).expect("fits").is_some());
+        assert!(finder(33).expect_err("too many").to_string().contains("at most 32"));
+    }
+
+    #[test]
     fn malformed_thresholds_say_what_is_expected() {
-        assert!(severities("25MB").expect_err("no name").contains("medium=SIZE"));
-        assert!(severities("high=1MB,critical=1KB").expect_err("order").contains("in order"));
+        assert!(thresholds("25MB").expect_err("no name").contains("medium=SIZE"));
+        assert!(thresholds("high=1MB,critical=1KB").expect_err("order").contains("in order"));
         assert!(rates("50MB").expect_err("no hour").contains("50MB/h"));
         assert!(rates("healthy=2MB/h,alert=1MB/h").is_err());
         assert_eq!(rates("1KB/h"), Ok(Rates { healthy: None, alert: Some(1e3) }));

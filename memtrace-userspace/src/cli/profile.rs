@@ -32,7 +32,7 @@ pub(crate) fn load_judged(
         return read_report(&report, suppressions, words).with_context(what);
     }
     let mut names = names;
-    let snapshot = replay(path, &[], limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
+    let snapshot = replay(path, &[], limits, None, Pace::AtEnd, |_| ControlFlow::Continue(()))?;
     let mut ranking = rank(&snapshot, &mut names, SortKey::Live);
     ranking.findings.suppress(suppressions);
     Ok(Profile::of_session(&snapshot, &ranking, words))

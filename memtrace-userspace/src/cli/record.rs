@@ -38,6 +38,7 @@ Examples:
   sudo memtrace record --container 3f2a9c1d5b7e           all of a container
   sudo memtrace record -o build.mtrace -- make -j4        a command and its children
   sudo memtrace record -p 4711 --probe 'alloc:pool_alloc(size=arg1)' --probe 'free:pool_free(ptr=arg1)'
+  sudo memtrace record -p 4711 --operation select=sqlite3_step --operation 'upload=receive_*'
   sudo memtrace record --report test.json -- ./test       and the report, for CI
   sudo memtrace record --report test.json --timeline -- ./test";
 
@@ -120,6 +121,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let options = RecordOptions {
         output: Some(output.clone()),
         limits: detectors.limits(),
+        operations: detectors.operations_of_running(&SymbolArguments::default())?,
         snapshot_files,
         ..options
     };
@@ -132,6 +134,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
     let summary = progress::run_watched(options, apply, Line::Shown, go_on)?;
     let SessionSummary { snapshot, trace_bytes: _, verdict, exit_status, lost: _ } = summary;
     tell(&summary_line(&snapshot, &output));
+    detectors.require_operations(&snapshot.operations)?;
     if let Some(report) = report {
         let running = snapshot.processes.iter().filter(|process| process.ended.is_none());
         let running: Vec<Pid> = running.map(|process| process.pid).collect();

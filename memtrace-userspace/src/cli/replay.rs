@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
+use memtrace_userspace::operations::Finder;
 use memtrace_userspace::part::{Excerpt, Part, PartError, Place, Watch, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Limits, Pipeline, Posting};
@@ -40,18 +41,20 @@ pub(crate) enum Pace {
 
 /// Replays a trace and returns its last snapshot, or the one at which `on_snapshot` broke off.
 ///
-/// `only` names the processes that count; none for all.
+/// `only` names the processes that count; none for all. `operations` finds those that the trace does
+/// not have.
 ///
 /// A trace that stops early gives what it has, a warning on stderr and a counter.
 pub(crate) fn replay(
     path: &Path,
     only: &[Pid],
     limits: Limits,
+    operations: Option<Finder>,
     pace: Pace,
     mut on_snapshot: impl FnMut(Arc<Snapshot>) -> ControlFlow<()>,
 ) -> Result<Arc<Snapshot>> {
     let mut due = Due::new(pace);
-    run(path, only, limits, pace, |pipeline, batch| {
+    run(path, only, limits, operations, pace, |pipeline, batch| {
         for records in batch.chunks(due.records_per_look()) {
             pipeline.apply_all(records);
             if due.now(pipeline) && on_snapshot(pipeline.snapshot()).is_break() {
@@ -67,10 +70,11 @@ pub(crate) fn replay_events(
     path: &Path,
     only: &[Pid],
     limits: Limits,
+    operations: Option<Finder>,
     mut on_event: impl FnMut(&Record, &[Posting], &Pipeline) -> Result<()>,
 ) -> Result<Arc<Snapshot>> {
     let mut postings = Vec::new();
-    run(path, only, limits, Pace::AtEnd, |pipeline, batch| {
+    run(path, only, limits, operations, Pace::AtEnd, |pipeline, batch| {
         for record in batch {
             pipeline.apply_with(record, &mut postings);
             on_event(record, &postings, pipeline)?;
@@ -84,6 +88,7 @@ fn run(
     path: &Path,
     only: &[Pid],
     limits: Limits,
+    operations: Option<Finder>,
     pace: Pace,
     mut step: impl FnMut(&mut Pipeline, &[Record]) -> Result<ControlFlow<()>>,
 ) -> Result<Arc<Snapshot>> {
@@ -99,7 +104,7 @@ fn run(
     let batches = sender.subscribe();
     let truncation = std::thread::scope(|scope| {
         let progress = &progress;
-        let reader = scope.spawn(move || decode(reader, sender, progress));
+        let reader = scope.spawn(move || decode(reader, operations, sender, progress));
         for batch in batches {
             if step(&mut pipeline, &batch)?.is_break() {
                 return Ok(None);
@@ -127,11 +132,13 @@ pub(crate) fn replay_part(
     path: &Path,
     only: &[Pid],
     limits: Limits,
+    mut operations: Option<Finder>,
     part: &Part,
     watch: Option<&mut Watch>,
 ) -> Result<Arc<Snapshot>> {
-    let Excerpt { snapshot, truncation, pids } =
-        read_at_once(path, |file, progress| read_part(file, limits, only, part, watch, progress))?;
+    let Excerpt { snapshot, truncation, pids } = read_at_once(path, |file, progress| {
+        read_part(file, limits, only, part, operations.as_mut(), watch, progress)
+    })?;
     require_processes(path, only, &snapshot, &pids)?;
     Ok(with_truncation(snapshot, truncation, path))
 }
@@ -211,11 +218,15 @@ fn not_in_trace(path: &Path, Pid(missing): Pid, pids: &[Pid]) -> String {
 /// Sends the records of the file, until its end or until nobody wants more.
 fn decode(
     mut reader: Reader<impl Read>,
+    mut operations: Option<Finder>,
     mut batches: Sender,
     progress: &ProgressBar,
 ) -> Result<Option<Truncation>, TraceError> {
     let mut records = Vec::new();
     while reader.read(&mut records, BATCH_RECORDS)? > 0 {
+        if let Some(operations) = &mut operations {
+            operations.insert(&mut records);
+        }
         if let Err(ReceiverGone) = batches.send(&mut records) {
             return Ok(None);
         }

@@ -15,6 +15,7 @@ use memtrace_userspace::part::Watch;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::pipeline::{Pipeline, Posting};
 use memtrace_userspace::record::{Pid, Record, Tid};
+use memtrace_userspace::symbols::{self, Symbolizer};
 use memtrace_userspace::views::activity::{Activity, Level};
 use memtrace_userspace::views::by_thread::ByThread;
 use memtrace_userspace::views::export::weights::Weight;
@@ -51,6 +52,7 @@ Examples:
   memtrace report api.mtrace -o api.html                  to explore in a browser, and to send
   memtrace report api.mtrace -o api.svg --metric peak     a flame graph of what made the peak
   memtrace report api.mtrace -o api.pb.gz                 for go tool pprof; see docs/exports.md
+  memtrace report api.mtrace --operation bulk=load_rows --spike bulk=20MB
   memtrace report api.mtrace --leak-threshold 10MB/h --suppressions known.txt
   memtrace report api.mtrace --debug-dir ./symbols        recorded on another machine";
 
@@ -137,7 +139,8 @@ struct End {
 
 /// Replays the trace and writes the report.
 pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
-    let mut names = std::mem::take(&mut arguments.symbols).names();
+    let places = std::mem::take(&mut arguments.symbols).places();
+    let mut names = Names::new(Symbolizer::new(places.clone()));
     let suppressions = arguments.detectors.suppressions()?;
     let arguments = &arguments;
     let output = arguments.output.as_deref();
@@ -149,7 +152,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
     }
     let trace = arguments.file.as_path();
     let mut end = |write: &dyn Fn(&mut Output, &mut End) -> io::Result<()>| {
-        let mut end = End::replay(arguments, format, &mut names, &suppressions)?;
+        let mut end = End::replay(arguments, format, &places, &mut names, &suppressions)?;
         write(&mut out, &mut end).with_context(|| cannot_write(output))
     };
     match format {
@@ -163,7 +166,7 @@ pub(crate) fn run(mut arguments: Arguments) -> Result<Outcome> {
             };
             out.write_all(text::render(&end.snapshot, &mut end.ranking, &options).as_bytes())
         }),
-        Format::Html => events::html(&mut out, arguments, &mut names, &suppressions),
+        Format::Html => events::html(&mut out, arguments, places, &mut names, &suppressions),
         Format::Json => end(&|out, end| json::write(out, &end.snapshot, &end.ranking, end.top)),
         Format::Csv => end(&|out, end| match &end.ranking.timelines {
             Some(timelines) => csv::write_timelines(out, timelines),
@@ -197,6 +200,7 @@ impl End {
     fn replay(
         arguments: &Arguments,
         format: Format,
+        places: &symbols::Options,
         names: &mut Names,
         suppressions: &Suppressions,
     ) -> Result<End> {
@@ -220,16 +224,20 @@ impl End {
             }
         };
         let watch: Option<&mut Watch> = if is_watched { Some(&mut watcher) } else { None };
+        let operations = arguments.detectors.operations(places.clone())?;
         let snapshot = match (part, watch) {
-            (Some(part), watch) => replay_part(file, pids, limits, &part, watch)?,
+            (Some(part), watch) => replay_part(file, pids, limits, operations, &part, watch)?,
             (None, Some(watch)) => {
-                replay_events(file, pids, limits, |record, postings, pipeline| {
+                replay_events(file, pids, limits, operations, |record, postings, pipeline| {
                     watch(record, postings, pipeline);
                     Ok(())
                 })?
             }
-            (None, None) => replay(file, pids, limits, Pace::AtEnd, |_| ControlFlow::Continue(()))?,
+            (None, None) => {
+                replay(file, pids, limits, operations, Pace::AtEnd, |_| ControlFlow::Continue(()))?
+            }
         };
+        arguments.detectors.require_operations(&snapshot.operations)?;
         let sort = arguments.sort.map(SortKey::from);
         let mut ranking = rank(&snapshot, names, sort.unwrap_or(SortKey::Live));
         ranking.findings.suppress(suppressions);

@@ -14,6 +14,7 @@ use memtrace_userspace::live::loader::Program;
 use memtrace_userspace::live::probes::LinkKind;
 use memtrace_userspace::live::process::{self, replaced};
 use memtrace_userspace::live::tracer::{Children, NewCode};
+use memtrace_userspace::operations::Finder;
 use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::Pid;
@@ -54,7 +55,7 @@ impl From<Sort> for SortKey {
 }
 
 /// Where to find names.
-#[derive(Debug, Default, Args)]
+#[derive(Clone, Debug, Default, Args)]
 pub(crate) struct SymbolArguments {
     /// Where copies of the target's files or their debug files are; may be given again. Of a trace,
     /// the debuginfod servers in DEBUGINFOD_URLS are asked as well, if it is set
@@ -65,24 +66,34 @@ pub(crate) struct SymbolArguments {
 impl SymbolArguments {
     /// Names from the files of this machine, the directories given and debuginfod's servers.
     pub(crate) fn names(&self) -> Names {
-        self.names_announced(tell)
+        Names::new(Symbolizer::new(self.places()))
+    }
+
+    /// Where these names come from.
+    pub(crate) fn places(&self) -> Options {
+        self.places_announced(tell)
     }
 
     /// The same; `announce` hears of what is fetched.
-    pub(crate) fn names_announced(&self, announce: fn(&str)) -> Names {
+    pub(crate) fn places_announced(&self, announce: fn(&str)) -> Options {
         let debuginfod = Debuginfod::from_environment(announce).map(Arc::new);
-        Names::new(Symbolizer::new(Options { debuginfod, ..self.options(&[]) }))
+        Options { debuginfod, ..self.options(&[]) }
     }
 
-    /// Names for processes that run: from the files that they have, which may be others than this
-    /// machine's or be gone, and without the network.
+    /// Names for processes that run.
     pub(crate) fn names_of_running(&self, pids: &[Pid]) -> Names {
+        Names::new(Symbolizer::new(self.places_of_running(pids)))
+    }
+
+    /// Where these names come from: from the files that they have, which may be others than this
+    /// machine's or be gone, and without the network.
+    pub(crate) fn places_of_running(&self, pids: &[Pid]) -> Options {
         let pids = pids.to_vec();
         let options = self.options(&pids);
         let elsewhere = Elsewhere::new(move |path| {
             pids.iter().filter_map(|pid| replaced::file_at(*pid, path)).collect()
         });
-        Names::new(Symbolizer::new(Options { elsewhere, ..options }))
+        Options { elsewhere, ..options }
     }
 
     fn options(&self, pids: &[Pid]) -> Options {
@@ -241,7 +252,7 @@ pub(crate) enum Source {
     /// A session that is about to start.
     Live(Box<RecordOptions>),
     /// A trace.
-    File(PathBuf, Box<Limits>, Pace),
+    File(PathBuf, Box<Limits>, Option<Finder>, Pace),
 }
 
 /// Runs a source to its end, or until the receiver is gone.
@@ -257,15 +268,15 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
             };
             session::run(*options, deliver)?.snapshot
         }
-        Source::File(path, limits, pace @ Pace::WallTime(_)) => {
-            replay(&path, &[], *limits, pace, |snapshot| offer(snapshots, &snapshot))?
+        Source::File(path, limits, operations, pace @ Pace::WallTime(_)) => {
+            replay(&path, &[], *limits, operations, pace, |snapshot| offer(snapshots, &snapshot))?
         }
-        Source::File(path, limits, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
+        Source::File(path, limits, operations, pace @ (Pace::AtEnd | Pace::TraceTime(_))) => {
             let deliver = |snapshot| match snapshots.send(snapshot) {
                 Ok(()) => ControlFlow::Continue(()),
                 Err(_) => ControlFlow::Break(()),
             };
-            replay(&path, &[], *limits, pace, deliver)?
+            replay(&path, &[], *limits, operations, pace, deliver)?
         }
     };
     // Without a receiver nobody wants it any more.

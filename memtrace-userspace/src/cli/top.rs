@@ -16,6 +16,7 @@ use anyhow::{Context, Result};
 use clap::Args;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::session::RecordOptions;
+use memtrace_userspace::symbols::Symbolizer;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
 use memtrace_userspace::views::ranking::{Ranking, SortKey, rank, rank_processes};
@@ -103,6 +104,8 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         Some(file) => Source::File(
             file,
             Box::new(limits),
+            // A line would spoil the screen.
+            detectors.operations(symbols.places_announced(|_| {}))?,
             match (interval, screen) {
                 (_, true) => Pace::WallTime(READING_INTERVAL),
                 (Some(interval), false) => Pace::TraceTime(interval),
@@ -115,6 +118,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             Source::Live(Box::new(RecordOptions {
                 snapshot_interval: interval.unwrap_or(INTERVAL),
                 limits,
+                operations: detectors.operations_of_running(&symbols)?,
                 ..trace.attach(target, output.clone())
             }))
         }
@@ -123,7 +127,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         symbols.names_of_running(&pids)
     } else {
         // A line would spoil the screen.
-        symbols.names_announced(|_| {})
+        Names::new(Symbolizer::new(symbols.places_announced(|_| {})))
     };
     let names = Named { names, suppressions };
     let key = SortKey::from(sort);
@@ -143,8 +147,11 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
         let ended = source.join().expect("the source does not panic");
         shown.and_then(|last| ended.map(|()| last))
     })?;
-    if let (Some(output), Some(last)) = (output, last) {
-        tell(&summary_line(&last, &output));
+    if let Some(last) = last {
+        if let Some(output) = output {
+            tell(&summary_line(&last, &output));
+        }
+        detectors.require_operations(&last.operations)?;
     }
     Ok(Outcome::Fine)
 }

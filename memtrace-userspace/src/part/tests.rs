@@ -66,7 +66,7 @@ fn trace(records: &[Record], block: usize, keyframe: usize) -> Vec<u8> {
 }
 
 fn part_of(bytes: &[u8], part: &Part) -> Result<Excerpt, PartError> {
-    read_part(File::new(bytes), Limits::default(), &[], part, None, &mut |_| {})
+    read_part(File::new(bytes), Limits::default(), &[], part, None, None, &mut |_| {})
 }
 
 fn shown(excerpt: &Excerpt) -> String {

@@ -369,9 +369,9 @@ pub(super) struct Peak {
 }
 
 impl Default for Peak {
-    /// Nothing is held; no account was written in the epoch of that.
+    /// Nothing is held; no account was written in the epoch of that, nor in its tick.
     fn default() -> Peak {
-        Peak { held_bytes: 0, highest_bytes: 0, at: Time(0), epoch: Epoch(1) }
+        Peak { held_bytes: 0, highest_bytes: 0, at: Time(0), epoch: Epoch(1).next_tick() }
     }
 }
 
@@ -456,7 +456,7 @@ mod tests {
         let (mut peak, mut account) = (Peak::default(), Account::default());
 
         let mut acquire = |peak: &Peak| account.apply(Change::Acquire, 1, 8, peak.epoch());
-        assert_eq!(acquire(&peak), None);
+        assert_eq!(acquire(&peak), Some(0));
         peak.tick();
         assert_eq!(acquire(&peak), Some(8));
         assert_eq!(acquire(&peak), None);

@@ -4,7 +4,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 
 use super::Pipeline;
-use super::detect::Holder;
+use super::detect::{Holder, Total};
 use super::mappings::{Mappings, Origin, Outcome, Pages, Released, SiteChange};
 use super::processes::{EntryId, Running, RunningId};
 use super::snapshot::Memory;
@@ -205,12 +205,15 @@ impl Pipeline {
             self.mapped_peak.apply(change, bytes);
         }
         self.mapped_peak.settle(self.now);
+        if self.stacks.has_operations() {
+            self.post_to_operations(changes, epoch);
+        }
         if let Some(journal) = &mut self.journal {
             let pid = self.processes.entry(entry).pid;
             journal.extend(changes.iter().map(|change| change.of(pid)));
         }
         if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
-            self.measure_spike(Memory::Mapped);
+            self.measure_spike(Total::all(Memory::Mapped));
         }
     }
 }

@@ -62,6 +62,8 @@ anomalies! {
     orphan_forks,
     /// Executable mappings left out because there are too many.
     modules_beyond_limit,
+    /// Code of operations that is left out: too much of it, too many classes, or in no file.
+    operation_code_left_out,
     /// Executable mappings without any bytes, left out.
     empty_modules,
     /// Ends of executable mappings that were not known.

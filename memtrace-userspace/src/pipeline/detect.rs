@@ -17,8 +17,10 @@ mod options;
 mod spikes;
 mod statistics;
 mod survey;
+mod watched;
 
 use std::cmp::Reverse;
+use std::sync::Arc;
 
 use rustc_hash::FxHashMap;
 
@@ -26,10 +28,13 @@ use self::history::{Course, Histories};
 pub(super) use self::journal::Holder;
 use self::journal::{Base, Journal};
 use self::judge::{Evidence, judge, judge_allocator};
-pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions};
+pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions, usual_threshold};
 use self::spikes::{Look, Measure, Spikes};
 use self::survey::{SPANS, Survivors, survey};
+pub(super) use self::watched::Total;
+use self::watched::Watched;
 use super::findings::{Class, Contributor, Leaks, MemoryLimit, Spike, ThreadGrowth, Verdict};
+use super::operations::OperationId;
 use super::snapshot::Memory;
 use super::stacks::SiteId;
 use super::threads::ThreadId;
@@ -57,8 +62,9 @@ pub(super) struct Detectors {
     due_ns: u64,
     window_ticks: usize,
     journal: Journal,
-    heap: Spikes,
-    mapped: Spikes,
+    all: Watched,
+    /// By [`OperationId::index`].
+    operations: Vec<Watched>,
     histories: Histories,
     /// What there is for the process that the session is about.
     limit: Option<MemoryLimit>,
@@ -70,15 +76,14 @@ impl Detectors {
         let window_ns = u64::try_from(options.spikes.window.as_nanos()).unwrap_or(u64::MAX);
         let tick_ns = (window_ns / WINDOW_TICKS).clamp(SHORTEST_TICK_NS, LONGEST_TICK_NS);
         let window_ticks = window_ns.div_ceil(tick_ns).clamp(1, 1 << 16) as usize;
-        let spikes = |memory| Spikes::new(memory, options.spikes, window_ticks);
         Detectors {
             options,
             tick_ns,
             due_ns: tick_ns,
             window_ticks,
             journal: Journal::new(window_ticks, limits.spike_changes),
-            heap: spikes(Memory::Heap),
-            mapped: spikes(Memory::Mapped),
+            all: Watched::new(None, options.spikes, window_ticks),
+            operations: Vec::new(),
             histories: Histories::new(tick_ns, limits.history_points),
             limit: None,
         }
@@ -102,23 +107,51 @@ impl Detectors {
     /// Whether a total makes a spike.
     #[inline(always)]
     pub(super) fn is_rising(&self, memory: Memory, total_bytes: u64) -> bool {
-        match memory {
-            Memory::Heap => self.heap.is_rising(total_bytes),
-            Memory::Mapped => self.mapped.is_rising(total_bytes),
-        }
+        self.all.of(memory).is_rising(total_bytes)
     }
 
-    fn spikes_mut(&mut self, memory: Memory) -> &mut Spikes {
-        match memory {
-            Memory::Heap => &mut self.heap,
-            Memory::Mapped => &mut self.mapped,
-        }
+    /// Whether what an operation holds makes a spike.
+    pub(super) fn is_operation_rising(&self, of: Total, total_bytes: u64) -> bool {
+        self.watched(of.operation).of(of.memory).is_rising(total_bytes)
+    }
+
+    /// Watches one operation more.
+    pub(super) fn watch(&mut self, name: &Arc<str>, limits: &Limits) {
+        let general = self.options.spikes;
+        let given = limits.operation_thresholds.get(&**name).copied();
+        let options = match given.or_else(|| usual_threshold(name)) {
+            Some(medium_bytes) => general.from_medium(medium_bytes),
+            None => general,
+        };
+        self.operations.push(Watched::new(Some(name), options, self.window_ticks));
+    }
+
+    fn watched(&self, operation: Option<OperationId>) -> &Watched {
+        operation.map_or(&self.all, |operation| &self.operations[operation.index()])
+    }
+
+    /// The spikes of a total, and what accounts held before.
+    fn of_mut(&mut self, Total { operation, memory }: Total) -> (&mut Spikes, &mut Journal) {
+        let watched = match operation {
+            Some(operation) => &mut self.operations[operation.index()],
+            None => &mut self.all,
+        };
+        let spikes = match memory {
+            Memory::Heap => &mut watched.heap,
+            Memory::Mapped => &mut watched.mapped,
+        };
+        (spikes, &mut self.journal)
+    }
+
+    fn all_spikes(&self) -> impl Iterator<Item = &Spikes> {
+        let watched = std::iter::once(&self.all).chain(&self.operations);
+        watched.flat_map(|Watched { heap, mapped }| [heap, mapped])
     }
 
     /// What found no room, by name.
     pub(super) fn counters(&self) -> [(&'static str, u64); 3] {
         [
-            ("spikes_beyond_limit", self.heap.beyond_limit() + self.mapped.beyond_limit()),
+            ("spikes_beyond_limit", self.all_spikes().map(Spikes::beyond_limit).sum()),
             ("spike_changes_beyond_limit", self.journal.beyond_limit()),
             ("history_points_beyond_limit", self.histories.beyond_limit()),
         ]
@@ -137,13 +170,16 @@ impl Pipeline {
     pub(super) fn begin_detection(&mut self) {
         let limit = self.detectors.limit;
         self.detectors = Detectors { limit, ..Detectors::new(&self.limits) };
-        let totals = [self.total(Memory::Heap), self.total(Memory::Mapped)];
-        let Detectors { heap, mapped, journal, window_ticks, .. } = &mut self.detectors;
-        for _ in 0..*window_ticks {
-            for (spikes, total_bytes) in [&mut *heap, &mut *mapped].into_iter().zip(totals) {
-                spikes.tick(self.now, total_bytes);
+        for name in self.operations.names() {
+            self.detectors.watch(name, &self.limits);
+        }
+        let totals = self.watched_totals();
+        let detectors = &mut self.detectors;
+        for _ in 0..detectors.window_ticks {
+            for &(total, total_bytes) in &totals {
+                detectors.of_mut(total).0.tick(self.now, total_bytes);
             }
-            journal.tick();
+            detectors.journal.tick();
         }
         self.detectors.due_ns = self.now.0.saturating_add(self.detectors.tick_ns);
         self.detectors.histories.advance(self.now, &self.stacks);
@@ -156,28 +192,41 @@ impl Pipeline {
         self.detectors.limit
     }
 
-    /// How many spikes have begun, of the heap and of mappings.
+    /// How many spikes have begun, of the heap and of mappings, of operations among them.
     pub fn spikes_begun(&self) -> u64 {
-        self.detectors.heap.begun().saturating_add(self.detectors.mapped.begun())
+        self.detectors.all_spikes().map(Spikes::begun).fold(0, u64::saturating_add)
     }
 
-    fn total(&self, memory: Memory) -> u64 {
-        match memory {
-            Memory::Heap => self.heap_peak.held_bytes(),
-            Memory::Mapped => self.mapped_peak.held_bytes(),
+    fn total(&self, Total { operation, memory }: Total) -> u64 {
+        match (operation, memory) {
+            (None, Memory::Heap) => self.heap_peak.held_bytes(),
+            (None, Memory::Mapped) => self.mapped_peak.held_bytes(),
+            (Some(operation), memory) => self.operations.held_bytes(operation, memory),
         }
+    }
+
+    /// Whose memory is watched: that of all, and that of each operation.
+    fn watched_operations(&self) -> impl Iterator<Item = Option<OperationId>> {
+        std::iter::once(None).chain(self.operations.by_name().into_iter().map(Some))
+    }
+
+    /// Everything that is watched, and what it is now.
+    fn watched_totals(&self) -> Vec<(Total, u64)> {
+        let of_memory =
+            |operation| [Memory::Heap, Memory::Mapped].map(|memory| Total { operation, memory });
+        let totals = self.watched_operations().flat_map(of_memory);
+        totals.map(|total| (total, self.total(total))).collect()
     }
 
     /// Ends the ticks that are over by `now`, the totals standing as they are all the while.
     #[cold]
     pub(super) fn tick(&mut self, now: Time) {
-        for memory in [Memory::Heap, Memory::Mapped] {
-            let total_bytes = self.total(memory);
-            if self.detectors.spikes_mut(memory).is_paused(total_bytes) {
-                self.measure(memory, total_bytes);
+        let totals = self.watched_totals();
+        for &(total, total_bytes) in &totals {
+            if self.detectors.of_mut(total).0.is_paused(total_bytes) {
+                self.measure(total, total_bytes);
             }
         }
-        let totals = [self.total(Memory::Heap), self.total(Memory::Mapped)];
         let detectors = &mut self.detectors;
         let over = (now.0 - detectors.due_ns) / detectors.tick_ns + 1;
         let last = over - 1;
@@ -185,12 +234,12 @@ impl Pipeline {
         let first = last.min(detectors.window_ticks as u64);
         for tick in (0..first).chain([last]) {
             let end = Time(detectors.due_ns + tick * detectors.tick_ns);
-            let Detectors { heap, mapped, journal, .. } = detectors;
-            for (spikes, total_bytes) in [heap, mapped].into_iter().zip(totals) {
+            for &(total, total_bytes) in &totals {
+                let (spikes, journal) = detectors.of_mut(total);
                 spikes.follow(journal);
                 spikes.tick(end, total_bytes);
             }
-            journal.tick();
+            detectors.journal.tick();
         }
         detectors.due_ns =
             (detectors.due_ns + last * detectors.tick_ns).saturating_add(detectors.tick_ns);
@@ -201,42 +250,41 @@ impl Pipeline {
 
     /// Looks at a total that makes a spike.
     #[cold]
-    pub(super) fn measure_spike(&mut self, memory: Memory) {
-        let total_bytes = self.total(memory);
-        let now = self.now;
-        let Detectors { heap, mapped, journal, .. } = &mut self.detectors;
-        let spikes = match memory {
-            Memory::Heap => heap,
-            Memory::Mapped => mapped,
-        };
-        if spikes.look(now, total_bytes, journal) == Look::Measure {
-            self.measure(memory, total_bytes);
+    pub(super) fn measure_spike(&mut self, total: Total) {
+        let total_bytes = self.total(total);
+        let (spikes, journal) = self.detectors.of_mut(total);
+        if spikes.look(self.now, total_bytes, journal) == Look::Measure {
+            self.measure(total, total_bytes);
         }
     }
 
     /// Finds out who has grown since a spike began.
-    fn measure(&mut self, memory: Memory, total_bytes: u64) {
-        let Detectors { heap, mapped, journal, .. } = &mut self.detectors;
-        let spikes = match memory {
-            Memory::Heap => heap,
-            Memory::Mapped => mapped,
-        };
+    fn measure(&mut self, total: Total, total_bytes: u64) {
+        let (spikes, journal) = self.detectors.of_mut(total);
         let Some((start, base)) = spikes.base(journal) else { return };
         let mut sites = Vec::new();
         let mut threads: Vec<(ThreadId, u64)> = Vec::new();
         grown(base, |holder| match holder {
             Holder::Site(site) => self.stacks.account(site).held_bytes(),
             Holder::Thread(thread) => self.threads.held_bytes(thread),
+            Holder::ThreadIn(operation, thread) => {
+                self.operations.held_by_thread(operation, thread)
+            }
         })
         .for_each(|(holder, bytes)| match holder {
-            Holder::Site(site) if Memory::of(self.stacks.api(site)) == memory => {
-                sites.push((site, bytes));
+            Holder::Site(site) if total.has(site, &self.stacks) => sites.push((site, bytes)),
+            Holder::Thread(thread) if total == Total::all(Memory::Heap) => {
+                threads.push((thread, bytes));
             }
-            Holder::Thread(thread) if memory == Memory::Heap => threads.push((thread, bytes)),
-            Holder::Site(_) | Holder::Thread(_) => {}
+            Holder::ThreadIn(operation, thread)
+                if total == (Total { operation: Some(operation), memory: Memory::Heap }) =>
+            {
+                threads.push((thread, bytes));
+            }
+            Holder::Site(_) | Holder::Thread(_) | Holder::ThreadIn(..) => {}
         });
-        if memory == Memory::Mapped {
-            threads = self.threads_that_mapped(start);
+        if total.memory == Memory::Mapped {
+            threads = self.threads_that_mapped(start, total);
         }
         largest(&mut sites, |site| site.index() as u64);
         largest(&mut threads, |thread| u64::from(thread.to_bits()));
@@ -250,18 +298,19 @@ impl Pipeline {
             threads: self.thread_growth(&threads),
             first: sites.first().map(|&(site, _)| site),
         };
-        self.detectors.spikes_mut(memory).measured(total_bytes, measure);
+        self.detectors.of_mut(total).0.measured(total_bytes, measure);
     }
 
     fn thread_growth(&self, threads: &[(ThreadId, u64)]) -> Vec<ThreadGrowth> {
         threads.iter().map(|&(thread, bytes)| self.threads.growth(thread, bytes)).collect()
     }
 
-    /// What each thread has mapped since `start` that is still mapped.
-    fn threads_that_mapped(&self, start: Time) -> Vec<(ThreadId, u64)> {
+    /// What each thread has mapped since `start` that is still mapped and part of `total`.
+    fn threads_that_mapped(&self, start: Time, total: Total) -> Vec<(ThreadId, u64)> {
         let mut threads: FxHashMap<u32, u64> = FxHashMap::default();
         let pieces = self.processes.all_running().flat_map(|process| process.mappings.pieces());
-        for piece in pieces.filter(|piece| piece.origin.born >= start) {
+        let pieces = pieces.filter(|piece| piece.origin.born >= start);
+        for piece in pieces.filter(|piece| total.has(piece.origin.site, &self.stacks)) {
             let bytes = threads.entry(piece.origin.thread.to_bits()).or_default();
             *bytes = bytes.saturating_add(piece.end - piece.start);
         }
@@ -270,7 +319,19 @@ impl Pipeline {
 
     /// The spikes so far, in order of time.
     pub(super) fn spikes(&self) -> Vec<Spike> {
-        let heap = self.detectors.heap.all(self.total(Memory::Heap));
+        let operations = self.watched_operations();
+        let mut spikes: Vec<_> =
+            operations.flat_map(|operation| self.spikes_of(operation)).collect();
+        // A stable sort: of those that begin together, all memory's come first.
+        spikes.sort_by_key(|spike| spike.start);
+        spikes
+    }
+
+    /// The spikes of an operation, or of all memory.
+    fn spikes_of(&self, operation: Option<OperationId>) -> Vec<Spike> {
+        let Watched { heap, mapped } = self.detectors.watched(operation);
+        let total = |memory| self.total(Total { operation, memory });
+        let heap = heap.all(total(Memory::Heap));
         let window_ns = self.detectors.window_ticks as u64 * self.detectors.tick_ns;
         // The allocator maps what it hands out: that is no second spike.
         let is_allocators = |mapped: &Spike| {
@@ -280,11 +341,10 @@ impl Pipeline {
                     && mapped.height_bytes / 5 <= heap.height_bytes / 4
             })
         };
-        let mapped = self.detectors.mapped.all(self.total(Memory::Mapped));
+        let mapped = mapped.all(total(Memory::Mapped));
         let mut spikes: Vec<_> =
             mapped.into_iter().filter(|mapped| !is_allocators(mapped)).collect();
         spikes.extend(heap);
-        spikes.sort_by_key(|spike| spike.start);
         spikes
     }
 

@@ -21,6 +21,8 @@ pub enum Severity {
 /// Memory that grew by more than a threshold within the window.
 #[derive(Clone, Debug)]
 pub struct Spike {
+    /// The operation whose memory it is; `None` if it is that of all.
+    pub operation: Option<Arc<str>>,
     /// Whose: the heap's or that of mappings.
     pub memory: Memory,
     /// The highest threshold that `window_bytes` reached.

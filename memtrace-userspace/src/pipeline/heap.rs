@@ -13,7 +13,7 @@ use memtrace_common::event::Api;
 
 use super::Pipeline;
 use super::account::{Change, Claim, Posting};
-use super::detect::Holder;
+use super::detect::{Holder, Total};
 use super::live_set::{ADDRESS_LIMIT, Birth, Block, SIZE_LIMIT};
 use super::processes::{EntryId, RunningId};
 use super::snapshot::Memory;
@@ -265,6 +265,9 @@ impl Pipeline {
             let pid = self.processes.entry(entry).pid;
             journal.push(Posting { pid, site, thread, change, blocks: 1, bytes: size_bytes });
         }
+        if let Some(operation) = self.stacks.operation(site) {
+            self.post_to_operation(operation, block, change);
+        }
     }
 
     /// Ends an event of the heap that may have made a peak.
@@ -278,7 +281,7 @@ impl Pipeline {
             self.restart_level();
         }
         if self.detectors.is_rising(Memory::Heap, held) {
-            self.measure_spike(Memory::Heap);
+            self.measure_spike(Total::all(Memory::Heap));
         }
     }
 }

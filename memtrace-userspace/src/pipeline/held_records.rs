@@ -205,6 +205,10 @@ impl Pipeline {
                 let layout = self.lay_out(pid, &together);
                 for module in &layout {
                     emit(&Record::Module(module.clone()))?;
+                    if module.image != Image::Anonymous {
+                        let image = ((module.start.0 - FILES) >> FILE_BITS) as u32;
+                        self.tell_operations(module, image, emit)?;
+                    }
                 }
                 for (id, stack) in together {
                     let frames = stack.frames.iter().map(address_of).collect();
@@ -285,7 +289,27 @@ impl Pipeline {
                 }
             };
             let (time, pid) = (self.now, running.pid);
-            emit(&Record::Module(Module { time, pid, start, end, offset, image }))?;
+            let module = Module { time, pid, start, end, offset, image };
+            emit(&Record::Module(module.clone()))?;
+            if let Backing::Image(image, _) = backing {
+                self.tell_operations(&module, image.index(), emit)?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Tells to which operations the code of a mapping of an image belongs.
+    fn tell_operations<E>(
+        &self,
+        module: &Module,
+        image: u32,
+        emit: &mut impl FnMut(&Record) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let &Module { pid, start: Avma(base), end: Avma(end), offset: from, .. } = module;
+        let to = FileOffset(from.0.saturating_add(end - base));
+        for (start, end, class) in self.operations.code_of(image, from, to) {
+            let (start, length) = (Avma(base + (start.0 - from.0)), end.0 - start.0);
+            emit(&Record::Operation { pid, start, length, class: class.to_owned() })?;
         }
         Ok(())
     }

@@ -1,5 +1,7 @@
 //! How much the pipeline may keep, and what happens beyond.
 
+use std::collections::BTreeMap;
+
 use super::DetectorOptions;
 
 /// The cap of every store of the pipeline. What is refused is counted in the snapshot.
@@ -34,6 +36,13 @@ pub struct Limits {
     pub modules: usize,
     /// Distinct files with code. Beyond: a new one is unknown code.
     pub images: u32,
+    /// Classes of operations. Beyond: a new one is left out. At most 255.
+    pub operations: usize,
+    /// Pieces of their code. Beyond: a new one belongs to no class.
+    pub operation_code: usize,
+    /// Bytes by which what a class of this name holds must grow to make a medium spike, instead of
+    /// what is [usual](super::usual_threshold).
+    pub operation_thresholds: BTreeMap<String, u64>,
     /// Symbols of code made at run time. Beyond: a new one is left out.
     pub jit_symbols: usize,
     /// Addresses of such code that stacks go through. Beyond: a new one has no name.
@@ -81,6 +90,9 @@ impl Default for Limits {
             running_threads: 1 << 18,
             modules: 1 << 20,
             images: 1 << 16,
+            operations: 32,
+            operation_code: 1 << 16,
+            operation_thresholds: BTreeMap::new(),
             jit_symbols: 1 << 16,
             jit_addresses: 1 << 18,
             probes: 1 << 16,

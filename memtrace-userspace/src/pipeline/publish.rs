@@ -11,7 +11,9 @@ use super::findings::Leaks;
 use super::marks::Sums;
 use super::processes::Shown;
 use super::range::Before;
-use super::snapshot::{ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage};
+use super::snapshot::{
+    Memory, ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage,
+};
 
 impl Pipeline {
     pub(super) fn publish(&self) -> Snapshot {
@@ -33,6 +35,10 @@ impl Pipeline {
             process_stacks,
             processes,
             left_out_processes: self.processes.left_out(),
+            operations: self.operation_usage(|memory| match memory {
+                Memory::Heap => heap,
+                Memory::Mapped => mapped,
+            }),
             threads: self.shown_threads(heap),
             timeline: match self.before {
                 Before::Moment => Vec::new(),

@@ -38,6 +38,8 @@ pub struct Snapshot {
     pub processes: Vec<ProcessUsage>,
     /// Processes that were seen and are in no sum, because only others were asked for.
     pub left_out_processes: usize,
+    /// What the classes of operations did, ordered by name.
+    pub operations: Vec<OperationUsage>,
     /// Every thread seen, ordered by pid and tid.
     pub threads: Vec<ThreadUsage>,
     /// The run in equal steps, the last one cut off at `now`.
@@ -71,6 +73,12 @@ impl Snapshot {
             Scope::Range(range) => range.from,
             Scope::Run | Scope::Moment => Time(0),
         }
+    }
+
+    /// How many spikes an operation has.
+    pub fn spikes_of(&self, operation: &str) -> u64 {
+        let of = self.spikes.iter().filter(|spike| spike.operation.as_deref() == Some(operation));
+        of.count() as u64
     }
 
     /// So much work in the session, or in the range of it, in one second.
@@ -307,6 +315,17 @@ pub struct ThreadUsage {
     pub name: Vec<u8>,
     /// The heap blocks that it allocated, whoever freed them.
     pub heap: Usage,
+}
+
+/// What a class of operations did: the call paths through its functions.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct OperationUsage {
+    /// Its name; not printable as it is.
+    pub name: Arc<str>,
+    /// Heap blocks.
+    pub heap: Usage,
+    /// Mappings.
+    pub mapped: Usage,
 }
 
 /// One step of the timeline: the state at its end, the work within it.

@@ -23,6 +23,7 @@ use memtrace_common::unwind::End;
 
 use super::account::{Account, Epoch, add_usage};
 use super::limits::Limits;
+use super::operations::OperationId;
 use super::snapshot::{Stack, StackUsage, Usage};
 use super::wire_ids::WireIds;
 use crate::hash::Seed;
@@ -54,7 +55,8 @@ impl SiteId {
 /// What is known of a stack.
 #[derive(Debug)]
 enum Entry {
-    Known(Arc<Stack>),
+    /// Its frames, and the operation that they belong to.
+    Known(Arc<Stack>, Option<OperationId>),
     /// Its record has not come yet.
     Awaited,
     /// It was awaited, and turned out to be one that is known already.
@@ -67,6 +69,8 @@ struct Site {
     stack: StackId,
     api: Api,
     alignment: Alignment,
+    /// What it is part of, if its frames were known when it was first charged.
+    operation: Option<OperationId>,
     /// Itself, or the site whose numbers include these.
     shown_as: SiteId,
 }
@@ -103,6 +107,7 @@ pub(super) struct Stacks {
     aligned_limit: usize,
     aligned_beyond_limit: u64,
     has_custom_sites: bool,
+    has_operations: bool,
     seed: Seed,
     frames: usize,
     limit: usize,
@@ -127,6 +132,7 @@ impl Stacks {
             aligned_limit: limits.aligned_sites,
             aligned_beyond_limit: 0,
             has_custom_sites: false,
+            has_operations: false,
             seed,
             frames: 0,
             limit: limits.stacks.clamp(2, u32::MAX as usize / 2 / Api::ALL.len()),
@@ -136,7 +142,7 @@ impl Stacks {
             arrived: [0; End::ALL.len()],
         };
         for end in [End::Missing, End::NoScratch] {
-            stacks.intern(Stack { end, frames: Vec::new() });
+            stacks.intern(Stack { end, frames: Vec::new() }, None);
         }
         stacks.arrived = [0; End::ALL.len()];
         stacks
@@ -191,10 +197,10 @@ impl Stacks {
             return plain;
         }
         self.aligned_sites += 1;
-        let shown_as = self.shown_as(plain);
+        let Site { shown_as, operation, .. } = self.sites[plain.0 as usize];
         // Fits: there are at most half of u32::MAX plain ones, and the limit is far below that.
         let site = SiteId(self.sites.len() as u32);
-        self.sites.push(Site { stack, api, alignment, shown_as });
+        self.sites.push(Site { stack, api, alignment, operation, shown_as });
         self.accounts.push(Account::default());
         self.aligned.entry(stack).or_default().push(AlignedSite { api, alignment, site });
         site
@@ -205,14 +211,17 @@ impl Stacks {
             return site;
         }
         self.has_custom_sites |= matches!(api, Api::CustomAlloc | Api::CustomRealloc);
-        let shown_as = match self.entries[stack.0 as usize] {
-            Entry::Awaited => Some(self.site_of(StackId::MISSING, api)),
-            Entry::Known(_) | Entry::Duplicate => None,
+        let (shown_as, operation) = match self.entries[stack.0 as usize] {
+            Entry::Awaited => (Some(self.site_of(StackId::MISSING, api)), None),
+            Entry::Known(_, operation) => (None, operation),
+            Entry::Duplicate => (None, None),
         };
+        self.has_operations |= operation.is_some();
         // Fits: there are at most u32::MAX / APIs stacks.
         let id = SiteId(self.sites.len() as u32);
         let shown_as = shown_as.unwrap_or(id);
-        self.sites.push(Site { stack, api, alignment: Alignment::NONE, shown_as });
+        let alignment = Alignment::NONE;
+        self.sites.push(Site { stack, api, alignment, operation, shown_as });
         self.accounts.push(Account::default());
         self.site_ids.insert((stack, api), id);
         id
@@ -256,6 +265,24 @@ impl Stacks {
         }
     }
 
+    /// Whether any site is part of an operation.
+    #[inline(always)]
+    pub(super) fn has_operations(&self) -> bool {
+        self.has_operations
+    }
+
+    /// The operation whose growth a site is part of.
+    #[inline(always)]
+    pub(super) fn operation(&self, site: SiteId) -> Option<OperationId> {
+        // Most sessions have none, and then this costs nothing.
+        if self.has_operations { self.sites[site.0 as usize].operation } else { None }
+    }
+
+    /// The operation that a site is shown with.
+    pub(super) fn shown_operation(&self, site: SiteId) -> Option<OperationId> {
+        self.sites[self.shown_as(site).0 as usize].operation
+    }
+
     /// Whether any site asks for an alignment.
     pub(super) fn has_aligned_sites(&self) -> bool {
         self.aligned_sites > 0
@@ -270,7 +297,7 @@ impl Stacks {
     pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
         let shown_as = self.sites[site.0 as usize].shown_as;
         match &self.entries[self.sites[shown_as.0 as usize].stack.0 as usize] {
-            Entry::Known(stack) => Arc::clone(stack),
+            Entry::Known(stack, _) => Arc::clone(stack),
             Entry::Awaited | Entry::Duplicate => {
                 Arc::new(Stack { end: End::Missing, frames: Vec::new() })
             }
@@ -292,32 +319,43 @@ impl Stacks {
         self.accounts.get(site.0 as usize).map_or(0, Account::held_bytes)
     }
 
-    /// Learns what `wire` stands for, from now on and since it was first named.
+    /// Learns what `wire` stands for, from now on and since it was first named, and to which
+    /// operation that belongs.
     ///
     /// A second record for an id is believed: earlier events keep the earlier frames.
-    pub(super) fn define(&mut self, wire: WireStackId, stack: Stack) {
+    pub(super) fn define(
+        &mut self,
+        wire: WireStackId,
+        stack: Stack,
+        operation: Option<OperationId>,
+    ) {
         let awaited = match self.wire_ids.get(wire).map(|meaning| meaning.stack) {
             Some(id) if matches!(self.entries[id.0 as usize], Entry::Awaited) => Some(id),
             _ => None,
         };
         let stack = match awaited {
-            Some(id) => self.arrive(id, stack),
-            None => self.intern(stack),
+            Some(id) => self.arrive(id, stack, operation),
+            None => self.intern(stack, operation),
         };
         self.wire_ids.set(wire, Meaning { stack, recent: None });
     }
 
     /// Puts the frames into an awaited entry; returns the stack with these frames.
-    fn arrive(&mut self, id: StackId, stack: Stack) -> StackId {
-        let known = self.ids.get(&stack).copied();
+    fn arrive(&mut self, id: StackId, stack: Stack, operation: Option<OperationId>) -> StackId {
+        let mut known = self.ids.get(&stack).copied();
         if known.is_none() && !self.has_room_for(&stack) {
             self.beyond_limit += 1;
             return id;
         }
         self.awaited -= 1;
         self.entries[id.0 as usize] = Entry::Duplicate;
-        if known.is_none() {
-            self.fill(id, stack);
+        match known {
+            // Its sites are in no operation; what comes from now on is charged to others.
+            None if operation.is_some() && self.entries.len() < self.limit => {
+                known = Some(self.intern(stack, operation));
+            }
+            None => self.fill(id, stack, operation),
+            Some(_) => {}
         }
         for &api in Api::ALL {
             if let Some(&site) = self.site_ids.get(&(id, api)) {
@@ -334,7 +372,7 @@ impl Stacks {
         known.unwrap_or(id)
     }
 
-    fn intern(&mut self, stack: Stack) -> StackId {
+    fn intern(&mut self, stack: Stack, operation: Option<OperationId>) -> StackId {
         if let Some(&id) = self.ids.get(&stack) {
             return id;
         }
@@ -343,7 +381,7 @@ impl Stacks {
             return StackId::MISSING;
         }
         let id = self.push(Entry::Awaited);
-        self.fill(id, stack);
+        self.fill(id, stack, operation);
         id
     }
 
@@ -357,12 +395,12 @@ impl Stacks {
         self.frames + stack.frames.len() <= self.frame_limit
     }
 
-    fn fill(&mut self, id: StackId, stack: Stack) {
+    fn fill(&mut self, id: StackId, stack: Stack, operation: Option<OperationId>) {
         self.frames += stack.frames.len();
         self.arrived[stack.end as usize] += 1;
         let stack = Arc::new(stack);
         self.ids.insert(Arc::clone(&stack), id);
-        self.entries[id.0 as usize] = Entry::Known(stack);
+        self.entries[id.0 as usize] = Entry::Known(stack, operation);
     }
 
     /// What was charged to each call path and API. `epoch_of` gives the peak that counts.
@@ -389,7 +427,7 @@ impl Stacks {
             }
             // What is shown as itself has frames, or stands for all that have none.
             if usage != Usage::default()
-                && let Entry::Known(stack) = &self.entries[site.stack.0 as usize]
+                && let Entry::Known(stack, _) = &self.entries[site.stack.0 as usize]
             {
                 stacks.push(StackUsage { stack: Arc::clone(stack), api: site.api, usage });
             }
@@ -409,7 +447,7 @@ impl Stacks {
     pub(super) fn stack_of(&self, site: SiteId) -> StackId {
         let Site { stack, shown_as, .. } = self.sites[site.0 as usize];
         match self.entries[stack.0 as usize] {
-            Entry::Known(_) | Entry::Awaited => stack,
+            Entry::Known(..) | Entry::Awaited => stack,
             Entry::Duplicate => self.sites[shown_as.0 as usize].stack,
         }
     }
@@ -422,10 +460,10 @@ impl Stacks {
     /// The frames of a stack; `None` if they are not known.
     pub(super) fn frames(&self, stack: StackId) -> Option<&Arc<Stack>> {
         match &self.entries[stack.0 as usize] {
-            Entry::Known(frames) if stack != StackId::MISSING && stack != StackId::NONE => {
+            Entry::Known(frames, _) if stack != StackId::MISSING && stack != StackId::NONE => {
                 Some(frames)
             }
-            Entry::Known(_) | Entry::Awaited | Entry::Duplicate => None,
+            Entry::Known(..) | Entry::Awaited | Entry::Duplicate => None,
         }
     }
 
@@ -440,8 +478,8 @@ impl Stacks {
         let shown = &self.sites[site.shown_as.0 as usize];
         match &self.entries[shown.stack.0 as usize] {
             // What is awaited is shown as the stack that stands for all missing ones.
-            Entry::Known(stack) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
-            Entry::Known(_) | Entry::Awaited | Entry::Duplicate => (site.api, None),
+            Entry::Known(stack, _) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
+            Entry::Known(..) | Entry::Awaited | Entry::Duplicate => (site.api, None),
         }
     }
 

@@ -8,6 +8,7 @@ mod journal;
 mod leak_corpus;
 mod lifecycle;
 mod limits;
+mod operations;
 mod oracle;
 mod range;
 mod shown;

@@ -15,6 +15,7 @@ use crate::live::allocators::survey::Verdict;
 use crate::live::selection::Selection;
 use crate::live::tracer::{Drained, Tracer};
 use crate::lost::LostBlocks;
+use crate::operations::Finder;
 use crate::record::EndReason;
 
 /// How long the tracer sleeps when the ring is empty.
@@ -33,6 +34,7 @@ const FOLLOW: Duration = Duration::from_secs(1);
 pub(super) fn trace(
     mut tracer: Tracer,
     follow: Option<Selection>,
+    mut operations: Option<Finder>,
     stop: &Stop,
     mut batches: Sender,
     marks: &RequestReceiver<Request>,
@@ -72,6 +74,9 @@ pub(super) fn trace(
         let ready = tracer.records();
         let reason = stop.reason();
         let is_batch = drained == Drained::Some || ready.len() > 1 || is_wanted;
+        if let Some(operations) = operations.as_mut().filter(|_| is_batch) {
+            operations.insert(ready);
+        }
         if !ready.is_empty()
             && is_batch
             && let Err(ReceiverGone) = batches.send(ready)
@@ -97,6 +102,9 @@ pub(super) fn trace(
         }
     };
     let (mut records, verdict) = tracer.finish(reason)?;
+    if let Some(operations) = &mut operations {
+        operations.insert(&mut records);
+    }
     // A receiver that is gone has failed, and says why itself.
     let _ = batches.send(&mut records);
     Ok((verdict, scans.and_then(Scans::finish)))

@@ -30,6 +30,28 @@ pub(super) fn is_mangled(name: &[u8]) -> bool {
     name.starts_with(b"_Z") || name.starts_with(b"_R")
 }
 
+/// The name without the arguments of the call: `a::parse` of `a::parse(char const*) const`.
+pub(crate) fn bare_name(name: &str) -> &str {
+    let name = name.strip_suffix(" const").unwrap_or(name);
+    if !name.ends_with(')') {
+        return name;
+    }
+    let mut depth = 0u32;
+    for (index, c) in name.char_indices().rev() {
+        match c {
+            ')' => depth += 1,
+            '(' => depth = depth.saturating_sub(1),
+            _ => {}
+        }
+        if depth == 0 {
+            // `operator()` has no arguments here, it is a name.
+            let bare = &name[..index];
+            return if bare.is_empty() || bare.ends_with("operator") { name } else { bare };
+        }
+    }
+    name
+}
+
 /// Cuts the version off a name such as `memcpy@@GLIBC_2.14`.
 fn without_version(name: &[u8]) -> &[u8] {
     match name.iter().position(|byte| *byte == b'@') {
@@ -213,5 +235,21 @@ mod tests {
     #[test]
     fn over_long_name_is_cut() {
         assert_eq!(demangle(&vec![b'a'; MAX_NAME_BYTES + 1]).len(), MAX_NAME_BYTES);
+    }
+
+    #[test]
+    fn bare_name_has_no_call_arguments() {
+        let cases = [
+            ("parse", "parse"),
+            ("a::parse(char const*, int (*)(int)) const", "a::parse"),
+            ("(anonymous namespace)::fill()", "(anonymous namespace)::fill"),
+            ("Less::operator()(int, int)", "Less::operator()"),
+            ("Less::operator()", "Less::operator()"),
+            ("<fn(u8) as T>::call", "<fn(u8) as T>::call"),
+            (")", ")"),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(bare_name(name), expected, "{name}");
+        }
     }
 }

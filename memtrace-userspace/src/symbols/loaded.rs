@@ -29,7 +29,7 @@ use super::mapped::FileBytes;
 use super::meter::Meter;
 use super::object::{self as elf, Segments, Store};
 use super::table::{Symbol, Table};
-use super::{Counters, Frame, Miss, Options, SymbolError};
+use super::{CodePiece, Counters, Frame, Miss, Options, SymbolError};
 use crate::hash::Seed;
 
 /// Names that are remembered per object.
@@ -162,6 +162,21 @@ impl Loaded {
         let memo = &mut self.memo;
         self.cell.with_dependent_mut(|files, index| {
             find_frames(options, counters, memo, files, index, offset)
+        })
+    }
+
+    /// The code of the functions that `which` knows by their names, as [`super::code_of`] has it.
+    pub(super) fn code_of<T: Copy + Ord>(
+        &self,
+        which: impl Fn(&[u8]) -> Option<T>,
+    ) -> Vec<CodePiece<T>> {
+        self.cell.with_dependent(|_, Index { segments, table, .. }| {
+            let code = table.code_of(which).into_iter();
+            code.filter_map(|(start, end, said)| {
+                let (start, end) = segments.offsets(start, end)?;
+                Some((start, end, said))
+            })
+            .collect()
         })
     }
 

@@ -88,6 +88,16 @@ impl Segments {
             (within < load.size_bytes).then(|| load.svma.0.checked_add(within).map(Svma))?
         })
     }
+
+    /// Where the bytes from `start` to `end` lie in the file, as far as they are in one segment.
+    pub(super) fn offsets(&self, start: Svma, end: Svma) -> Option<(FileOffset, FileOffset)> {
+        self.loads.iter().find_map(|load| {
+            let within = start.0.checked_sub(load.svma.0)?;
+            let bytes = end.0.checked_sub(start.0)?.min(load.size_bytes.checked_sub(within)?);
+            let first = load.offset.0.checked_add(within)?;
+            (bytes > 0).then_some((FileOffset(first), FileOffset(first.checked_add(bytes)?)))
+        })
+    }
 }
 
 /// Parses an ELF file.

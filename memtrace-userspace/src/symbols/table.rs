@@ -15,6 +15,7 @@
 //! several names at one address is shown is decided by [`Candidate::rank`].
 
 use std::cmp::{Ordering, Reverse};
+use std::collections::BTreeMap;
 
 use memtrace_common::addr::Svma;
 
@@ -125,6 +126,29 @@ impl<'a> Table<'a> {
         let after = self.segments.partition_point(|segment| segment.start <= svma.0);
         let segment = self.segments.get(after.checked_sub(1)?)?;
         self.symbols.get(segment.symbol? as usize).copied()
+    }
+
+    /// The code of the symbols that `which` knows by any of their names, piece by piece: first
+    /// address, one past the last, and the least that it says of those names.
+    pub(super) fn code_of<T: Copy + Ord>(
+        &self,
+        which: impl Fn(&[u8]) -> Option<T>,
+    ) -> Vec<(Svma, Svma, T)> {
+        let mut meant: BTreeMap<Svma, T> = BTreeMap::new();
+        for symbol in &self.symbols {
+            if let Some(said) = which(symbol.name) {
+                meant
+                    .entry(symbol.start)
+                    .and_modify(|least| *least = said.min(*least))
+                    .or_insert(said);
+            }
+        }
+        // What covers code ends where the next segment begins.
+        let pieces = self.segments.array_windows().filter_map(|[segment, next]| {
+            let symbol = self.symbols.get(segment.symbol? as usize)?;
+            Some((Svma(segment.start), Svma(next.start), *meant.get(&symbol.start)?))
+        });
+        pieces.collect()
     }
 
     /// Whether no address has a symbol.
@@ -276,6 +300,22 @@ mod tests {
         let found = names(&symbols, &[0x1f, 0x20, 0x2f, 0x30, 0x40]);
 
         assert_eq!(found, [Some("outer"), Some("inner"), Some("inner"), Some("outer"), None]);
+    }
+
+    #[test]
+    fn code_of_a_function_is_what_no_other_interrupts_under_any_of_its_names() {
+        let symbols =
+            [function(0x10, 0x30, "outer"), function(0x10, 0x30, "alias"), function(0x20, 8, "b")];
+        let table = Table::build(symbols.into_iter());
+        let code = |wanted: &'static [&'static str]| {
+            table.code_of(|name| wanted.iter().position(|wanted| wanted.as_bytes() == name))
+        };
+
+        let pieces = [(0x10, 0x20), (0x28, 0x40)].map(|(from, to)| (Svma(from), Svma(to), 0));
+        assert_eq!(code(&["outer"]), pieces);
+        assert_eq!(code(&["alias"]), pieces);
+        assert_eq!(code(&["none", "b"]), [(Svma(0x20), Svma(0x28), 1)]);
+        assert_eq!(code(&["alias", "outer"]), pieces);
     }
 
     #[test]

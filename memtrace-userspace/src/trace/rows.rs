@@ -38,4 +38,5 @@ mod tag {
     pub(super) const NAMESPACES: u8 = 18;
     pub(super) const MEMORY_DETAIL: u8 = 19;
     pub(super) const MEMORY_LIMIT: u8 = 20;
+    pub(super) const OPERATION: u8 = 21;
 }

@@ -223,6 +223,11 @@ const DAEMON: &[(&str, Weight, &str)] = &[
     ("missed_process_exits", Weight::Notice, "processes whose end was not seen"),
     ("orphan_forks", Weight::Loss, "forks of unknown processes; what children inherit is unknown"),
     ("modules_beyond_limit", Weight::Loss, "code mappings left out, there are too many"),
+    (
+        "operation_code_left_out",
+        Weight::Loss,
+        "code left out of operations: in no file, or too much; name fewer classes or functions",
+    ),
     ("empty_modules", Weight::Notice, "code mappings without any bytes, left out"),
     ("orphan_module_ends", Weight::Notice, "ends of code mappings that were not known"),
     ("probes_beyond_limit", Weight::Notice, "probes that are not listed, there are too many"),

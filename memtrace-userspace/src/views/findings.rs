@@ -8,6 +8,7 @@ use crate::pipeline::findings::{Contributor, Leaks, Spike, Verdict};
 use crate::pipeline::snapshot::Snapshot;
 use crate::views::frames::{Frame, FunctionId, Names, SymbolizedStack};
 use crate::views::label::function_label;
+use crate::views::printable::printable_str;
 use crate::views::quantity::{bytes, duration};
 use crate::views::summary::since_start;
 use crate::views::suppressions::Suppressions;
@@ -119,8 +120,12 @@ impl Findings {
         if let Some(NamedSpike { spike, stacks }) = self.spikes.last() {
             let maker = stacks.first().map_or_else(|| "unknown".into(), |stack| innermost(stack));
             let fate = if spike.returned.is_some() { "back" } else { "not back" };
+            let whose = match &spike.operation {
+                Some(operation) => format!(" of {}", printable_str(operation)),
+                None => String::new(),
+            };
             lines.push(format!(
-                "spike: {maker} +{} at {}, {fate}",
+                "spike{whose}: {maker} +{} at {}, {fate}",
                 bytes(spike.height_bytes),
                 duration(since_start(spike.start)),
             ));

@@ -20,8 +20,8 @@ use memtrace_common::unwind::End;
 
 use crate::pipeline::add_usage;
 use crate::pipeline::snapshot::{
-    Amount, Phase, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage, ThreadUsage,
-    TimelinePoint, Totals, Usage,
+    Amount, OperationUsage, Phase, Place, ProcessUsage, Scope, Snapshot, Stack, StackUsage,
+    ThreadUsage, TimelinePoint, Totals, Usage,
 };
 use crate::record::{
     BeforeAttach, EndReason, Image, Origin, Pid, Probe, ProbeCost, Session, Tid, Time,
@@ -136,6 +136,11 @@ pub(crate) fn snapshot() -> Snapshot {
     let mapped = stacks[3].usage;
     let (spikes, leaks) = (spikes(&stacks), leaks(&stacks));
     let statistics = statistics(&stacks);
+    let operations = vec![OperationUsage {
+        name: "upload\x1b[2J".into(),
+        heap: stacks[1].usage,
+        mapped: Usage::default(),
+    }];
     Snapshot {
         session: Some(Arc::new(Session {
             tool_version: "0.1.0".to_owned(),
@@ -177,6 +182,7 @@ pub(crate) fn snapshot() -> Snapshot {
             memory: Some(Arc::new(memory())),
         }],
         left_out_processes: 0,
+        operations,
         threads: vec![
             thread(4242, b"server", heap),
             thread(4243, b"worker\x1b[2J", Usage::default()),

@@ -24,7 +24,6 @@ use std::time::Duration;
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashMap;
 
-pub use self::names::bare_name;
 use self::names::{comparable_module, comparable_name};
 pub use self::report::{MAX_REPORT_BYTES, ReportError, read as read_report};
 use crate::pipeline::add_usage;

@@ -6,6 +6,7 @@ use std::path::Path;
 use anyhow::{Context, Result};
 use flate2::write::GzEncoder;
 use memtrace_userspace::pipeline::Limits;
+use memtrace_userspace::symbols;
 use memtrace_userspace::views::activity::{Activity, Level};
 use memtrace_userspace::views::export::{dhat, heaptrack, html, parquet};
 use memtrace_userspace::views::frames::Names;
@@ -24,7 +25,7 @@ pub(super) fn dhat(
     names: &mut Names,
 ) -> Result<()> {
     let mut profile = dhat::Profile::default();
-    let snapshot = replay_events(trace, &[], Limits::default(), |_, postings, pipeline| {
+    let snapshot = replay_events(trace, &[], Limits::default(), None, |_, postings, pipeline| {
         profile.event(postings, pipeline, names);
         Ok(())
     })?;
@@ -63,10 +64,11 @@ fn heaptrack_text<W: Write>(
     names: &mut Names,
 ) -> Result<W> {
     let mut events = heaptrack::Writer::new(out);
-    let snapshot = replay_events(trace, &[], Limits::default(), |record, postings, pipeline| {
-        let written = events.event(record, postings, pipeline, names);
-        written.with_context(|| cannot_write(output))
-    })?;
+    let snapshot =
+        replay_events(trace, &[], Limits::default(), None, |record, postings, pipeline| {
+            let written = events.event(record, postings, pipeline, names);
+            written.with_context(|| cannot_write(output))
+        })?;
     events.finish(&snapshot).with_context(|| cannot_write(output))
 }
 
@@ -79,10 +81,11 @@ pub(super) fn parquet(
 ) -> Result<()> {
     let cannot_write = || cannot_write(output);
     let mut events = parquet::Writer::new(out).with_context(cannot_write)?;
-    let snapshot = replay_events(trace, &[], Limits::default(), |record, postings, pipeline| {
-        let written = events.event(record, postings, pipeline, names);
-        written.with_context(cannot_write)
-    })?;
+    let snapshot =
+        replay_events(trace, &[], Limits::default(), None, |record, postings, pipeline| {
+            let written = events.event(record, postings, pipeline, names);
+            written.with_context(cannot_write)
+        })?;
     events.finish(&snapshot).with_context(cannot_write)
 }
 
@@ -90,15 +93,19 @@ pub(super) fn parquet(
 pub(super) fn html(
     out: impl Write,
     arguments: &Arguments,
+    places: symbols::Options,
     names: &mut Names,
     suppressions: &Suppressions,
 ) -> Result<()> {
     let Arguments { file, pids, detectors, output, .. } = arguments;
     let mut activity = Activity::new(Level::Live);
-    let snapshot = replay_events(file, pids, detectors.limits(), |record, postings, pipeline| {
+    let limits = detectors.limits();
+    let operations = detectors.operations(places)?;
+    let snapshot = replay_events(file, pids, limits, operations, |record, postings, pipeline| {
         activity.event(record, postings, pipeline);
         Ok(())
     })?;
+    detectors.require_operations(&snapshot.operations)?;
     let mut ranking = rank(&snapshot, names, SortKey::Live);
     ranking.findings.suppress(suppressions);
     html::write(out, &snapshot, &ranking, activity, names)

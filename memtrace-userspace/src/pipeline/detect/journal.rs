@@ -13,6 +13,7 @@ use std::collections::VecDeque;
 
 use rustc_hash::FxHashMap;
 
+use crate::pipeline::operations::OperationId;
 use crate::pipeline::stacks::SiteId;
 use crate::pipeline::threads::ThreadId;
 
@@ -21,6 +22,8 @@ use crate::pipeline::threads::ThreadId;
 pub(in crate::pipeline) enum Holder {
     Site(SiteId),
     Thread(ThreadId),
+    /// Of a thread, what belongs to an operation.
+    ThreadIn(OperationId, ThreadId),
 }
 
 /// What accounts held at some moment, if they have changed since.

@@ -2,6 +2,8 @@
 
 use std::time::Duration;
 
+const MB: u64 = 1_000_000;
+
 /// Thresholds and times of both detectors.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct DetectorOptions {
@@ -26,6 +28,34 @@ pub struct SpikeOptions {
     pub repeat: u32,
 }
 
+impl SpikeOptions {
+    /// The same for an operation whose spikes begin at `medium_bytes`: the others are as far from
+    /// that as they usually are.
+    pub fn from_medium(self, medium_bytes: u64) -> SpikeOptions {
+        let usual = DetectorOptions::default().spikes;
+        let scaled = |bytes: u64| medium_bytes.saturating_mul(bytes / usual.medium_bytes);
+        SpikeOptions {
+            medium_bytes,
+            high_bytes: scaled(usual.high_bytes),
+            critical_bytes: scaled(usual.critical_bytes),
+            ..self
+        }
+    }
+}
+
+/// By how many bytes an operation of a known class grows to make a spike, unless told otherwise;
+/// `None` of other classes, for which growth is what it is for all.
+pub fn usual_threshold(class: &str) -> Option<u64> {
+    match class {
+        "select" => Some(10 * MB),
+        "insert" | "update" => Some(5 * MB),
+        "upload" => Some(25 * MB),
+        "bulk" => Some(50 * MB),
+        "migration" => Some(100 * MB),
+        _ => None,
+    }
+}
+
 /// When growth is a leak.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub struct LeakOptions {
@@ -39,7 +69,6 @@ pub struct LeakOptions {
 
 impl Default for DetectorOptions {
     fn default() -> DetectorOptions {
-        const MB: u64 = 1_000_000;
         DetectorOptions {
             spikes: SpikeOptions {
                 window: Duration::from_secs(1),

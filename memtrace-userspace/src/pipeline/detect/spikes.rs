@@ -1,4 +1,4 @@
-//! Spikes of the heap's or the mappings' total.
+//! Spikes of a total: of the heap or of mappings, of an operation or of all.
 //!
 //! In: the total at every tick, and whenever it is above the alarm. Out: runs in which the growth
 //! within the window is at least the lowest threshold, from the lowest total in the window at the
@@ -19,6 +19,7 @@
 //! highest total so far. So an event costs one comparison unless it makes a spike higher.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use super::journal::{Base, Journal};
 use super::options::SpikeOptions;
@@ -76,6 +77,7 @@ struct Past {
 /// The spikes of one total.
 #[derive(Debug)]
 pub(super) struct Spikes {
+    operation: Option<Arc<str>>,
     memory: Memory,
     options: SpikeOptions,
     /// The totals at the ends of the last ticks, the newest last.
@@ -102,8 +104,15 @@ pub(super) enum Look {
 }
 
 impl Spikes {
-    pub(super) fn new(memory: Memory, options: SpikeOptions, window_ticks: usize) -> Spikes {
+    /// Of the memory of an operation, or of all.
+    pub(super) fn new(
+        operation: Option<Arc<str>>,
+        memory: Memory,
+        options: SpikeOptions,
+        window_ticks: usize,
+    ) -> Spikes {
         let mut spikes = Spikes {
+            operation,
             memory,
             options,
             window: VecDeque::from([(Time(0), 0)]),
@@ -250,6 +259,7 @@ impl Spikes {
             || self.told.is_none_or(|told| severity > told)
             || (self.in_a_row + 1).is_multiple_of(self.options.repeat.max(1));
         let spike = Spike {
+            operation: self.operation.clone(),
             memory: self.memory,
             severity,
             start,

@@ -6,7 +6,7 @@
 mod life;
 mod sums;
 
-use std::collections::{BTreeMap, BTreeSet, HashMap, HashSet};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::ops::Range;
 
 use memtrace_common::event::Api;
@@ -130,7 +130,12 @@ pub(super) struct Oracle {
     ids: HashMap<u64, Key>,
     /// The frames of [`Key::Awaited`], once they have come.
     arrived: Vec<Option<Path>>,
-    paths: HashSet<Path>,
+    /// Every path that has arrived, and the operation that it belonged to then.
+    paths: HashMap<Path, Option<String>>,
+    /// The operation of each byte of a file.
+    operations: BTreeMap<(String, u64), String>,
+    /// Their names, in order.
+    pub(super) operation_names: BTreeSet<String>,
     pub(super) peak: (u64, u64),
     at_peak: HashMap<usize, u64>,
     mapped_peak: u64,
@@ -190,6 +195,18 @@ impl Oracle {
                         Some(Code { module: self.modules, image, offset });
                 }
             }
+            Record::Operation { pid, start, length, class } => {
+                if let Some(p) = self.running(pid.0)
+                    && let Some(Code { image: Some(image), offset, .. }) =
+                        self.processes[p].code[start.0 as usize].clone()
+                {
+                    self.operation_names.insert(class.clone());
+                    for byte in offset..offset + length {
+                        let place = (image.clone(), byte);
+                        self.operations.entry(place).or_insert_with(|| class.clone());
+                    }
+                }
+            }
             Record::ModuleGone { time, pid, start } => {
                 self.pass(time.0);
                 self.module_gone(pid.0, start.0 as usize);
@@ -197,7 +214,8 @@ impl Oracle {
             Record::Stack { id, pid, end, frames } => {
                 let frames = frames.iter().map(|frame| self.locate(pid.0, frame.0)).collect();
                 let path = (end, frames);
-                self.paths.insert(path.clone());
+                let operation = self.innermost_operation(&path);
+                self.paths.entry(path.clone()).or_insert(operation);
                 if let Some(Key::Awaited(n)) = self.ids.get(&id.0) {
                     self.arrived[*n] = Some(path.clone());
                 }
@@ -438,6 +456,18 @@ impl Oracle {
             | Record::MemoryLimit { .. } => {}
         }
         self.settle(allocated);
+    }
+
+    fn innermost_operation(&self, (_, frames): &Path) -> Option<String> {
+        frames.iter().find_map(|frame| match frame {
+            Where::File(image, offset) => self.operations.get(&(image.clone(), *offset)).cloned(),
+            Where::Anonymous(..) | Where::Unknown(..) => None,
+        })
+    }
+
+    /// The operation of a path.
+    pub(super) fn operation(&self, path: &Path) -> Option<String> {
+        self.paths.get(path).cloned().flatten()
     }
 
     fn event(&mut self, time: u64) {

@@ -48,6 +48,12 @@ fn shown(snapshot: &Snapshot) -> BTreeMap<String, String> {
     for (n, thread) in threads.enumerate() {
         shown.insert(format!("thread {n}"), format!("{thread:?}"));
     }
+    for operation in &snapshot.operations {
+        let usage = [operation.heap, operation.mapped];
+        if usage != [Usage::default(); 2] {
+            shown.insert(format!("operation {}", operation.name), format!("{usage:?}"));
+        }
+    }
     let Snapshot { now, end, events, totals, timeline, scope, marks, phases, counters, .. } =
         snapshot;
     let rest = (now, end, events, totals, timeline, scope);

@@ -62,6 +62,21 @@ fn growth_within_the_window_is_a_spike_with_its_makers() {
 }
 
 #[test]
+fn spike_in_the_first_tick_has_its_makers() {
+    let mut records = start();
+    rise(&mut records, 1_000_000, 60);
+
+    let spikes = spikes_until(records, SECOND);
+
+    let [spike] = &spikes[..] else { panic!("{spikes:?}") };
+    assert_eq!(makers(spike), [(2, 60 * MB), (1, MB)]);
+    assert_eq!(
+        spike.threads.iter().map(|t| (t.tid, t.bytes)).collect::<Vec<_>>(),
+        [(Tid(WORKER), 60 * MB), (Tid(MAIN), MB)]
+    );
+}
+
+#[test]
 fn growth_slower_than_the_window_is_no_spike() {
     let mut records = start();
     for second in 1..30 {

@@ -7,8 +7,9 @@ use proptest::prelude::*;
 use super::oracle::{CODE_BYTES, Oracle, Path, Where};
 use super::*;
 use crate::pipeline::DetectorOptions;
+use crate::pipeline::detect::Total;
 use crate::pipeline::processes::Running;
-use crate::pipeline::snapshot::{Place, StackUsage};
+use crate::pipeline::snapshot::{Memory, Place, StackUsage};
 
 const TIMELINE_POINTS: usize = 8;
 
@@ -133,8 +134,31 @@ pub(super) fn records() -> impl Strategy<Value = Vec<Record>> {
             time = time.saturating_add_signed(step);
             at(record, Time(time))
         });
-        start.into_iter().chain(timed).collect()
+        start.into_iter().chain(timed).flat_map(with_operations).collect()
     })
+}
+
+/// A mapping, and the operations that functions of its file belong to.
+fn with_operations(record: Record) -> Vec<Record> {
+    let code = |path: &[u8]| match path {
+        b"a" => [(2, 4, "x"), (6, 9, "y")],
+        _ => [(1, 7, "y"), (5, 8, "x")],
+    };
+    let mut records = vec![];
+    if let Record::Module(Module {
+        pid, start, end, offset, image: Image::File { path, .. }, ..
+    }) = &record
+    {
+        for (from, to, class) in code(path) {
+            let at = |code: u64| (start.0 + code.saturating_sub(offset.0)).min(end.0);
+            let (start, length) = (Avma(at(from)), at(to) - at(from));
+            if length > 0 {
+                records.push(Record::Operation { pid: *pid, start, length, class: class.into() });
+            }
+        }
+    }
+    records.insert(0, record);
+    records
 }
 
 /// The record at another time, if it has one.
@@ -171,6 +195,7 @@ fn at(mut record: Record, now: Time) -> Record {
         | Record::Probe(_)
         | Record::BeforeAttach(_)
         | Record::Namespaces(_)
+        | Record::Operation { .. }
         | Record::Stack { .. }
         | Record::Held { .. }
         | Record::Counters(_) => {}
@@ -247,6 +272,20 @@ fn assert_equal(snapshot: &Snapshot, oracle: &Oracle) {
     expected.sort_by_key(|&(pid, tid, _, _)| (pid, tid));
     assert_eq!(threads, expected);
 
+    let operations: Vec<_> =
+        snapshot.operations.iter().map(|o| (o.name.to_string(), o.heap, o.mapped)).collect();
+    let heap = oracle.heap(|path, _, _, _| oracle.operation(&path));
+    let mapped = oracle.mapped(|path, _, _| oracle.operation(&path));
+    let of = |sums: &BTreeMap<Option<String>, Usage>, name: &String| {
+        sums.get(&Some(name.clone())).copied().unwrap_or_default()
+    };
+    let expected: Vec<_> = oracle
+        .operation_names
+        .iter()
+        .map(|name| (name.clone(), of(&heap, name), of(&mapped, name)))
+        .collect();
+    assert_eq!(operations, expected);
+
     let totals = &snapshot.totals;
     assert_eq!((totals.peak_live_bytes, totals.peak_at.0), oracle.peak);
     assert_eq!(totals.heap.peak_bytes, totals.peak_live_bytes);
@@ -277,6 +316,14 @@ fn assert_consistent(pipeline: &Pipeline) {
     assert_eq!(*live_blocks, sum(|running| running.heap.blocks().count()));
     assert_eq!(*mapping_pieces, sum(|running| running.mappings.len()));
     assert_eq!(*modules, sum(|running| running.modules.len()));
+    for operation in pipeline.operations.by_name() {
+        for memory in [Memory::Heap, Memory::Mapped] {
+            let total = Total { operation: Some(operation), memory };
+            let sites = pipeline.stacks.sites().filter(|site| total.has(*site, &pipeline.stacks));
+            let held = sites.map(|site| pipeline.stacks.account(site).held_bytes()).sum::<u64>();
+            assert_eq!(pipeline.operations.held_bytes(operation, memory), held);
+        }
+    }
     assert_eq!(*resident_bytes, sum(|running| running.resident_bytes as usize) as u64);
     assert!(*live_blocks <= limits.live_blocks, "{live_blocks} live blocks");
     assert!(*mapping_pieces <= limits.mappings, "{mapping_pieces} pieces");
@@ -339,6 +386,9 @@ proptest! {
             running_threads: room,
             modules: 2 + room,
             images: room.min(1) as u32,
+            operations: room.min(2),
+            operation_code: room,
+            operation_thresholds: BTreeMap::new(),
             jit_symbols: 2,
             jit_addresses: 2,
             probes: room,

@@ -179,6 +179,7 @@ impl Encoder {
             | Record::BeforeAttach(_)
             | Record::Namespaces(_)
             | Record::Module(_)
+            | Record::Operation { .. }
             | Record::ModuleGone { .. }
             | Record::Thread { .. }
             | Record::ThreadExit { .. }

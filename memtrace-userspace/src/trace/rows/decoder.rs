@@ -104,6 +104,12 @@ pub(in crate::trace) fn decode_untimed(
             resident_bytes: rows.varint()?,
         }),
         tag::NAMESPACES => Record::Namespaces(decode_namespaces(rows)?),
+        tag::OPERATION => Record::Operation {
+            pid: pid(rows)?,
+            start: Avma(rows.varint()?),
+            length: rows.varint()?,
+            class: rows.text()?,
+        },
         tag::STACK => {
             let id = stack_id(model)?;
             decode_stack(rows, model, id)?

@@ -46,6 +46,7 @@ pub(in crate::trace) fn bytes_bound(record: &Record) -> usize {
         }
         Record::Module(Module { image: Image::Vdso | Image::Anonymous, .. }) => 0,
         Record::Mark { text: mark, .. } => text(mark.as_bytes()),
+        Record::Operation { class, .. } => text(class.as_bytes()),
         Record::Namespaces(Namespaces { pid: _, inner_pids, cgroup, container }) => {
             let texts = [cgroup, container].into_iter().flatten();
             texts.fold(inner_pids.len().saturating_mul(5), |sum, t| sum.saturating_add(text(t)))
@@ -80,6 +81,12 @@ pub(in crate::trace) fn put(out: &mut Vec<u8>, record: &Record) {
         Record::BeforeAttach(before) => put_before_attach(out, before),
         Record::Namespaces(namespaces) => put_namespaces(out, namespaces),
         Record::Module(module) => put_module(out, module),
+        Record::Operation { pid, start, length, class } => {
+            put_process_row(out, tag::OPERATION, *pid);
+            put_varint(out, start.0);
+            put_varint(out, *length);
+            put_bytes(out, class.as_bytes());
+        }
         Record::ModuleGone { time: _, pid, start } => {
             put_process_row(out, tag::MODULE_GONE, *pid);
             put_varint(out, start.0);

@@ -67,6 +67,12 @@ fn records() -> Vec<Record> {
             offset: FileOffset(0x1000),
             image: Image::File { path: b"/bin/server".to_vec(), build_id: vec![0xca, 0xfe] },
         }),
+        Record::Operation {
+            pid,
+            start: Avma(0x5555_0000_0100),
+            length: 0x40,
+            class: "select".into(),
+        },
         Record::Thread { time: now(), pid, tid, name: b"worker".to_vec() },
         Record::Stack { id: stack, pid, end: End::Root, frames: vec![Avma(0x5555_0000_0123)] },
         Record::Alloc {

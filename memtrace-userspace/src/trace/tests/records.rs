@@ -19,7 +19,7 @@ use crate::trace::model::MAX_SHARED_FRAMES;
 use crate::trace::{WriteError, Writer};
 
 /// How many variants [`Record`] has.
-pub(super) const VARIANTS: usize = 34;
+pub(super) const VARIANTS: usize = 35;
 
 /// Number of a variant. A new one breaks the build here: it needs a strategy in [`records`].
 pub(super) fn variant(record: &Record) -> usize {
@@ -58,6 +58,7 @@ pub(super) fn variant(record: &Record) -> usize {
         Record::MemoryDetail { .. } => 31,
         Record::Commit { .. } => 32,
         Record::Decommit { .. } => 33,
+        Record::Operation { .. } => 34,
     }
 }
 
@@ -204,6 +205,9 @@ fn life() -> impl Strategy<Value = Record> {
         }),
         (time(), pid(), address(), number(), text()).prop_map(|(time, pid, start, size, name)| {
             Record::JitSymbol { time, pid, start, size, name }
+        }),
+        (pid(), address(), number(), name()).prop_map(|(pid, start, length, class)| {
+            Record::Operation { pid, start, length, class }
         }),
         (time(), pid(), any::<bool>(), number(), number()).prop_map(
             |(time, pid, machine, limit_bytes, used_bytes)| {

@@ -5,9 +5,8 @@ use wildmatch::WildMatchPattern;
 
 use super::{Metric, Part, Pattern, Place, Scope, TopStack, WHOLE_PPM};
 use crate::pipeline::snapshot::Totals;
-use crate::views::profile::{
-    Frame, FrameId, FunctionId, Path, Profile, Stack, Vocabulary, bare_name, label,
-};
+use crate::symbols::bare_name;
+use crate::views::profile::{Frame, FrameId, FunctionId, Path, Profile, Stack, Vocabulary, label};
 use crate::views::ranking::{Memory, SortKey};
 
 /// How many stacks explain a row.

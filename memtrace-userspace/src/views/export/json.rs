@@ -25,10 +25,12 @@ use self::named::{Named, name};
 use self::places::{Places, stack};
 use self::time::{Mark, Part, Phase};
 
-use crate::pipeline::snapshot::{ProcessUsage, Snapshot, ThreadUsage, TimelinePoint};
+use crate::pipeline::snapshot::{
+    OperationUsage, ProcessUsage, Snapshot, ThreadUsage, TimelinePoint,
+};
 use crate::record::{EndReason, Origin, ProbeCost};
 use crate::views::export::list::List;
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 use crate::views::ranking::{self, FunctionUsage, Ranking};
 use crate::views::{caveats, counters};
 
@@ -60,6 +62,7 @@ pub(super) struct Report<'r, S> {
     totals: Totals,
     functions: Vec<Function<'r>>,
     stacks: S,
+    operations: Vec<Operation>,
     threads: Vec<Thread>,
     timeline: Vec<TimelineStep>,
     part: Part,
@@ -198,6 +201,14 @@ struct Thread {
 }
 
 #[derive(Serialize)]
+struct Operation {
+    name: String,
+    heap: Usage,
+    mapped: Usage,
+    spikes: u64,
+}
+
+#[derive(Serialize)]
 struct TimelineStep {
     time_ns: u64,
     live_bytes: u64,
@@ -231,6 +242,7 @@ pub(super) fn report<'r>(
         totals: totals(&snapshot.totals),
         functions: ranking.functions.iter().take(top).map(function).collect(),
         stacks: List(move || stacks.iter().map(move |usage| stack(usage, places))),
+        operations: operations(snapshot),
         threads: snapshot.threads.iter().map(thread).collect(),
         timeline: snapshot.timeline.iter().map(timeline_step).collect(),
         part: time::part(snapshot),
@@ -311,6 +323,16 @@ fn process(process: &ProcessUsage) -> Process {
         resident_bytes: *resident_bytes,
         memory: memory.as_deref().map(statistics::memory),
     }
+}
+
+fn operations(snapshot: &Snapshot) -> Vec<Operation> {
+    let operation = |OperationUsage { name, heap, mapped }: &OperationUsage| Operation {
+        name: printable_str(name).into_owned(),
+        heap: usage(heap),
+        mapped: usage(mapped),
+        spikes: snapshot.spikes_of(name),
+    };
+    snapshot.operations.iter().map(operation).collect()
 }
 
 fn command(arguments: &[Vec<u8>]) -> Vec<String> {

@@ -378,6 +378,7 @@ fn event(record: &Record) -> Option<Event> {
         | Record::Namespaces(_)
         | Record::BeforeAttach(_)
         | Record::Module(_)
+        | Record::Operation { .. }
         | Record::ModuleGone { .. }
         | Record::Thread { .. }
         | Record::ThreadExit { .. }

@@ -5,6 +5,7 @@
 //! names of frames are never cut, they are broken over lines.
 
 mod findings;
+mod operations;
 mod processes;
 mod statistics;
 mod timelines;
@@ -86,6 +87,7 @@ impl Report<'_> {
         self.blocks(&ranking.statistics)?;
         self.memory()?;
         self.findings(&ranking.findings)?;
+        self.operations()?;
         if let Some(timelines) = &ranking.timelines {
             self.timelines(timelines)?;
         }

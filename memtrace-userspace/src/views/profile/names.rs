@@ -27,28 +27,6 @@ pub(super) fn comparable_module(path: &str) -> &str {
     }
 }
 
-/// The name without the arguments of the call: `a::parse` of `a::parse(char const*) const`.
-pub fn bare_name(name: &str) -> &str {
-    let name = name.strip_suffix(" const").unwrap_or(name);
-    if !name.ends_with(')') {
-        return name;
-    }
-    let mut depth = 0u32;
-    for (index, c) in name.char_indices().rev() {
-        match c {
-            ')' => depth += 1,
-            '(' => depth = depth.saturating_sub(1),
-            _ => {}
-        }
-        if depth == 0 {
-            // `operator()` has no arguments here, it is a name.
-            let bare = &name[..index];
-            return if bare.is_empty() || bare.ends_with("operator") { name } else { bare };
-        }
-    }
-    name
-}
-
 /// `app::run` of `app[59807616e1fa2540]::run`; an array's length is no hash.
 fn without_crate_hashes(name: &str) -> Cow<'_, str> {
     const DIGITS: usize = 16;
@@ -100,21 +78,5 @@ mod tests {
         assert_eq!(comparable_module("/usr/lib/libz.so.1.2.13"), "libz.so");
         assert_eq!(comparable_module("/srv/app/server-1.2"), "server-1.2");
         assert_eq!(comparable_module("[vdso]"), "[vdso]");
-    }
-
-    #[test]
-    fn bare_name_has_no_call_arguments() {
-        let cases = [
-            ("parse", "parse"),
-            ("a::parse(char const*, int (*)(int)) const", "a::parse"),
-            ("(anonymous namespace)::fill()", "(anonymous namespace)::fill"),
-            ("Less::operator()(int, int)", "Less::operator()"),
-            ("Less::operator()", "Less::operator()"),
-            ("<fn(u8) as T>::call", "<fn(u8) as T>::call"),
-            (")", ")"),
-        ];
-        for (name, expected) in cases {
-            assert_eq!(bare_name(name), expected, "{name}");
-        }
     }
 }

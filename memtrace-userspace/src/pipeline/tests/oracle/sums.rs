@@ -95,7 +95,7 @@ impl Oracle {
         let mut counters = self.counters.clone();
         let awaited = self.arrived.iter().filter(|path| path.is_none()).count();
         counters.insert("unknown_stacks".to_owned(), awaited as u64);
-        for (end, _) in &self.paths {
+        for (end, _) in self.paths.keys() {
             *counters.entry(format!("stacks_ended_{}", end.name())).or_default() += 1;
         }
         let heap = self.heap(|path, _, _, _| path.0);

@@ -5,7 +5,7 @@ const DEFAULTS = { metric: "live", memory: "heap", from: null, to: null, search:
 const CHOICES = {
   metric: Object.keys(METRICS),
   memory: ["heap", "mapped"],
-  tab: ["functions", "stacks", "leaks", "spikes", "threads", "processes", "blocks", "session"],
+  tab: ["functions", "stacks", "leaks", "spikes", "operations", "threads", "processes", "blocks", "session"],
   tree: ["callers", "allocators"],
 };
 

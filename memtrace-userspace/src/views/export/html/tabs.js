@@ -5,6 +5,7 @@ const TABS = {
   stacks: { title: "Stacks", make: stacksTab },
   leaks: { title: "Leaks", make: leaksTab },
   spikes: { title: "Spikes", make: spikesTab },
+  operations: { title: "Operations", make: operationsTab },
   threads: { title: "Threads", make: threadsTab },
   processes: { title: "Processes", make: processesTab },
   blocks: { title: "Blocks", make: blocksTab },
@@ -27,7 +28,7 @@ const LEAK_CLASSES = {
 class Tabs {
   constructor(session, state) {
     Object.assign(this, { session, state, made: {} });
-    const number = { leaks: session.report.leaks.filter((leak) => leak.is_leak).length, spikes: session.report.spikes.length, threads: session.report.threads.length, processes: session.report.target.processes.length };
+    const number = { leaks: session.report.leaks.filter((leak) => leak.is_leak).length, spikes: session.report.spikes.length, operations: session.report.operations.length, threads: session.report.threads.length, processes: session.report.target.processes.length };
     this.buttons = Object.entries(TABS).map(([name, { title }]) =>
       element(
         "button",
@@ -248,7 +249,7 @@ function spikesTab(session, state) {
         "header",
         null,
         element("span", { class: "amount" }, `+${bytes(spike.height_bytes)}`),
-        element("span", { class: "kind" }, `${spike.severity}, ${spike.memory}`),
+        element("span", { class: "kind" }, `${spike.severity}, ${memoryOf(spike)}`),
         element("span", { class: "muted" }, `from ${duration(spike.start_ns)} to ${duration(spike.end_ns)}, ${spike.returned_ns === null ? `not given back: ${bytes(spike.left_bytes)} of it held at the end` : `back at ${duration(spike.returned_ns)}`}`),
         element("button", { type: "button", class: "chip", click: () => state.set(rangeOfSpike(spike, session)) }, "Show what grew"),
       ),
@@ -268,6 +269,32 @@ function spikesTab(session, state) {
 }
 
 /** Threads: the blocks that they allocated, whoever freed them. */
+/** Columns of what rows of the report used of the heap, and of what they have mapped. */
+function usageColumns() {
+  const heap = (title, key, isBytes) => ({ title, className: "right", key: (row) => row.heap[key], cell: (row) => quantity(row.heap[key], isBytes) });
+  return [
+    heap("Live", "live_bytes", true),
+    heap("At peak", "peak_bytes", true),
+    heap("Allocated", "allocated_bytes", true),
+    heap("Allocations", "allocations", false),
+    { title: "Mapped", className: "right", key: (row) => row.mapped.live_bytes, cell: (row) => quantity(row.mapped.live_bytes, true) },
+  ];
+}
+
+function operationsTab(session) {
+  const table = new Table({
+    sortBy: 2,
+    empty: "No operations were named: --operation CLASS=FUNCTION does.",
+    columns: [
+      { title: "Operation", key: (row) => row.name, cell: (row) => element("span", { class: "name" }, row.name) },
+      ...usageColumns(),
+      { title: "Spikes", className: "right", key: (row) => row.spikes, cell: (row) => count(row.spikes) },
+    ],
+  });
+  table.show(session.report.operations);
+  return wholeSession(table.box, "operations");
+}
+
 function threadsTab(session) {
   const table = new Table({
     sortBy: 3,
@@ -283,18 +310,13 @@ function threadsTab(session) {
 }
 
 function processesTab(session) {
-  const heap = (title, key, isBytes) => ({ title, className: "right", key: (row) => row.heap[key], cell: (row) => quantity(row.heap[key], isBytes) });
   const table = new Table({
     sortBy: 2,
     empty: "No process was seen.",
     columns: [
       { title: "Process", key: (row) => row.exe, cell: (row) => [element("span", { class: "name" }, baseName(row.exe)), element("div", { class: "callers", title: row.command.join(" ") }, row.command.join(" "))] },
       { title: "Id", className: "right", key: (row) => row.pid, cell: (row) => String(row.pid) },
-      heap("Live", "live_bytes", true),
-      heap("At peak", "peak_bytes", true),
-      heap("Allocated", "allocated_bytes", true),
-      heap("Allocations", "allocations", false),
-      { title: "Mapped", className: "right", key: (row) => row.mapped.live_bytes, cell: (row) => quantity(row.mapped.live_bytes, true) },
+      ...usageColumns(),
       { title: "Resident", about: "When last sampled", className: "right", key: (row) => row.resident_bytes ?? -1, cell: (row) => (row.resident_bytes === null ? "-" : quantity(row.resident_bytes, true)) },
       { title: "Ran", about: "From when to when it was seen", className: "right", key: (row) => row.started_ns, cell: (row) => `${duration(row.started_ns)} – ${row.ended_ns === null ? "end" : duration(row.ended_ns)}` },
     ],

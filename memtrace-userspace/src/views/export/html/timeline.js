@@ -301,7 +301,12 @@ function preciseTime(ns) {
 function spikeTitle(spike) {
   const maker = spike.contributors[0]?.function ?? "unknown";
   const fate = spike.returned_ns === null ? "not given back" : `given back at ${duration(spike.returned_ns)}`;
-  return `${spike.severity} spike: +${bytes(spike.height_bytes)} ${spike.memory} from ${duration(spike.start_ns)} to ${duration(spike.end_ns)}, most of it by ${maker}, ${fate}`;
+  return `${spike.severity} spike: +${bytes(spike.height_bytes)} ${memoryOf(spike)} from ${duration(spike.start_ns)} to ${duration(spike.end_ns)}, most of it by ${maker}, ${fate}`;
+}
+
+/** Whose memory grew. */
+function memoryOf(spike) {
+  return spike.operation === null ? spike.memory : `${spike.memory} of ${spike.operation}`;
 }
 
 /** What to choose to see who made a spike. */

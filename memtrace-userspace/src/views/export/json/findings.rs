@@ -10,10 +10,11 @@ use crate::pipeline::snapshot::{Memory, Snapshot};
 use crate::record::LimitKind;
 use crate::views::findings::{Findings, NamedSpike, NamedVerdict};
 use crate::views::frames::SymbolizedStack;
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 
 #[derive(Serialize)]
 pub(super) struct Spike<'r> {
+    operation: Option<String>,
     memory: &'static str,
     severity: &'static str,
     start_ns: u64,
@@ -53,6 +54,7 @@ pub(super) fn spikes<'r>(findings: &'r Findings, places: &'r Places<'r>) -> Vec<
 
 fn spike<'r>(named: &'r NamedSpike, places: &'r Places<'r>) -> Spike<'r> {
     let findings::Spike {
+        operation,
         memory,
         severity,
         start,
@@ -76,6 +78,7 @@ fn spike<'r>(named: &'r NamedSpike, places: &'r Places<'r>) -> Spike<'r> {
         places: places.path(stack),
     });
     Spike {
+        operation: operation.as_deref().map(|name| printable_str(name).into_owned()),
         memory: match memory {
             Memory::Heap => "heap",
             Memory::Mapped => "mapped",

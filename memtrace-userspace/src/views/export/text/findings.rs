@@ -14,7 +14,7 @@ use crate::views::findings::{Findings, LeakingFunction, NamedSpike, NamedVerdict
 use crate::views::frames::{Frame, SymbolizedStack};
 use crate::views::label::{frame_labels, function_label};
 use crate::views::layout::wrap;
-use crate::views::printable::printable;
+use crate::views::printable::{printable, printable_str};
 use crate::views::quantity::{bytes, counted, duration, share, sparkline};
 use crate::views::summary::since_start;
 
@@ -52,13 +52,18 @@ impl Report<'_> {
     }
 
     fn spike(&mut self, named: &NamedSpike) -> fmt::Result {
-        let Spike { memory, severity, start, end, height_bytes, measured_bytes, .. } = &named.spike;
+        let Spike { operation, memory, severity, start, end, height_bytes, measured_bytes, .. } =
+            &named.spike;
         let kind = match memory {
             Memory::Heap => "heap",
             Memory::Mapped => "mapped",
         };
+        let whose = match operation {
+            Some(operation) => format!("{kind} of {}", printable_str(operation)),
+            None => kind.to_owned(),
+        };
         let head = format!(
-            "{}  +{} {kind} from {} to {}, {}",
+            "{}  +{} {whose} from {} to {}, {}",
             match severity {
                 Severity::Medium => "medium",
                 Severity::High => "high",
