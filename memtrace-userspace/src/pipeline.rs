@@ -40,7 +40,6 @@ mod limits;
 mod live_set;
 mod mappings;
 mod marks;
-
 mod operations;
 mod pair_accounts;
 mod process_sites;
@@ -64,7 +63,7 @@ use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use memtrace_common::unwind::End;
 
-pub(crate) use self::account::{Account, add_usage};
+pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
 pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions, usual_threshold};
 pub use self::freed::FreedRanges;
