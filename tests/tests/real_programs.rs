@@ -209,7 +209,7 @@ fn redis_attached_under_load_is_complete_and_unharmed() -> Result<()> {
     redis.benchmark()?;
     recorder.detach()?;
 
-    load.signal("INT")?;
+    load.signal("TERM")?;
     load.finish()?;
     ensure!(redis.client("redis-cli", &["ping"])?.trim() == "PONG", "it does not answer");
     redis.shut_down(server)?;
