@@ -200,14 +200,11 @@ pub struct Scratch {
     pub fp_slot: u64,
     /// Stack pointer at the start; `copy` starts here.
     pub base: u64,
-    /// Program counter and `rbp` at the start.
-    pub start_pc: u64,
+    /// `rbp` at the start.
     pub start_fp: u64,
-    /// `generation` of the process, and its index.
-    pub owner: u64,
-    /// A hash of `owner`, which each frame's row is looked up with.
+    /// A hash of the process and its `generation`, which each frame's row is looked up with.
     pub owner_hash: u64,
-    /// A hash of `owner`, `base` and `start_pc`.
+    /// A hash of those, `base` and the program counter at the start.
     pub family: u64,
     /// How many bytes of `copy` are valid.
     pub copied: u64,

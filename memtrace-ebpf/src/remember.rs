@@ -287,7 +287,7 @@ unsafe extern "C" fn write_words(i: u64, pair: *mut Pair) -> u64 {
 
 #[inline(always)]
 fn write_word(pair: &Pair, i: u64) -> u64 {
-    // SAFETY: as above.
+    // SAFETY: `write_words` has the pair from `write`.
     let (s, remembered, digests) = unsafe { (&*pair.s, &mut *pair.remembered, &mut *pair.digests) };
     // Slots behind the last one repeat it.
     let from = i.min((s.slot_count as u64).wrapping_sub(1));

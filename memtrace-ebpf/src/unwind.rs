@@ -135,9 +135,7 @@ fn capture_with(
 #[inline(always)]
 fn set_start(s: &mut Scratch, owner: u64, regs: Regs) {
     s.base = regs.sp;
-    s.start_pc = regs.pc;
     s.start_fp = regs.fp;
-    s.owner = owner;
     s.family = mix(owner ^ mix(regs.sp ^ mix(regs.pc)));
 }
 
