@@ -26,9 +26,6 @@ use wildmatch::WildMatchPattern;
 use crate::record::{Image, Module, Pid, Record};
 use crate::symbols::{self, bare_name, demangle};
 
-/// The most classes of a session.
-pub const MAX_CLASSES: usize = 32;
-
 /// The longest name of a class, in bytes.
 const MAX_CLASS_BYTES: usize = 32;
 

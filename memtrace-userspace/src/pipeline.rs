@@ -65,7 +65,7 @@ use memtrace_common::unwind::End;
 
 pub(crate) use self::account::add_usage;
 pub use self::account::{Change, Posting};
-pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions, usual_threshold};
+pub use self::detect::{DetectorOptions, LeakOptions, SpikeOptions};
 pub use self::freed::FreedRanges;
 pub use self::held::HeldBlock;
 pub use self::held_records::Purpose;

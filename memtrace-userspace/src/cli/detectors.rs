@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use clap::Args;
-use memtrace_userspace::operations::{self, Finder, MAX_CLASSES, Spec};
+use memtrace_userspace::operations::{self, Finder, Spec};
 use memtrace_userspace::pipeline::snapshot::OperationUsage;
 use memtrace_userspace::pipeline::statistics::MOST_BETWEEN;
 use memtrace_userspace::pipeline::{DetectorOptions, LeakOptions, Limits, SpikeOptions};
@@ -129,11 +129,9 @@ impl DetectorArguments {
         places: impl Fn(Pid) -> symbols::Options + Send + Sync + 'static,
     ) -> Result<Option<Finder>> {
         let classes: BTreeSet<&str> = self.operations.iter().map(Spec::class).collect();
-        if classes.len() > MAX_CLASSES {
-            bail!(
-                "{} classes of operations are too many; name at most {MAX_CLASSES}",
-                classes.len()
-            );
+        let (count, most) = (classes.len(), Limits::default().operations);
+        if count > most {
+            bail!("{count} classes of operations are too many; name at most {most}");
         }
         let specs = (!classes.is_empty()).then(|| self.operations.clone());
         Ok(specs.map(|specs| Finder::new(specs, places)))

@@ -28,7 +28,8 @@ use self::history::{Course, Histories};
 pub(super) use self::journal::Holder;
 use self::journal::{Base, Journal};
 use self::judge::{Evidence, judge, judge_allocator};
-pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions, usual_threshold};
+use self::options::usual_threshold;
+pub use self::options::{DetectorOptions, LeakOptions, SpikeOptions};
 use self::spikes::{Look, Measure, Spikes};
 use self::survey::{SPANS, Survivors, survey};
 pub(super) use self::watched::Total;
@@ -120,7 +121,7 @@ impl Detectors {
         let general = self.options.spikes;
         let given = limits.operation_thresholds.get(&**name).copied();
         let options = match given.or_else(|| usual_threshold(name)) {
-            Some(medium_bytes) => general.from_medium(medium_bytes),
+            Some(medium_bytes) => general.beginning_at(medium_bytes),
             None => general,
         };
         self.operations.push(Watched::new(Some(name), options, self.window_ticks));

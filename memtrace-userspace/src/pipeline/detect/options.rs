@@ -31,7 +31,7 @@ pub struct SpikeOptions {
 impl SpikeOptions {
     /// The same for an operation whose spikes begin at `medium_bytes`: the others are as far from
     /// that as they usually are.
-    pub fn from_medium(self, medium_bytes: u64) -> SpikeOptions {
+    pub(super) fn beginning_at(self, medium_bytes: u64) -> SpikeOptions {
         let usual = DetectorOptions::default().spikes;
         let scaled = |bytes: u64| medium_bytes.saturating_mul(bytes / usual.medium_bytes);
         SpikeOptions {
@@ -45,7 +45,7 @@ impl SpikeOptions {
 
 /// By how many bytes an operation of a known class grows to make a spike, unless told otherwise;
 /// `None` of other classes, for which growth is what it is for all.
-pub fn usual_threshold(class: &str) -> Option<u64> {
+pub(super) fn usual_threshold(class: &str) -> Option<u64> {
     match class {
         "select" => Some(10 * MB),
         "insert" | "update" => Some(5 * MB),
