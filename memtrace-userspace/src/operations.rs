@@ -21,10 +21,9 @@ use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
 use thiserror::Error;
-use wildmatch::WildMatchPattern;
 
 use crate::record::{Image, Module, Pid, Record};
-use crate::symbols::{self, bare_name, demangle};
+use crate::symbols::{self, Wildcard, bare_name, demangle, without_clone};
 
 /// The longest name of a class, in bytes.
 const MAX_CLASS_BYTES: usize = 32;
@@ -32,20 +31,12 @@ const MAX_CLASS_BYTES: usize = 32;
 /// The most files whose functions are remembered.
 const MAX_FILES: usize = 4096;
 
-/// What compilers append to the name of a function that they have copied or cut in pieces, before a
-/// number.
-const CLONES: [&str; 5] = [".part.", ".isra.", ".constprop.", ".lto_priv.", ".llvm."];
-
 /// A class of operations, and the functions that its call paths go through.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Spec {
     class: String,
-    functions: Vec<Pattern>,
+    functions: Vec<Wildcard>,
 }
-
-/// A function's name; `*` stands for any text.
-#[derive(Clone, Debug, PartialEq)]
-struct Pattern(WildMatchPattern<'*', '\0'>);
 
 /// What is wrong with the text of an operation.
 #[derive(Clone, Debug, PartialEq, Eq, Error)]
@@ -78,9 +69,8 @@ impl Spec {
     /// the arguments of the call.
     fn means(&self, in_file: &str, shown: &str) -> bool {
         let bare = bare_name(without_clone(shown));
-        self.functions.iter().any(|Pattern(pattern)| {
-            [in_file, shown, bare].into_iter().any(|name| pattern.matches(name))
-        })
+        let mut names = [in_file, shown, bare].into_iter();
+        names.any(|name| self.functions.iter().any(|function| function.matches(name)))
     }
 }
 
@@ -97,8 +87,7 @@ impl FromStr for Spec {
         if functions.contains(&"") {
             return Err(SpecError::NoFunction);
         }
-        let pattern = |name: &str| Pattern(WildMatchPattern::new(name));
-        Ok(Spec { class, functions: functions.into_iter().map(pattern).collect() })
+        Ok(Spec { class, functions: functions.into_iter().map(Wildcard::new).collect() })
     }
 }
 
@@ -114,19 +103,6 @@ fn split(list: &str) -> Vec<&str> {
         c == ',' && depth == 0
     };
     list.split(is_end).collect()
-}
-
-/// `parse` of `parse.part.0.cold`, and `parse(int)` of `parse(int) [clone .part.0]`.
-fn without_clone(name: &str) -> &str {
-    let mut name = name.split_once(" [clone ").map_or(name, |(name, _)| name);
-    loop {
-        let unnumbered = name.trim_end_matches(|c: char| c.is_ascii_digit());
-        let clone = CLONES.iter().find_map(|clone| unnumbered.strip_suffix(clone));
-        match name.strip_suffix(".cold").or(clone.filter(|_| unnumbered.len() < name.len())) {
-            Some(rest) if !rest.is_empty() => name = rest,
-            Some(_) | None => return name,
-        }
-    }
 }
 
 /// Code of an operation in a file.

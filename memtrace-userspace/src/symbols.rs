@@ -31,6 +31,7 @@ use std::sync::Arc;
 
 use memtrace_common::addr::{FileOffset, Svma};
 use thiserror::Error;
+use wildmatch::WildMatchPattern;
 
 use crate::hash::Seed;
 use crate::record::Image;
@@ -49,10 +50,15 @@ mod table;
 mod xz;
 
 pub use debuginfod::Debuginfod;
-pub(crate) use demangle::bare_name;
+pub(crate) use demangle::{bare_name, without_clone};
 pub use jit::jit_frame;
 
 use loaded::Loaded;
+
+/// A name in which `*` stands for any text, and every other character for itself.
+///
+/// There is no sign for a single character, because names have question marks.
+pub(crate) type Wildcard = WildMatchPattern<'*', '\0'>;
 
 /// A function that an address lies in.
 #[derive(Clone, Debug, PartialEq, Eq, Hash, Default)]

@@ -212,8 +212,9 @@ impl Pipeline {
             let pid = self.processes.entry(entry).pid;
             journal.extend(changes.iter().map(|change| change.of(pid)));
         }
-        if self.detectors.is_rising(Memory::Mapped, self.mapped_peak.held_bytes()) {
-            self.measure_spike(Total::all(Memory::Mapped));
+        let mapped = Total::all(Memory::Mapped);
+        if self.detectors.is_rising(mapped, self.mapped_peak.held_bytes()) {
+            self.measure_spike(mapped);
         }
     }
 }

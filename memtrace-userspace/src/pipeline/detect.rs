@@ -107,12 +107,7 @@ impl Detectors {
 
     /// Whether a total makes a spike.
     #[inline(always)]
-    pub(super) fn is_rising(&self, memory: Memory, total_bytes: u64) -> bool {
-        self.all.of(memory).is_rising(total_bytes)
-    }
-
-    /// Whether what an operation holds makes a spike.
-    pub(super) fn is_operation_rising(&self, of: Total, total_bytes: u64) -> bool {
+    pub(super) fn is_rising(&self, of: Total, total_bytes: u64) -> bool {
         self.watched(of.operation).of(of.memory).is_rising(total_bytes)
     }
 
@@ -127,6 +122,7 @@ impl Detectors {
         self.operations.push(Watched::new(Some(name), options, self.window_ticks));
     }
 
+    #[inline(always)]
     fn watched(&self, operation: Option<OperationId>) -> &Watched {
         operation.map_or(&self.all, |operation| &self.operations[operation.index()])
     }
@@ -137,11 +133,7 @@ impl Detectors {
             Some(operation) => &mut self.operations[operation.index()],
             None => &mut self.all,
         };
-        let spikes = match memory {
-            Memory::Heap => &mut watched.heap,
-            Memory::Mapped => &mut watched.mapped,
-        };
-        (spikes, &mut self.journal)
+        (watched.of_mut(memory), &mut self.journal)
     }
 
     fn all_spikes(&self) -> impl Iterator<Item = &Spikes> {
@@ -206,16 +198,12 @@ impl Pipeline {
         }
     }
 
-    /// Whose memory is watched: that of all, and that of each operation.
-    fn watched_operations(&self) -> impl Iterator<Item = Option<OperationId>> {
-        std::iter::once(None).chain(self.operations.by_name().into_iter().map(Some))
-    }
-
     /// Everything that is watched, and what it is now.
     fn watched_totals(&self) -> Vec<(Total, u64)> {
         let of_memory =
             |operation| [Memory::Heap, Memory::Mapped].map(|memory| Total { operation, memory });
-        let totals = self.watched_operations().flat_map(of_memory);
+        let operations = self.operations.ids().map(Some);
+        let totals = std::iter::once(None).chain(operations).flat_map(of_memory);
         totals.map(|total| (total, self.total(total))).collect()
     }
 
@@ -320,9 +308,9 @@ impl Pipeline {
 
     /// The spikes so far, in order of time.
     pub(super) fn spikes(&self) -> Vec<Spike> {
-        let operations = self.watched_operations();
-        let mut spikes: Vec<_> =
-            operations.flat_map(|operation| self.spikes_of(operation)).collect();
+        let operations = self.operations.by_name().into_iter().map(Some);
+        let watched = std::iter::once(None).chain(operations);
+        let mut spikes: Vec<_> = watched.flat_map(|operation| self.spikes_of(operation)).collect();
         // A stable sort: of those that begin together, all memory's come first.
         spikes.sort_by_key(|spike| spike.start);
         spikes

@@ -280,8 +280,9 @@ impl Pipeline {
         if held > self.stretch.bytes {
             self.restart_level();
         }
-        if self.detectors.is_rising(Memory::Heap, held) {
-            self.measure_spike(Total::all(Memory::Heap));
+        let heap = Total::all(Memory::Heap);
+        if self.detectors.is_rising(heap, held) {
+            self.measure_spike(heap);
         }
     }
 }

@@ -89,9 +89,14 @@ impl Operations {
         &self.names
     }
 
+    /// Every class, by number.
+    pub(super) fn ids(&self) -> impl Iterator<Item = OperationId> + use<> {
+        (0..self.names.len()).filter_map(OperationId::from_index)
+    }
+
     /// Every class, in the order of their names.
     pub(super) fn by_name(&self) -> Vec<OperationId> {
-        let mut all: Vec<_> = (0..self.names.len()).filter_map(OperationId::from_index).collect();
+        let mut all: Vec<_> = self.ids().collect();
         all.sort_by_key(|operation| &self.names[operation.index()]);
         all
     }
@@ -262,8 +267,7 @@ impl Pipeline {
     /// Looks whether what a class holds makes a spike.
     fn look_at(&mut self, operation: OperationId, memory: Memory) {
         let total = Total { operation: Some(operation), memory };
-        if self.detectors.is_operation_rising(total, self.operations.held_bytes(operation, memory))
-        {
+        if self.detectors.is_rising(total, self.operations.held_bytes(operation, memory)) {
             self.measure_spike(total);
         }
     }

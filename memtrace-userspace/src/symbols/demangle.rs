@@ -52,6 +52,21 @@ pub(crate) fn bare_name(name: &str) -> &str {
     name
 }
 
+/// The name without what compilers append to a function that they have copied or cut in pieces:
+/// `parse` of `parse.part.0.cold`, `parse(int)` of `parse(int) [clone .part.0]`.
+pub(crate) fn without_clone(name: &str) -> &str {
+    const CLONES: [&str; 6] = [".cold.", ".constprop.", ".isra.", ".llvm.", ".lto_priv.", ".part."];
+    let mut name = name.split_once(" [clone ").map_or(name, |(name, _)| name);
+    loop {
+        let unnumbered = name.trim_end_matches(|c: char| c.is_ascii_digit());
+        let clone = CLONES.iter().find_map(|clone| unnumbered.strip_suffix(clone));
+        match name.strip_suffix(".cold").or(clone.filter(|_| unnumbered.len() < name.len())) {
+            Some(rest) if !rest.is_empty() => name = rest,
+            Some(_) | None => return name,
+        }
+    }
+}
+
 /// Cuts the version off a name such as `memcpy@@GLIBC_2.14`.
 fn without_version(name: &[u8]) -> &[u8] {
     match name.iter().position(|byte| *byte == b'@') {
@@ -235,6 +250,23 @@ mod tests {
     #[test]
     fn over_long_name_is_cut() {
         assert_eq!(demangle(&vec![b'a'; MAX_NAME_BYTES + 1]).len(), MAX_NAME_BYTES);
+    }
+
+    #[test]
+    fn what_compilers_append_is_cut_off() {
+        let cases = [
+            ("parse", "parse"),
+            ("parse.part.0.cold", "parse"),
+            ("parse.isra.1.cold.12", "parse"),
+            ("parse.lto_priv.3", "parse"),
+            ("parse(int) [clone .part.0] [clone .cold]", "parse(int)"),
+            ("main.coldStart", "main.coldStart"),
+            ("main.part.", "main.part."),
+            (".cold", ".cold"),
+        ];
+        for (name, expected) in cases {
+            assert_eq!(without_clone(name), expected, "{name}");
+        }
     }
 
     #[test]

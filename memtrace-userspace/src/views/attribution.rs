@@ -19,6 +19,8 @@
 
 mod rust;
 
+use crate::symbols::without_clone;
+
 /// A frame as the rule sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Candidate<'a> {
@@ -260,12 +262,8 @@ fn is_library_source(file: &str) -> bool {
 
 /// The name without what is put around it: glibc's `__GI_`, versions, clones, Rust's hash.
 pub(super) fn without_decoration(name: &str) -> &str {
-    const CLONES: &[&str] = &[".part.", ".cold", ".constprop.", ".isra.", ".llvm.", ".lto_priv."];
     let name = name.strip_prefix("__GI_").unwrap_or(name);
-    let mut name = name.split('@').next().unwrap_or(name);
-    if let Some(end) = CLONES.iter().filter_map(|clone| name.find(clone)).min() {
-        name = &name[..end];
-    }
+    let name = without_clone(name.split('@').next().unwrap_or(name));
     match name.rsplit_once("::h") {
         Some((start, hash)) if hash.len() == 16 && hash.bytes().all(|b| b.is_ascii_hexdigit()) => {
             start
@@ -496,6 +494,7 @@ mod tests {
     fn user_visible_code_is_not_a_wrapper() {
         let code = [
             "main",
+            "malloc.coldStart",
             "xmalloc",
             "new_heap",
             "alloc_slot",

@@ -53,4 +53,11 @@ impl Watched {
             Memory::Mapped => &self.mapped,
         }
     }
+
+    pub(super) fn of_mut(&mut self, memory: Memory) -> &mut Spikes {
+        match memory {
+            Memory::Heap => &mut self.heap,
+            Memory::Mapped => &mut self.mapped,
+        }
+    }
 }

@@ -1,19 +1,15 @@
 //! The numbers that limits are about, out of a profile.
 
 use rustc_hash::FxHashMap;
-use wildmatch::WildMatchPattern;
 
 use super::{Metric, Part, Pattern, Place, Scope, TopStack, WHOLE_PPM};
 use crate::pipeline::snapshot::Totals;
-use crate::symbols::bare_name;
+use crate::symbols::{Wildcard, bare_name};
 use crate::views::profile::{Frame, FrameId, FunctionId, Path, Profile, Stack, Vocabulary, label};
 use crate::views::ranking::{Memory, SortKey};
 
 /// How many stacks explain a row.
 pub(super) const TOP_STACKS: usize = 3;
-
-/// `*` is anything; there is no sign for a single character, because names have question marks.
-type Wildcard = WildMatchPattern<'*', '\0'>;
 
 /// A number, as far as a profile tells it.
 #[derive(Debug, PartialEq, Eq)]

@@ -14,7 +14,6 @@ use crate::views::frames::base_name;
 ///   app::run::h0123456789abcdef                 app::run
 /// ```
 pub(super) fn comparable_name(name: &str) -> Cow<'_, str> {
-    let name = name.split_once(" [clone ").map_or(name, |(start, _)| start);
     without_crate_hashes(without_decoration(name))
 }
 
