@@ -53,7 +53,7 @@ use crate::live::table_cache::TableCache;
 use crate::live::tracer::{Children, NewCode, TracerError};
 use crate::lost::LostBlocks;
 use crate::operations::Finder;
-use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::snapshot::{Glance, Snapshot};
 use crate::pipeline::{Limits, Pipeline};
 use crate::record::{Pid, Record};
 use crate::trace::WriteError;
@@ -88,8 +88,8 @@ pub struct RecordOptions {
     pub output: Option<PathBuf>,
     /// When to stop; without it, at the target's end or on Ctrl-C.
     pub duration: Option<Duration>,
-    /// Time between two snapshots.
-    pub snapshot_interval: Duration,
+    /// What is told while the session runs, besides that it has started.
+    pub updates: Updates,
     /// Heap snapshots to write meanwhile.
     pub snapshot_files: Option<SnapshotFiles>,
     /// Size of the event ring in bytes; made a power of two.
@@ -137,7 +137,7 @@ impl RecordOptions {
             target,
             output: None,
             duration: None,
-            snapshot_interval: Duration::from_millis(500),
+            updates: Updates::Glances(Duration::from_millis(500)),
             snapshot_files: None,
             ring_bytes: 32 << 20,
             unwind_bytes: None,
@@ -158,11 +158,22 @@ impl RecordOptions {
     }
 }
 
+/// What a session tells of its state, and how often.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Updates {
+    /// A few numbers.
+    Glances(Duration),
+    /// All there is, which takes the longer the more call paths and blocks there are.
+    Snapshots(Duration),
+}
+
 /// What a session tells while it runs.
 #[derive(Clone, Copy, Debug)]
 pub enum Progress<'a> {
     /// From now on every call of these processes is seen. Comes once, before anything else.
     Started(&'a [Started]),
+    /// The state at a moment, in a few numbers.
+    Glance(&'a Glance),
     /// The state at a moment.
     Snapshot(&'a Arc<Snapshot>),
 }
@@ -334,8 +345,8 @@ pub fn run_watched(
         Control::listen(started.iter().filter_map(Started::pid))
     };
     let Requests { marks, snapshots: snapshot_requests } = requests;
-    let (snapshot_sender, mut snapshots) = mpsc::channel(1);
-    let (interval, limits) = (options.snapshot_interval, options.limits.clone());
+    let (update_sender, mut update_receiver) = mpsc::channel(1);
+    let (updates, limits) = (options.updates, options.limits.clone());
     let batches = sender.subscribe();
     let (questions, desk) = Desk::new();
     let watched = options.scan.and(started.iter().find_map(Started::pid));
@@ -351,7 +362,7 @@ pub fn run_watched(
         if watched.is_some() {
             pipeline.remember_freed();
         }
-        count(&batches, pipeline, &mut apply, interval, &snapshot_sender, &mut aside)
+        count(&batches, pipeline, &mut apply, updates, &update_sender, &mut aside)
     })?;
     let tracer = {
         let stop = Arc::clone(&stop);
@@ -360,13 +371,13 @@ pub fn run_watched(
     };
 
     runtime.block_on(async {
-        let attend = attend(&options, &stop, &mut signals, &mut snapshots, &mut on_progress);
+        let attend = attend(&options, &stop, &mut signals, &mut update_receiver, &mut on_progress);
         tokio::select! {
             () = attend => {}
             () = control.serve() => {}
         }
     });
-    drop(snapshots);
+    drop(update_receiver);
     drop(control);
 
     let traced = join(tracer);

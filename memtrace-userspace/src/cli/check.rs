@@ -22,7 +22,7 @@ use memtrace_userspace::live::allocators::survey::Verdict as Traceable;
 use memtrace_userspace::pipeline::Limits;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
 use memtrace_userspace::record::{EndReason, Pid};
-use memtrace_userspace::session::{Progress, RecordOptions, SessionSummary, Target};
+use memtrace_userspace::session::{Progress, RecordOptions, SessionSummary, Target, Updates};
 use memtrace_userspace::views::budget::{
     self, Attach, Bound, Budget, Judgement, Limit, Loss, Metric, Row, Scope, Strictness, Verdict,
     judge,
@@ -321,7 +321,7 @@ fn watch(
     let is_launch = matches!(options.target, Target::Launch(_));
     let until = options.duration;
     let options = RecordOptions {
-        snapshot_interval: if load.is_empty() { options.snapshot_interval } else { LOOK },
+        updates: if load.is_empty() { options.updates } else { Updates::Glances(LOOK) },
         ..options
     };
     // The command writes where a line of progress would be.
@@ -336,7 +336,7 @@ fn watch(
             running = Some(started);
             if failed { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }
-        Progress::Snapshot(_) => {
+        Progress::Glance(_) | Progress::Snapshot(_) => {
             load_ended = running.as_ref().is_some_and(|r| r.as_ref().is_ok_and(Load::has_ended));
             if load_ended { ControlFlow::Break(()) } else { ControlFlow::Continue(()) }
         }

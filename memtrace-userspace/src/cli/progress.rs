@@ -6,14 +6,14 @@ use std::ops::ControlFlow;
 use indicatif::{ProgressBar, ProgressStyle};
 use memtrace_userspace::live::allocators::survey::Verdict;
 use memtrace_userspace::pipeline::Pipeline;
-use memtrace_userspace::pipeline::snapshot::Snapshot;
+use memtrace_userspace::pipeline::snapshot::Glance;
 use memtrace_userspace::record::Pid;
 use memtrace_userspace::session::{
     self, Apply, Progress, RecordOptions, SessionError, SessionSummary, Started,
 };
 use memtrace_userspace::views::layout::cut;
 use memtrace_userspace::views::printable::{printable, printable_str};
-use memtrace_userspace::views::{caveats, quantity, summary};
+use memtrace_userspace::views::{quantity, summary};
 
 use super::{tell, terminal};
 
@@ -50,10 +50,11 @@ pub(crate) fn run_watched(
     let ended = session::run_watched(options, apply, |progress| {
         match progress {
             Progress::Started(processes) => tell_started(processes),
-            Progress::Snapshot(snapshot) => {
-                bar.set_message(progress_line(snapshot, terminal::error_width()));
+            Progress::Glance(glance) => {
+                bar.set_message(progress_line(glance, terminal::error_width()));
                 bar.tick();
             }
+            Progress::Snapshot(_) => {}
         }
         on_progress(progress)
     });
@@ -108,14 +109,14 @@ pub(crate) fn warning(verdict: Verdict) -> Option<String> {
 ///
 /// There is room behind it for the spinner and for the `^C` that a terminal echoes: a line that
 /// wraps cannot be cleared.
-fn progress_line(snapshot: &Snapshot, columns: usize) -> String {
+fn progress_line(glance: &Glance, columns: usize) -> String {
     let line = format!(
         "{}  {}  {} events, {} lost  live {}",
-        summary::target(snapshot),
-        quantity::clock(summary::since_start(snapshot.now)),
-        quantity::count(snapshot.events),
-        quantity::count(caveats::lost_events(snapshot)),
-        quantity::bytes(snapshot.totals.heap.live_bytes),
+        summary::glanced_target(glance),
+        quantity::clock(summary::since_start(glance.now)),
+        quantity::count(glance.events),
+        quantity::count(glance.lost_events),
+        quantity::bytes(glance.live_bytes),
     );
     cut(&line, columns.saturating_sub(5)).into_owned()
 }

@@ -18,7 +18,7 @@ use memtrace_userspace::session::{
 };
 use memtrace_userspace::views::activity::{Activity, Level};
 use memtrace_userspace::views::printable::printable_str;
-use memtrace_userspace::views::{caveats, quantity, summary};
+use memtrace_userspace::views::{quantity, summary};
 
 use super::detectors::DetectorArguments;
 use super::output::Output;
@@ -182,7 +182,7 @@ pub(crate) fn summary_line(snapshot: &Snapshot, output: &Path) -> String {
         quantity::duration(summary::since_start(snapshot.now)),
         summary::target(snapshot),
         quantity::count(snapshot.events),
-        quantity::count(caveats::lost_events(snapshot)),
+        quantity::count(snapshot.lost_events()),
         quantity::bytes(snapshot.totals.heap.live_bytes),
         quantity::bytes(snapshot.totals.peak_live_bytes),
     )

@@ -263,7 +263,7 @@ pub(crate) fn run(source: Source, snapshots: &SyncSender<Arc<Snapshot>>) -> Resu
     let last = match source {
         Source::Live(options) => {
             let deliver = |progress: Progress<'_>| match progress {
-                Progress::Started(_) => ControlFlow::Continue(()),
+                Progress::Started(_) | Progress::Glance(_) => ControlFlow::Continue(()),
                 Progress::Snapshot(snapshot) => offer(snapshots, snapshot),
             };
             session::run(*options, deliver)?.snapshot

@@ -15,7 +15,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use clap::Args;
 use memtrace_userspace::pipeline::snapshot::Snapshot;
-use memtrace_userspace::session::RecordOptions;
+use memtrace_userspace::session::{RecordOptions, Updates};
 use memtrace_userspace::symbols::Symbolizer;
 use memtrace_userspace::views::frames::Names;
 use memtrace_userspace::views::plain::write_block;
@@ -116,7 +116,7 @@ pub(crate) fn run(arguments: Arguments) -> Result<Outcome> {
             let target = target.resolve()?;
             pids.clone_from(&target.pids);
             Source::Live(Box::new(RecordOptions {
-                snapshot_interval: interval.unwrap_or(INTERVAL),
+                updates: Updates::Snapshots(interval.unwrap_or(INTERVAL)),
                 limits,
                 operations: detectors.operations_of_running(&symbols)?,
                 ..trace.attach(target, output.clone())

@@ -145,11 +145,6 @@ impl Pipeline {
         freed.cloned().unwrap_or_default()
     }
 
-    /// Whether the kernel half has lost events: what is released may then be used again, unseen.
-    pub fn has_lost_events(&self) -> bool {
-        self.counters.iter().any(|(name, value)| name.starts_with("lost_") && *value > 0)
-    }
-
     /// A block was released by this process.
     #[inline(always)]
     pub(super) fn note_freed(&mut self, pid: Pid, start: Avma, size_bytes: u64) {

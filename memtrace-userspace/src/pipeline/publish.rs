@@ -12,18 +12,36 @@ use super::marks::Sums;
 use super::processes::Shown;
 use super::range::Before;
 use super::snapshot::{
-    Memory, ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage,
+    Glance, Memory, ProcessUsage, Scope, Snapshot, StackUsage, ThreadUsage, Totals, Usage,
+    lost_events,
 };
 
 impl Pipeline {
+    /// The state now, in a few numbers.
+    pub fn glance(&self) -> Glance {
+        let processes = self.shown_processes();
+        Glance {
+            session: self.session.clone(),
+            now: self.now,
+            events: self.events,
+            lost_events: self.lost_events(),
+            live_bytes: self.totals(&processes).heap.live_bytes,
+            processes,
+        }
+    }
+
+    /// How many events never reached the pipeline.
+    pub fn lost_events(&self) -> u64 {
+        lost_events(self.counters.iter())
+    }
+
     pub(super) fn publish(&self) -> Snapshot {
         let (heap, mapped) = (self.heap_peak.epoch(), self.mapped_peak.epoch());
         let epoch_of = |api: Api| if api.acquires_block() { heap } else { mapped };
         let stacks = self.stacks.usage(epoch_of);
         let pid_of = |entry| self.processes.entry(entry).pid;
         let process_stacks = self.process_sites.usage(&self.stacks, pid_of, epoch_of);
-        let mut processes = self.processes.usage(heap, mapped);
-        processes.retain(|process| self.is_in_scope(process));
+        let processes = self.shown_processes();
         Snapshot {
             session: self.session.clone(),
             now: self.now,
@@ -62,6 +80,12 @@ impl Pipeline {
             jit_names: self.jit_names.named(),
             statistics: self.statistics(),
         }
+    }
+
+    fn shown_processes(&self) -> Vec<ProcessUsage> {
+        let mut processes = self.processes.usage(self.heap_peak.epoch(), self.mapped_peak.epoch());
+        processes.retain(|process| self.is_in_scope(process));
+        processes
     }
 
     /// Whether a process was there in the part that is shown.

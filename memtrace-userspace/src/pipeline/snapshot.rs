@@ -16,6 +16,29 @@ use super::findings::{Leaks, Spike};
 use super::statistics::{HeldMemory, Statistics};
 use crate::record::{BeforeAttach, EndReason, Image, Namespaces, Pid, Probe, Session, Tid, Time};
 
+/// What fits into a line, and costs the same however many call paths and blocks there are.
+#[derive(Clone, Debug)]
+pub struct Glance {
+    /// Who, where, how; `None` before the first record.
+    pub session: Option<Arc<Session>>,
+    /// Time of the last record.
+    pub now: Time,
+    /// How many records were applied that came from the target.
+    pub events: u64,
+    /// How many were lost on their way.
+    pub lost_events: u64,
+    /// What the heap holds.
+    pub live_bytes: u64,
+    /// Every process seen, in order of appearance.
+    pub processes: Vec<ProcessUsage>,
+}
+
+/// How many events never reached the pipeline, by the counters of the kernel half.
+pub(super) fn lost_events<'c>(counters: impl Iterator<Item = (&'c String, &'c u64)>) -> u64 {
+    let lost = counters.filter(|(name, _)| name.starts_with("lost_"));
+    lost.fold(0, |sum, (_, value)| sum.saturating_add(*value))
+}
+
 /// The state of a session at one moment.
 #[derive(Clone, Debug)]
 pub struct Snapshot {
@@ -73,6 +96,11 @@ impl Snapshot {
             Scope::Range(range) => range.from,
             Scope::Run | Scope::Moment => Time(0),
         }
+    }
+
+    /// How many events never reached the pipeline.
+    pub fn lost_events(&self) -> u64 {
+        lost_events(self.counters.iter().map(|(name, value)| (name, value)))
     }
 
     /// How many spikes an operation has.

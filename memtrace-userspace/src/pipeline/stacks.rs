@@ -16,6 +16,7 @@
 //! frames, ended by [`End::Missing`].
 
 use std::collections::HashMap;
+use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
@@ -63,6 +64,27 @@ enum Entry {
     Duplicate,
 }
 
+/// A call path and its hash: a table that grows would read the frames of all it has for them.
+#[derive(Debug)]
+struct Hashed {
+    hash: u64,
+    stack: Arc<Stack>,
+}
+
+impl Hash for Hashed {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        state.write_u64(self.hash);
+    }
+}
+
+impl PartialEq for Hashed {
+    fn eq(&self, other: &Hashed) -> bool {
+        self.hash == other.hash && self.stack == other.stack
+    }
+}
+
+impl Eq for Hashed {}
+
 /// A call path, an API and an alignment.
 #[derive(Debug)]
 struct Site {
@@ -95,7 +117,7 @@ pub(super) struct Meaning {
 #[derive(Debug)]
 pub(super) struct Stacks {
     entries: Vec<Entry>,
-    ids: HashMap<Arc<Stack>, StackId, Seed>,
+    ids: HashMap<Hashed, StackId, Seed>,
     wire_ids: WireIds,
     sites: Vec<Site>,
     /// What was charged to each site.
@@ -342,6 +364,7 @@ impl Stacks {
 
     /// Puts the frames into an awaited entry; returns the stack with these frames.
     fn arrive(&mut self, id: StackId, stack: Stack, operation: Option<OperationId>) -> StackId {
+        let stack = self.hashed(stack);
         let mut known = self.ids.get(&stack).copied();
         if known.is_none() && !self.has_room_for(&stack) {
             self.beyond_limit += 1;
@@ -352,7 +375,9 @@ impl Stacks {
         match known {
             // Its sites are in no operation; what comes from now on is charged to others.
             None if operation.is_some() && self.entries.len() < self.limit => {
-                known = Some(self.intern(stack, operation));
+                let new = self.push(Entry::Awaited);
+                self.fill(new, stack, operation);
+                known = Some(new);
             }
             None => self.fill(id, stack, operation),
             Some(_) => {}
@@ -373,6 +398,7 @@ impl Stacks {
     }
 
     fn intern(&mut self, stack: Stack, operation: Option<OperationId>) -> StackId {
+        let stack = self.hashed(stack);
         if let Some(&id) = self.ids.get(&stack) {
             return id;
         }
@@ -391,16 +417,19 @@ impl Stacks {
         id
     }
 
-    fn has_room_for(&self, stack: &Stack) -> bool {
+    fn hashed(&self, stack: Stack) -> Hashed {
+        Hashed { hash: self.seed.hash_one(&stack), stack: Arc::new(stack) }
+    }
+
+    fn has_room_for(&self, Hashed { stack, .. }: &Hashed) -> bool {
         self.frames + stack.frames.len() <= self.frame_limit
     }
 
-    fn fill(&mut self, id: StackId, stack: Stack, operation: Option<OperationId>) {
-        self.frames += stack.frames.len();
-        self.arrived[stack.end as usize] += 1;
-        let stack = Arc::new(stack);
-        self.ids.insert(Arc::clone(&stack), id);
-        self.entries[id.0 as usize] = Entry::Known(stack, operation);
+    fn fill(&mut self, id: StackId, stack: Hashed, operation: Option<OperationId>) {
+        self.frames += stack.stack.frames.len();
+        self.arrived[stack.stack.end as usize] += 1;
+        self.entries[id.0 as usize] = Entry::Known(Arc::clone(&stack.stack), operation);
+        self.ids.insert(stack, id);
     }
 
     /// What was charged to each call path and API. `epoch_of` gives the peak that counts.

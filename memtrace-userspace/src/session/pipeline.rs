@@ -5,39 +5,47 @@
 
 use std::sync::Arc;
 use std::sync::mpsc::Receiver as RequestReceiver;
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use tokio::sync::mpsc;
 
 use super::scan::Desk;
 use super::snapshots::Snapshots;
-use super::{Apply, keyframes};
+use super::{Apply, Updates, keyframes};
 use crate::batches::Receiver;
 use crate::control::Request;
 use crate::heap_snapshot;
 use crate::pipeline::Pipeline;
-use crate::pipeline::snapshot::Snapshot;
+use crate::pipeline::snapshot::{Glance, Snapshot};
 use crate::record::Record;
+
+/// What the session tells at a moment.
+pub(super) enum Update {
+    Glance(Glance),
+    Snapshot(Arc<Snapshot>),
+}
 
 /// Applies all batches; gives the last snapshot.
 pub(super) fn count(
     batches: &Receiver,
     mut pipeline: Pipeline,
     apply: &mut Apply,
-    interval: Duration,
-    snapshots: &mpsc::Sender<Arc<Snapshot>>,
+    updates: Updates,
+    receiver: &mpsc::Sender<Update>,
     aside: &mut Aside,
 ) -> Arc<Snapshot> {
+    let (Updates::Glances(interval) | Updates::Snapshots(interval)) = updates;
     let mut next = Instant::now() + interval;
     for batch in batches {
         apply(&mut pipeline, &batch);
         aside.look(&mut pipeline, &batch);
         if Instant::now() >= next {
             // A view that is still busy with the last one does not need this one.
-            if snapshots.try_reserve().is_ok_and(|place| {
-                place.send(pipeline.snapshot());
-                true
-            }) {
+            if let Ok(place) = receiver.try_reserve() {
+                place.send(match updates {
+                    Updates::Glances(_) => Update::Glance(pipeline.glance()),
+                    Updates::Snapshots(_) => Update::Snapshot(pipeline.snapshot()),
+                });
                 next = Instant::now() + interval;
             }
         }

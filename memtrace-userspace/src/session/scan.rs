@@ -145,7 +145,8 @@ impl Desk {
         if let Some((_, answer)) = self.waiting.take_if(|(batches, _)| *batches <= self.batches)
             && let Some((_, mut changes)) = self.log.take()
         {
-            if pipeline.has_lost_events() {
+            // What was released may have been used again, unseen.
+            if pipeline.lost_events() > 0 {
                 changes.freed = FreedRanges::default();
             }
             let _ = answer.send(changes);

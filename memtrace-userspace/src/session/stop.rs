@@ -1,15 +1,14 @@
 //! The end of a session: what asks for it, and the thread of the caller that waits for it.
 
 use std::ops::ControlFlow;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::mpsc;
 
+use super::pipeline::Update;
 use super::{Progress, RecordOptions, Target};
-use crate::pipeline::snapshot::Snapshot;
 use crate::record::EndReason;
 
 /// How long a launched program has after Ctrl-C, which it gets too, to end by itself.
@@ -56,7 +55,7 @@ pub(super) async fn attend(
     options: &RecordOptions,
     stop: &Stop,
     signals: &mut Signals,
-    snapshots: &mut mpsc::Receiver<Arc<Snapshot>>,
+    updates: &mut mpsc::Receiver<Update>,
     on_progress: &mut impl FnMut(Progress<'_>) -> ControlFlow<()>,
 ) {
     let Signals { interrupt, terminate, hang_up } = signals;
@@ -67,11 +66,15 @@ pub(super) async fn attend(
     tokio::pin!(grace);
     loop {
         tokio::select! {
-            snapshot = snapshots.recv() => match snapshot {
-                Some(snapshot) => if on_progress(Progress::Snapshot(&snapshot)).is_break() {
+            update = updates.recv() => {
+                let progress = match &update {
+                    Some(Update::Glance(glance)) => Progress::Glance(glance),
+                    Some(Update::Snapshot(snapshot)) => Progress::Snapshot(snapshot),
+                    None => return,
+                };
+                if on_progress(progress).is_break() {
                     stop.interrupted.store(true, Ordering::Relaxed);
-                },
-                None => return,
+                }
             },
             _ = interrupt.recv() => match options.target {
                 // The command has got the signal too.

@@ -13,15 +13,6 @@ use crate::views::hints::hints;
 use crate::views::printable::printable;
 use crate::views::quantity;
 
-/// How many events never reached the pipeline.
-pub fn lost_events(snapshot: &Snapshot) -> u64 {
-    snapshot
-        .counters
-        .iter()
-        .filter(|(name, _)| name.starts_with("lost_"))
-        .fold(0, |sum, (_, value)| sum.saturating_add(*value))
-}
-
 /// How complete the stacks of a snapshot are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Default)]
 pub struct StackQuality {
@@ -71,7 +62,7 @@ pub fn caveats(snapshot: &Snapshot) -> Vec<String> {
         };
         lines.push(format!("{others} left out; events, losses and counters are those of all"));
     }
-    let lost = lost_events(snapshot);
+    let lost = snapshot.lost_events();
     if lost > 0 {
         lines.push(format!(
             "{} events were lost: the numbers are incomplete",
@@ -156,7 +147,7 @@ mod tests {
             ("ring_waits".to_owned(), 100),
         ];
 
-        assert_eq!(lost_events(&snapshot), 12);
+        assert_eq!(snapshot.lost_events(), 12);
     }
 
     #[test]

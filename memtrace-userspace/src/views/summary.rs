@@ -2,8 +2,8 @@
 
 use std::time::Duration;
 
-use crate::pipeline::snapshot::{Phase, ProcessUsage, Scope, Snapshot};
-use crate::record::{EndReason, Origin, ProbeCost, Time};
+use crate::pipeline::snapshot::{Glance, Phase, ProcessUsage, Scope, Snapshot};
+use crate::record::{EndReason, Origin, ProbeCost, Session, Time};
 use crate::views::frames::base_name;
 use crate::views::layout::cut;
 use crate::views::printable::{printable, printable_str};
@@ -19,16 +19,30 @@ pub fn since_start(time: Time) -> Duration {
 
 /// The process that was named or started, else the first one.
 pub fn main_process(snapshot: &Snapshot) -> Option<&ProcessUsage> {
-    let pid = snapshot.session.as_ref().map(|session| session.pid);
-    let processes = &snapshot.processes;
+    main_of(snapshot.session.as_deref(), &snapshot.processes)
+}
+
+fn main_of<'p>(
+    session: Option<&Session>,
+    processes: &'p [ProcessUsage],
+) -> Option<&'p ProcessUsage> {
+    let pid = session.map(|session| session.pid);
     processes.iter().find(|process| Some(process.pid) == pid).or(processes.first())
 }
 
 /// `server (pid 4242)`, `server (pid 4242) and 3 more processes`.
 pub fn target(snapshot: &Snapshot) -> String {
-    let pid = snapshot.session.as_ref().map(|session| session.pid);
-    let processes = &snapshot.processes;
-    let name = match main_process(snapshot) {
+    name_of_target(snapshot.session.as_deref(), &snapshot.processes)
+}
+
+/// The same at a glance.
+pub fn glanced_target(glance: &Glance) -> String {
+    name_of_target(glance.session.as_deref(), &glance.processes)
+}
+
+fn name_of_target(session: Option<&Session>, processes: &[ProcessUsage]) -> String {
+    let pid = session.map(|session| session.pid);
+    let name = match main_of(session, processes) {
         Some(process) => {
             let exe = printable(&process.exe);
             let inner = match process.inner_pid() {
@@ -125,7 +139,7 @@ pub fn loss(snapshot: &Snapshot) -> String {
     format!(
         "{} recorded, {} lost; {} stacks, {} truncated",
         quantity::count(snapshot.events),
-        quantity::count(caveats::lost_events(snapshot)),
+        quantity::count(snapshot.lost_events()),
         quantity::count(quality.stacks),
         quantity::count(quality.truncated_stacks),
     )

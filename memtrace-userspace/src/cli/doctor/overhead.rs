@@ -119,7 +119,7 @@ fn counts(snapshot: &Snapshot, inside: &HashSet<String>) -> Sample {
         both: through(&|name| name.starts_with("realloc")),
         stepped: through(&|name| stepped.contains(name)),
         walked_frames: counter("stack_walks").saturating_mul(frames / heap.allocations.max(1)),
-        lost: caveats::lost_events(snapshot),
+        lost: snapshot.lost_events(),
         truncated: caveats::stack_quality(snapshot).truncated_allocations,
         cpu: Duration::ZERO,
     }

@@ -357,7 +357,7 @@ fn capture(snapshot: &Snapshot) -> Capture<'_> {
         started_unix_s: session.map(|session| session.started_unix_s),
         duration_ns: snapshot.now.0,
         events: snapshot.events,
-        lost_events: caveats::lost_events(snapshot),
+        lost_events: snapshot.lost_events(),
         stacks: quality.stacks,
         truncated_stacks: quality.truncated_stacks,
         truncated_allocations: quality.truncated_allocations,
