@@ -33,9 +33,12 @@ pub const RECENT_ROW_PLACES: u32 = 1 << 15;
 pub const REMEMBERED_SETS: u32 = 2048;
 
 /// How many stacks a set holds: as many as fit a page.
-pub const REMEMBERED_WAYS: u32 = 6;
+pub const REMEMBERED_WAYS: u32 = 7;
 
-/// How many places at which remembered stacks part a set holds.
+/// How many sets of places there are at which remembered stacks part, chosen by a key.
+pub const FORK_SETS: u32 = 2048;
+
+/// How many forks a set holds: as many as fit a line of the cache.
 pub const FORK_WAYS: u32 = 4;
 
 /// How many of them lie on the way to one stack at most.
@@ -166,7 +169,7 @@ const _: () = {
     assert!(size_of::<Module>() == 32);
     assert!(size_of::<Process>() == 24);
     assert!(size_of::<Settings>() == 72);
-    assert!(REMEMBERED_SETS.is_power_of_two());
+    assert!(REMEMBERED_SETS.is_power_of_two() && FORK_SETS.is_power_of_two());
     assert!(SENT_STACKS.is_power_of_two() && RECENT_ROW_PLACES.is_power_of_two());
     assert!(size_of::<RowChunk>() == 4096);
     assert!(size_of::<BucketChunk>() == 4096);

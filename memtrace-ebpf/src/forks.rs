@@ -17,15 +17,16 @@
 //! Forks are read and written by many at a time without a claim: a torn one gives a wrong key, which
 //! costs a walk.
 
-use memtrace_common::config::{FORK_WAYS, MAX_FORKS_OF_A_STACK, REMEMBERED_SETS};
+use aya_ebpf::helpers::generated;
+use memtrace_common::config::{FORK_SETS, FORK_WAYS, MAX_FORKS_OF_A_STACK};
 
 use crate::bounds::{bounded, element, opaque, set_element};
-use crate::maps::{REMEMBERED, RememberedSet, SCRATCH};
+use crate::maps::{FORKS, ForkSet, SCRATCH};
 use crate::remember::mix;
 
 /// A fork that was found, or a family, which is one as soon as it has two members.
 pub struct Fork {
-    set: *mut RememberedSet,
+    set: *mut ForkSet,
     way: u64,
 }
 
@@ -35,7 +36,7 @@ impl Fork {
     pub fn find(key: u64) -> Option<Fork> {
         let set = set_of(key)?;
         // SAFETY: a map value; torn reads are harmless.
-        let way = position::<WAYS, _>(unsafe { &(*set).fork_tags }, key);
+        let way = position::<WAYS, _>(unsafe { &(*set).tags }, key);
         if way < WAYS { Some(Fork { set, way }) } else { None }
     }
 
@@ -45,12 +46,12 @@ impl Fork {
         if let Some(fork) = Fork::find(key) {
             return Some(fork);
         }
-        let fork = Fork { set: set_of(key)?, way: key & (WAYS - 1) };
+        let fork = Fork { set: set_of(key)?, way: any::<WAYS>() };
         fork.set_telling(0);
         // SAFETY: a map value; torn writes are harmless.
         unsafe {
-            set_element::<3, _, _>(&mut (*fork.set).fork_span, fork.way, 0);
-            set_element::<3, _, _>(&mut (*fork.set).fork_tags, fork.way, key);
+            set_element::<3, _, _>(&mut (*fork.set).span, fork.way, 0);
+            set_element::<3, _, _>(&mut (*fork.set).tags, fork.way, key);
         }
         Some(fork)
     }
@@ -59,20 +60,20 @@ impl Fork {
     #[inline(always)]
     pub fn span(&self) -> u32 {
         // SAFETY: a map value; torn reads are harmless.
-        unsafe { element::<3, _, _>(&(*self.set).fork_span, self.way) }
+        unsafe { element::<3, _, _>(&(*self.set).span, self.way) }
     }
 
     /// Offset from `sp`, in words, of the word that the way goes on with; 0 if it ends here.
     #[inline(always)]
     pub fn telling(&self) -> u32 {
         // SAFETY: a map value; torn reads are harmless.
-        unsafe { element::<3, _, _>(&(*self.set).fork_telling, self.way) }
+        unsafe { element::<3, _, _>(&(*self.set).telling, self.way) }
     }
 
     #[inline(always)]
     fn set_telling(&self, telling: u32) {
         // SAFETY: a map value; torn writes are harmless.
-        unsafe { set_element::<3, _, _>(&mut (*self.set).fork_telling, self.way, telling) }
+        unsafe { set_element::<3, _, _>(&mut (*self.set).telling, self.way, telling) }
     }
 }
 
@@ -83,7 +84,7 @@ pub fn reach(family: u64, span: u32) {
     // SAFETY: a map value; torn writes are harmless.
     unsafe {
         let span = family.span().max(span);
-        set_element::<3, _, _>(&mut (*family.set).fork_span, family.way, span);
+        set_element::<3, _, _>(&mut (*family.set).span, family.way, span);
     }
 }
 
@@ -129,14 +130,17 @@ const WAYS: u64 = FORK_WAYS as u64;
 
 /// The set that a key falls to.
 #[inline(always)]
-pub fn set_of(key: u64) -> Option<*mut RememberedSet> {
-    REMEMBERED.get_ptr_mut(set_index(key))
+fn set_of(key: u64) -> Option<*mut ForkSet> {
+    FORKS.get_ptr_mut((key >> 8) as u32 & (FORK_SETS - 1))
 }
 
-/// Its index.
+/// One of `WAYS`, whose content makes room: not always the same one for a key, or two keys that are in
+/// use would drive each other out for ever.
 #[inline(always)]
-pub fn set_index(key: u64) -> u32 {
-    (key >> 8) as u32 & (REMEMBERED_SETS - 1)
+pub fn any<const WAYS: u64>() -> u64 {
+    // SAFETY: a helper without preconditions.
+    let number = unsafe { generated::bpf_get_prandom_u32() };
+    (number as u64 * WAYS) >> 32
 }
 
 /// Which of the first `WAYS` tags is `key`; `WAYS` if none is.

@@ -10,9 +10,9 @@ use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use core::arch::asm;
 
 use memtrace_common::config::{
-    BucketChunk, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES, MAX_REMEMBERED_SLOTS,
-    MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS, REMEMBERED_WAYS, RowChunk,
-    SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
+    BucketChunk, FORK_SETS, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES,
+    MAX_REMEMBERED_SLOTS, MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS,
+    REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
@@ -100,6 +100,10 @@ pub static SCRATCH: Array<Scratch> = Array::with_max_entries(SCRATCH_PIECES, 0);
 #[map]
 pub static REMEMBERED: Array<RememberedSet> =
     Array::with_max_entries(REMEMBERED_SETS, BPF_F_MMAPABLE);
+
+/// Where they part. Values that can be mapped begin at a page, so that a set is a line of the cache.
+#[map]
+pub static FORKS: Array<ForkSet> = Array::with_max_entries(FORK_SETS, BPF_F_MMAPABLE);
 
 /// What is left of the words of each of them.
 #[map]
@@ -208,6 +212,8 @@ pub struct Scratch {
     pub family: u64,
     /// How many bytes of `copy` are valid.
     pub copied: u64,
+    /// How little it pays to remember stacks; see [`crate::remember`].
+    pub futility: u64,
     /// The module that the last frame was in.
     pub module: Module,
     pub first_module: u32,
@@ -251,18 +257,25 @@ pub struct RecentRow {
     pub row: u64,
 }
 
-/// Stacks and forks that fall to one set: one page, since pages are what a look-up waits for.
+/// Stacks that fall to one set: one page, since pages are what a look-up waits for.
 #[repr(C, align(4096))]
 pub struct RememberedSet {
-    /// The key of each way, and two that are none. One line of the cache.
+    /// The key of each way, and one that is none. One line of the cache.
     pub tags: [u64; 8],
-    /// The keys at which stacks part. One line with what is known of each.
-    pub fork_tags: [u64; FORK_WAYS as usize],
-    /// Of a family's, how many bytes from `sp` cover all slots of all members.
-    pub fork_span: [u32; FORK_WAYS as usize],
-    /// Offset from `sp`, in words, of the first word that they differ in; 0 while there is one stack.
-    pub fork_telling: [u32; FORK_WAYS as usize],
     pub ways: [Remembered; REMEMBERED_WAYS as usize],
+}
+
+const _: () = assert!(size_of::<RememberedSet>() == 4096);
+
+/// Forks that fall to one set. All sets lie close together: there are several on the way to a stack.
+#[repr(C, align(64))]
+pub struct ForkSet {
+    /// The keys at which stacks part.
+    pub tags: [u64; FORK_WAYS as usize],
+    /// Of a family's, how many bytes from `sp` cover all slots of all members.
+    pub span: [u32; FORK_WAYS as usize],
+    /// Offset from `sp`, in words, of the first word that they differ in; 0 while there is one stack.
+    pub telling: [u32; FORK_WAYS as usize],
 }
 
 /// A stack that was walked to its root.

@@ -10,6 +10,11 @@
 //! Which remembered stack it may be is told by a key, to which words of the stack lead (`forks`).
 //! The key only chooses the candidate, so a wrong one costs a walk and never an answer.
 //!
+//! A program that goes through more stacks than there is room for would have each forgotten before it
+//! comes again. As long as few are recognised, only some of those that are walked are remembered
+//! (bimodal insertion: Qureshi et al., "Adaptive insertion policies for high performance caching",
+//! ISCA 2007).
+//!
 //! Others may write an entry at the same time: a claim keeps writers apart, and a version that is
 //! odd meanwhile tells readers.
 
@@ -17,14 +22,38 @@ use core::arch::asm;
 use core::ffi::c_void;
 
 use aya_ebpf::helpers::generated;
-use memtrace_common::config::{MAX_REMEMBERED_SLOTS, REMEMBERED_WAYS};
+use memtrace_common::config::{MAX_REMEMBERED_SLOTS, REMEMBERED_SETS, REMEMBERED_WAYS};
 
 use crate::bounds::{bounded, eight, element, set_element};
-use crate::forks::{self, Fork, key_of, position, set_index, set_of};
-use crate::maps::{DIGESTS, Digests, Remembered, SCRATCH, Scratch, release, try_claim};
+use crate::forks::{self, Fork, any, key_of, position};
+use crate::maps::{
+    DIGESTS, Digests, REMEMBERED, Remembered, RememberedSet, SCRATCH, Scratch, release, try_claim,
+};
 
 /// How many stacks a set holds.
 const WAYS: u64 = REMEMBERED_WAYS as u64;
+
+/// A stack that is recognised saves a walk, which takes so often the time of remembering one.
+const GAIN: u64 = 3;
+
+/// So many stacks have been remembered in vain when it is taken to be so for the next ones, too.
+const FUTILE: u64 = 1024;
+
+/// Of so many walked stacks one is remembered all the same: others may come.
+const ONE_OF: u64 = 8;
+
+/// Notes in a claimed scratch whether its stack was recognised.
+#[inline(always)]
+pub fn learn(s: &mut Scratch, is_recognised: bool) {
+    s.futility =
+        if is_recognised { s.futility.saturating_sub(GAIN) } else { (s.futility + 1).min(FUTILE) };
+}
+
+/// Whether to remember the stack that was walked in a scratch.
+#[inline(always)]
+pub fn is_worthwhile(s: &Scratch) -> bool {
+    s.futility < FUTILE || s.walk as u64 % ONE_OF == 0
+}
 
 /// The id of the stack whose start stands in the scratch at `index`; 0 if it is not remembered.
 ///
@@ -159,13 +188,13 @@ fn keep(s: &Scratch, index: u64, id: u64) {
     }
     forks::reach(s.family, s.span);
     let mut key = key_of(index, forks::WALKED);
-    let Some(mut place) = Place::of(key, id) else { return };
+    let Some(mut place) = Place::of(key) else { return };
     if place.is_taken {
         let telling = first_difference(s, &place);
         if telling != 0 {
             forks::part(key, telling);
             key = key_of(index, forks::WALKED);
-            let Some(new_place) = Place::of(key, id) else { return };
+            let Some(new_place) = Place::of(key) else { return };
             place = new_place;
         }
     }
@@ -180,6 +209,18 @@ fn keep(s: &Scratch, index: u64, id: u64) {
     }
 }
 
+/// The set that a key falls to.
+#[inline(always)]
+fn set_of(key: u64) -> Option<*mut RememberedSet> {
+    REMEMBERED.get_ptr_mut(set_index(key))
+}
+
+/// Its index.
+#[inline(always)]
+fn set_index(key: u64) -> u32 {
+    (key >> 8) as u32 & (REMEMBERED_SETS - 1)
+}
+
 /// Where a stack is kept, or will be.
 struct Place {
     tag: *mut u64,
@@ -190,14 +231,14 @@ struct Place {
 }
 
 impl Place {
-    /// The place of `key`; another's, chosen by the stack's `id`, if it has none.
+    /// The place of `key`, which may be another's so far.
     #[inline(always)]
-    fn of(key: u64, id: u64) -> Option<Place> {
+    fn of(key: u64) -> Option<Place> {
         let set = set_of(key)?;
         // SAFETY: a map value; torn reads are harmless.
         let found = position::<WAYS, _>(unsafe { &(*set).tags }, key);
         let is_taken = found < WAYS;
-        let way = bounded::<7>(if is_taken { found } else { ((id >> 32) * WAYS) >> 32 });
+        let way = bounded::<7>(if is_taken { found } else { any::<WAYS>() });
         if way >= WAYS {
             return None;
         }

@@ -22,7 +22,7 @@ use crate::lookup::{find_row, tables_are_behind};
 use crate::maps::{
     PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
 };
-use crate::remember::{mix, recall, remember};
+use crate::remember::{is_worthwhile, learn, mix, recall, remember};
 use crate::task::hijacked_address;
 
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
@@ -98,6 +98,8 @@ fn capture_with(
     // SAFETY: claimed, so nobody else writes to it.
     set_start(unsafe { &mut *scratch }, owner, regs);
     let id = recall(index as u64);
+    // SAFETY: as above.
+    learn(unsafe { &mut *scratch }, id != 0);
     if id != 0 {
         return id;
     }
@@ -125,7 +127,7 @@ fn capture_with(
     }
     let id = mix(s.hash ^ s.end as u64) | 1;
     let reached_root = s.end == End::Root as u32;
-    if send_if_new(s, tgid, id, context) && reached_root {
+    if send_if_new(s, tgid, id, context) && reached_root && is_worthwhile(s) {
         remember(index as u64, id);
     }
     id

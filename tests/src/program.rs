@@ -148,6 +148,8 @@ pub const CALLOC_BLOCKS: Program = program("calloc_blocks", "calloc_blocks.c", T
 pub const ALIGNED: Program = program("aligned", "aligned.c", Toolchain::C);
 /// 200 frames of one function.
 pub const RECURSION: Program = program("recursion", "recursion.c", Toolchain::C);
+/// More call paths than are remembered, and then few.
+pub const MANY_PATHS: Program = program("many_paths", "many_paths.c", Toolchain::C);
 /// Allocation in signal handlers.
 pub const SIGNAL_HANDLER: Program = program("signal_handler", "signal_handler.c", Toolchain::C);
 /// Allocation in a signal handler that has interrupted the vDSO.
@@ -292,6 +294,7 @@ pub const ALL: &[Program] = &[
     CALLOC_BLOCKS,
     ALIGNED,
     RECURSION,
+    MANY_PATHS,
     SIGNAL_HANDLER,
     SIGNAL_IN_VDSO,
     SIGNAL_IN_ALLOCATOR,

@@ -1,4 +1,4 @@
-//! Stacks through code that is hard to walk or to name, in programs with known numbers.
+//! Stacks through code that is hard to walk, to remember or to name, in programs with known numbers.
 //!
 //! The same program is built in all the ways in which its code can lie in memory and its unwind
 //! information in the file; and files are taken away under a process that runs them.
@@ -45,6 +45,18 @@ fn static_position_independent_program_is_walked() -> Result<()> {
 #[test]
 fn program_at_a_fixed_address_is_walked() -> Result<()> {
     require_table(program::LEAK_FIXED)
+}
+
+#[test]
+fn few_call_paths_are_remembered_after_too_many() -> Result<()> {
+    privileged!();
+    let report = attached(program::MANY_PATHS)?;
+
+    compare(&program::MANY_PATHS.table()?, &report, Stacks::Complete)?;
+    let walks = report.counter("stack_walks");
+    // The 16,384 paths are hardly recognised the second time; each of the 20 soon is.
+    ensure!((25_000..34_000).contains(&walks), "{walks} of 132,768 stacks were walked");
+    Ok(())
 }
 
 /// The program without its symbol table, and with that compressed in `.gnu_debugdata` if `packed`,
