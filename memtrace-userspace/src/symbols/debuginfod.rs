@@ -7,9 +7,11 @@
 //!   GET URL/buildid/HEX/debuginfo ──→ CACHE/HEX/debuginfo       empty, mode 0: nobody has it
 //! ```
 //!
-//! Whoever opens the file checks its build id. A file is bounded in size, a request in time, and a
-//! server that does not answer is not asked again. Where the files go and how long they stay is
-//! elfutils' business, whose client also empties the cache; see debuginfod-find(1).
+//! What comes is kept if it has the build id: a portal answers every request with its own page.
+//! Whoever opens a file checks that again, since others fill the cache, too. A file is bounded in
+//! size, a request in time, and a server that does not answer is not asked again. Where the files go
+//! and how long they stay is elfutils' business, whose client also empties the cache; see
+//! debuginfod-find(1).
 
 use std::ffi::OsString;
 use std::fs;
@@ -19,7 +21,8 @@ use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, SystemTime};
 
-use super::hex;
+use super::find::has_build_id;
+use super::{hex, mapped};
 
 /// How long one request may take, unless `DEBUGINFOD_TIMEOUT` says otherwise; as elfutils'.
 const TIMEOUT: Duration = Duration::from_secs(90);
@@ -125,14 +128,13 @@ impl Debuginfod {
         if build_id.len() < 8 {
             return None;
         }
-        let id = hex(build_id);
-        let path = self.cache.join(&id).join(kind.name());
+        let path = self.cache.join(hex(build_id)).join(kind.name());
         match fs::metadata(&path) {
             Ok(metadata) if metadata.len() > 0 => return Some(path),
             Ok(metadata) if is_recent(&metadata) => return None,
             Ok(_) | Err(_) => {}
         }
-        match self.fetch(&id, kind, &path) {
+        match self.fetch(build_id, kind, &path) {
             Ok(true) => Some(path),
             Ok(false) => None,
             Err(error) => {
@@ -146,8 +148,9 @@ impl Debuginfod {
         }
     }
 
-    fn fetch(&self, id: &str, kind: Kind, path: &Path) -> io::Result<bool> {
-        let directory = self.cache.join(id);
+    fn fetch(&self, build_id: &[u8], kind: Kind, path: &Path) -> io::Result<bool> {
+        let id = hex(build_id);
+        let directory = self.cache.join(&id);
         fs::create_dir_all(&directory)?;
         let mut everybody_answered = true;
         for server in &self.servers {
@@ -158,7 +161,8 @@ impl Debuginfod {
             let url = format!("{}/buildid/{id}/{}", server.url, kind.name());
             // Beside its place, so that nobody sees half a file.
             let mut file = tempfile::NamedTempFile::new_in(&directory)?;
-            match self.download(&url, file.as_file_mut()) {
+            let downloaded = self.download(&url, file.as_file_mut());
+            match downloaded.and_then(|()| check(file.path(), build_id)) {
                 Ok(()) => {
                     file.persist(path).map_err(|error| error.error)?;
                     return Ok(true);
@@ -209,6 +213,15 @@ impl Debuginfod {
             ))),
             _ => Ok(()),
         }
+    }
+}
+
+fn check(path: &Path, build_id: &[u8]) -> Result<(), Refusal> {
+    match mapped::open(path) {
+        Ok(Ok(bytes)) if has_build_id(&bytes, build_id) => Ok(()),
+        Ok(Ok(_)) => Err(Refusal::Unusable("what came has another build id, or none".to_owned())),
+        Ok(Err(miss)) => Err(Refusal::Unusable(miss.to_string())),
+        Err(error) => Err(Refusal::Unusable(error.to_string())),
     }
 }
 

@@ -94,7 +94,7 @@ fn first_that_fits(
     None
 }
 
-fn has_build_id(bytes: &[u8], build_id: &[u8]) -> bool {
+pub(super) fn has_build_id(bytes: &[u8], build_id: &[u8]) -> bool {
     let elf = elf::parse(bytes);
     elf.is_ok_and(|elf| elf.build_id().ok().flatten() == Some(build_id))
 }

@@ -11,7 +11,7 @@ use std::thread;
 
 use super::super::debuginfod::{Debuginfod, Kind};
 
-const BUILD_ID: &[u8] = &[0xab; 20];
+const BUILD_ID: &[u8; 20] = &[0xab; 20];
 
 /// What the server answers each request.
 type Answer = fn(&str) -> Vec<u8>;
@@ -58,6 +58,28 @@ fn found(body: &[u8]) -> Vec<u8> {
     [head.as_bytes(), body].concat()
 }
 
+/// The smallest file that has a build id.
+fn file(build_id: &[u8; 20]) -> Vec<u8> {
+    let note = [&[4, 0, 0, 0, 20, 0, 0, 0, 3, 0, 0, 0][..], b"GNU\0", build_id].concat();
+    let mut elf = b"\x7fELF\x02\x01\x01".to_vec();
+    elf.resize(120, 0);
+    let mut put = |at: usize, bytes: &[u8]| elf[at..at + bytes.len()].copy_from_slice(bytes);
+    // A shared object for x86-64 with one program header, behind the file's own.
+    put(16, &3u16.to_le_bytes());
+    put(18, &62u16.to_le_bytes());
+    put(20, &1u32.to_le_bytes());
+    put(32, &64u64.to_le_bytes());
+    put(52, &64u16.to_le_bytes());
+    put(54, &56u16.to_le_bytes());
+    put(56, &1u16.to_le_bytes());
+    // PT_NOTE: where it lies in the file, its size and its alignment.
+    put(64, &4u32.to_le_bytes());
+    put(64 + 8, &120u64.to_le_bytes());
+    put(64 + 32, &(note.len() as u64).to_le_bytes());
+    put(64 + 48, &4u64.to_le_bytes());
+    [elf, note].concat()
+}
+
 fn not_found() -> Vec<u8> {
     b"HTTP/1.1 404 Not Found\r\nConnection: close\r\nContent-Length: 0\r\n\r\n".to_vec()
 }
@@ -75,7 +97,7 @@ fn client(urls: &str, cache: &Path, max_bytes: Option<&str>) -> Debuginfod {
 
 #[test]
 fn file_is_fetched_once_and_kept_as_elfutils_keeps_it() {
-    let server = Server::start(|_| found(b"the file"));
+    let server = Server::start(|_| found(&file(BUILD_ID)));
     let cache = tempfile::tempdir().unwrap();
 
     let first = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo).unwrap();
@@ -84,7 +106,7 @@ fn file_is_fetched_once_and_kept_as_elfutils_keeps_it() {
     let id = "ab".repeat(20);
     assert_eq!(first, cache.path().join(&id).join("debuginfo"));
     assert_eq!(second.as_ref(), Some(&first));
-    assert_eq!(fs::read(&first).unwrap(), b"the file");
+    assert_eq!(fs::read(&first).unwrap(), file(BUILD_ID));
     assert_eq!(server.asked(), [format!("/buildid/{id}/debuginfo")]);
 }
 
@@ -104,7 +126,8 @@ fn what_nobody_has_is_not_asked_for_again() {
 
 #[test]
 fn next_server_is_asked_for_what_the_first_does_not_have() {
-    let (first, second) = (Server::start(|_| not_found()), Server::start(|_| found(b"x")));
+    let (first, second) =
+        (Server::start(|_| not_found()), Server::start(|_| found(&file(BUILD_ID))));
     let cache = tempfile::tempdir().unwrap();
     let urls = format!("{} ftp://nobody {}/", first.url, second.url);
 
@@ -137,6 +160,21 @@ fn file_that_is_cut_short_is_not_kept() {
     let found = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
 
     assert_eq!(found, None);
+}
+
+#[test]
+fn what_is_not_the_file_is_not_kept() {
+    let portal = Server::start(|_| found(b"<html>Accept our terms</html>"));
+    let other = Server::start(|_| found(&file(&[1; 20])));
+    let server = Server::start(|_| found(&file(BUILD_ID)));
+    let find = |urls: &str| {
+        let cache = tempfile::tempdir().unwrap();
+        let found = client(urls, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
+        found.map(|path| fs::read(path).unwrap())
+    };
+
+    assert_eq!(find(&format!("{} {}", portal.url, other.url)), None);
+    assert_eq!(find(&format!("{} {} {}", portal.url, other.url, server.url)), Some(file(BUILD_ID)));
 }
 
 #[test]
