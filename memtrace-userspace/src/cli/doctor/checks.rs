@@ -38,6 +38,9 @@ pub(super) struct Check {
     pub(super) advice: Option<&'static str>,
 }
 
+/// What to do without privilege.
+const RUN_WITH_SUDO: &str = "run with sudo; in a container, with --privileged";
+
 const CAP_SYS_ADMIN: u32 = 21;
 const CAP_PERFMON: u32 = 38;
 const CAP_BPF: u32 = 39;
@@ -196,10 +199,9 @@ fn bpf_jit(host: &Host) -> Check {
 
 fn privilege(host: &Host) -> Check {
     let subject = "privilege";
-    let has = |capability: u32| host.capabilities.is_some_and(|bits| bits >> capability & 1 == 1);
-    if has(CAP_SYS_ADMIN) {
+    if has(host, CAP_SYS_ADMIN) {
         ok(subject, "CAP_SYS_ADMIN")
-    } else if has(CAP_BPF) && has(CAP_PERFMON) {
+    } else if may_load_programs(host) {
         Check {
             verdict: Verdict::Warn,
             subject,
@@ -213,9 +215,17 @@ fn privilege(host: &Host) -> Check {
             verdict: Verdict::Fail,
             subject,
             finding: "neither CAP_SYS_ADMIN nor CAP_BPF and CAP_PERFMON".to_owned(),
-            advice: Some("run with sudo; in a container, with --privileged"),
+            advice: Some(RUN_WITH_SUDO),
         }
     }
+}
+
+fn has(host: &Host, capability: u32) -> bool {
+    host.capabilities.is_some_and(|bits| bits >> capability & 1 == 1)
+}
+
+fn may_load_programs(host: &Host) -> bool {
+    has(host, CAP_SYS_ADMIN) || (has(host, CAP_BPF) && has(host, CAP_PERFMON))
 }
 
 fn btf(host: &Host) -> Check {
@@ -260,7 +270,7 @@ fn multi_links(host: &Host) -> Check {
             verdict: Verdict::Warn,
             subject,
             finding: format!("cannot load a program to find out: {kind}"),
-            advice: Some("run with sudo; in a container, with --privileged"),
+            advice: Some(RUN_WITH_SUDO),
         },
     }
 }
@@ -269,6 +279,12 @@ fn watch_functions(host: &Host) -> Check {
     let subject = "kernel functions (fentry)";
     match &host.watch_functions {
         Ok(()) => ok(subject, "can be watched: other processes pay nothing"),
+        Err(error) if !may_load_programs(host) => Check {
+            verdict: Verdict::Warn,
+            subject,
+            finding: format!("cannot load a program to find out: {}", printable_str(error)),
+            advice: Some(RUN_WITH_SUDO),
+        },
         Err(error) => Check {
             verdict: Verdict::Warn,
             subject,
@@ -439,6 +455,18 @@ mod tests {
 
             assert_eq!(trouble(&facts), [("uprobe_multi links", Verdict::Warn)]);
         }
+    }
+
+    #[test]
+    fn refusal_is_blamed_on_the_kernel_only_with_privilege() {
+        let advice = |capabilities| {
+            let refused = Err("Operation not permitted".to_owned());
+            let capabilities = Some(capabilities);
+            watch_functions(&Host { capabilities, watch_functions: refused, ..good() }).advice
+        };
+
+        assert_eq!(advice(0), Some(RUN_WITH_SUDO));
+        assert!(advice(1 << CAP_SYS_ADMIN).is_some_and(|advice| advice.contains("kernel with")));
     }
 
     #[test]
