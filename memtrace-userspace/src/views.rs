@@ -13,7 +13,7 @@
 //! All foreign text goes through [`printable`].
 
 pub mod activity;
-pub mod attribution;
+mod attribution;
 pub mod budget;
 pub mod by_thread;
 mod call_paths;
@@ -25,8 +25,8 @@ pub mod findings;
 #[cfg(test)]
 mod fixture;
 pub mod frames;
-pub mod hints;
-pub mod label;
+mod hints;
+mod label;
 pub mod layout;
 pub mod lost;
 pub mod plain;
@@ -34,7 +34,7 @@ pub mod printable;
 pub mod profile;
 pub mod quantity;
 pub mod ranking;
-pub mod short_name;
+mod short_name;
 pub mod statistics;
 pub mod style;
 pub mod summary;

@@ -36,7 +36,7 @@ const MAX_IMAGES: usize = 1024;
 
 /// Tells what is mapped, by names that may come to mean something else.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum Key {
+pub(super) enum Key {
     /// A file, by device and inode.
     File((u32, u32), u64),
     /// The vDSO.
@@ -49,7 +49,7 @@ pub enum Key {
 
 impl Key {
     /// The key of what `mapping` shows.
-    pub fn of(mapping: &Mapping) -> Key {
+    pub(super) fn of(mapping: &Mapping) -> Key {
         match mapping.mapped {
             Mapped::File { .. } => Key::File(mapping.device, mapping.inode),
             Mapped::Vdso => Key::Vdso,
@@ -70,11 +70,11 @@ impl Key {
 
 /// One reading of an image. A file that was changed in place is read again, under another id.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub struct ImageId(u64);
+pub(super) struct ImageId(u64);
 
 /// Whether the bytes behind a mapping could be read.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Reading {
+pub(super) enum Reading {
     /// Yes, whatever they are; or there is no file.
     Done,
     /// No.
@@ -82,7 +82,7 @@ pub enum Reading {
 }
 
 /// A file, as far as tracing needs it.
-pub struct Analysis {
+pub(super) struct Analysis {
     /// What reports call it.
     pub image: Image,
     /// Its executable segments: file offset, size in the file, stated address.
@@ -106,7 +106,7 @@ pub struct Analysis {
 
 impl Analysis {
     /// What to add to an SVMA to get the AVMA, for a mapping of the file at `offset`.
-    pub fn load_bias(&self, start: Avma, offset: FileOffset) -> Option<u64> {
+    pub(super) fn load_bias(&self, start: Avma, offset: FileOffset) -> Option<u64> {
         self.segments.iter().find_map(|(segment, size, svma)| {
             // The mapping starts at a page boundary, the segment may start behind it.
             let begin = segment.0 & !0xfff;
@@ -224,7 +224,7 @@ impl Kept<'_> {
 }
 
 /// The files that were read.
-pub struct Images {
+pub(super) struct Images {
     known: HashMap<ImageId, Arc<Analysis>>,
     /// The last reading of each.
     current: HashMap<Key, ImageId>,
@@ -242,7 +242,7 @@ pub struct Images {
 
 impl Images {
     /// Nothing is known yet.
-    pub fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>, watch: Watch) -> Self {
+    pub(super) fn new(cache: Option<TableCache>, named: Vec<ProbeSpec>, watch: Watch) -> Self {
         Images {
             known: HashMap::new(),
             current: HashMap::new(),
@@ -257,32 +257,32 @@ impl Images {
     }
 
     /// What is known of an image.
-    pub fn get(&self, id: ImageId) -> Option<&Arc<Analysis>> {
+    pub(super) fn get(&self, id: ImageId) -> Option<&Arc<Analysis>> {
         self.known.get(&id)
     }
 
     /// Whether this is the last reading of its file, and is not forgotten.
-    pub fn is_latest(&self, id: ImageId) -> bool {
+    pub(super) fn is_latest(&self, id: ImageId) -> bool {
         self.current.values().any(|current| *current == id)
     }
 
     /// All tables.
-    pub fn tables(&self) -> impl Iterator<Item = &cfi::Table> {
+    pub(super) fn tables(&self) -> impl Iterator<Item = &cfi::Table> {
         self.known.values().filter_map(|analysis| analysis.table.as_deref())
     }
 
     /// Whether any file that was read is Go's.
-    pub fn runtime(&self) -> Runtime {
+    pub(super) fn runtime(&self) -> Runtime {
         if self.go_programs > 0 { Runtime::Go } else { Runtime::Other }
     }
 
     /// How many files that were read are Go's; one that was changed in place counts again.
-    pub fn go_programs(&self) -> u64 {
+    pub(super) fn go_programs(&self) -> u64 {
         self.go_programs
     }
 
     /// Reads what `mappings` show, as far as it is not known; gives the image of each mapping.
-    pub fn read(&mut self, pid: Pid, mappings: &[&Mapping]) -> Vec<ImageId> {
+    pub(super) fn read(&mut self, pid: Pid, mappings: &[&Mapping]) -> Vec<ImageId> {
         let mut seen = HashMap::new();
         let mut new = Vec::new();
         let keys: Vec<Key> = mappings.iter().map(|mapping| Key::of_content(pid, mapping)).collect();
@@ -329,12 +329,12 @@ impl Images {
     }
 
     /// Whether so many are known that those that nobody maps should be forgotten.
-    pub fn are_many(&self) -> bool {
+    pub(super) fn are_many(&self) -> bool {
         self.known.len() > self.forget_at
     }
 
     /// Forgets all images but those in `used`, and gives their ids.
-    pub fn forget_unless(&mut self, used: impl Fn(ImageId) -> bool) -> Vec<ImageId> {
+    pub(super) fn forget_unless(&mut self, used: impl Fn(ImageId) -> bool) -> Vec<ImageId> {
         let forgotten: Vec<ImageId> = self.known.keys().copied().filter(|id| !used(*id)).collect();
         self.known.retain(|id, _| used(*id));
         self.current.retain(|_, id| used(*id));
@@ -343,7 +343,7 @@ impl Images {
     }
 
     /// Has the tables of these images kept on disk, in the background, if they should be.
-    pub fn save(&mut self, ids: &[ImageId]) {
+    pub(super) fn save(&mut self, ids: &[ImageId]) {
         let Some(cache) = &self.cache else { return };
         let unsaved: Vec<Arc<Analysis>> = ids
             .iter()
@@ -378,7 +378,7 @@ impl Drop for Images {
 }
 
 /// Whether any of these files is Go's.
-pub fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Runtime {
+pub(super) fn runtime<'a>(analyses: impl IntoIterator<Item = &'a Arc<Analysis>>) -> Runtime {
     let is_go = |analysis: &Arc<Analysis>| analysis.runtime == Runtime::Go;
     if analyses.into_iter().any(is_go) { Runtime::Go } else { Runtime::Other }
 }

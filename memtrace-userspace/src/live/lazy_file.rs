@@ -22,7 +22,7 @@ use memmap2::{MmapOptions, MmapRaw};
 use object::ReadRef;
 
 /// The largest file that is looked at.
-pub const MAX_FILE_BYTES: u64 = 4 << 30;
+pub(super) const MAX_FILE_BYTES: u64 = 4 << 30;
 
 /// The bytes that are read at a time. A larger read would keep a kernel without preemption busy
 /// for so long that a target on the same CPU stands still: 20 ms for 128 MiB.

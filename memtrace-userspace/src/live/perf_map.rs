@@ -46,7 +46,7 @@ const MARK_BYTES: usize = 64;
 
 /// A symbol of code without a file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct JitSymbol {
+pub(super) struct JitSymbol {
     /// Where it starts.
     pub start: Avma,
     /// Its size in bytes.
@@ -57,7 +57,7 @@ pub struct JitSymbol {
 
 /// What could not be read, or not be kept.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Unread {
+pub(super) struct Unread {
     /// Lines that are no symbols, or for which there was no room.
     pub lines: u64,
     /// Addresses for which there was no room.
@@ -68,7 +68,7 @@ pub struct Unread {
 
 /// The names of one program's run-time code, as far as stacks went through it.
 #[derive(Debug)]
-pub struct JitNames {
+pub(super) struct JitNames {
     process: ProcessFiles,
     root: Root,
     map: Option<PerfMap>,
@@ -99,7 +99,7 @@ struct ProcessFiles {
 
 impl JitNames {
     /// Opens nothing yet.
-    pub fn new(info: &ProcessInfo) -> JitNames {
+    pub(super) fn new(info: &ProcessInfo) -> JitNames {
         let pid = info.identity.pid;
         let own_pid = info.namespaced_pids.last().copied().unwrap_or(pid.0);
         JitNames {
@@ -114,14 +114,14 @@ impl JitNames {
     /// The process makes code, and may name it.
     ///
     /// To be called while it lives: its first stack through that code may come when it has ended.
-    pub fn expect(&mut self) {
+    pub(super) fn expect(&mut self) {
         if matches!(self.root, Root::NotNeeded) {
             self.root = self.process.open_root();
         }
     }
 
     /// A stack goes through `address`.
-    pub fn saw(&mut self, address: Avma) {
+    pub(super) fn saw(&mut self, address: Avma) {
         if self.awaited.len() >= MAX_ADDRESSES {
             self.unread.addresses += 1;
             return;
@@ -130,7 +130,7 @@ impl JitNames {
     }
 
     /// Reads on, and gives the symbols of awaited addresses that were not given before.
-    pub fn find(&mut self) -> Vec<JitSymbol> {
+    pub(super) fn find(&mut self) -> Vec<JitSymbol> {
         if self.awaited.is_empty() {
             return Vec::new();
         }
@@ -155,7 +155,7 @@ impl JitNames {
     }
 
     /// As [`JitNames::find`], to the end of the map.
-    pub fn find_all(&mut self) -> Vec<JitSymbol> {
+    pub(super) fn find_all(&mut self) -> Vec<JitSymbol> {
         let mut found = self.find();
         while self.map.as_ref().is_some_and(|map| map.has_more) && !self.awaited.is_empty() {
             found.extend(self.find());

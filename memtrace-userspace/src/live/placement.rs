@@ -32,7 +32,7 @@ use iced_x86::{
 
 use crate::record::ProbeCost;
 
-pub mod midway;
+pub(super) mod midway;
 #[cfg(test)]
 mod tests;
 
@@ -45,7 +45,7 @@ const ARGUMENTS: [Register; 6] =
 
 /// What a probe reads at its site, apart from the return address at `rsp`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Need {
+pub(super) struct Need {
     /// Which of the function's arguments: bit 0 is `rdi`, then `rsi, rdx, rcx, r8, r9`.
     pub arguments: u8,
 }
@@ -81,7 +81,7 @@ impl Site {
 /// `ip` may be any address space, as long as the function's own jumps are relative: only
 /// differences count. Code that does not decode, or that jumps where `code` does not show, has its
 /// site at the entry.
-pub fn place(code: &[u8], ip: u64, need: Need) -> Site {
+pub(super) fn place(code: &[u8], ip: u64, need: Need) -> Site {
     let Some(delta) = first_emulated(code, ip, need) else {
         return Site::STEPPED_ENTRY;
     };

@@ -23,7 +23,7 @@ use crate::symbols::without_clone;
 
 /// A frame as the rule sees it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Candidate<'a> {
+pub(super) struct Candidate<'a> {
     /// The function, demangled; `None` if it has no name.
     pub function: Option<&'a str>,
     /// What tells modules apart.
@@ -37,7 +37,9 @@ pub struct Candidate<'a> {
 /// `first frame that is no wrapper`, with one refinement: nameless frames that a wrapper of their
 /// own module called are the allocator's inside (Debian's libc names only what it exports). A
 /// stack of wrappers alone is charged to its outermost frame. `None` only for no frames.
-pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> Option<usize> {
+pub(super) fn allocating_frame<'a>(
+    frames: impl IntoIterator<Item = Candidate<'a>>,
+) -> Option<usize> {
     let mut outermost = None;
     let mut nameless: Option<(usize, &str)> = None;
     for (index, frame) in frames.into_iter().enumerate() {
@@ -65,7 +67,7 @@ pub fn allocating_frame<'a>(frames: impl IntoIterator<Item = Candidate<'a>>) -> 
 ///
 /// `module` is the path of its file: some of the C library's names are too common to mean the
 /// allocator anywhere else.
-pub fn is_wrapper(function: &str, module: &str) -> bool {
+pub(super) fn is_wrapper(function: &str, module: &str) -> bool {
     let name = without_decoration(function);
     is_plt_stub(function)
         || ALLOCATOR.binary_search(&name).is_ok()

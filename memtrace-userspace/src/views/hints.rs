@@ -28,7 +28,7 @@ const GO: &str = "of Go's own heap only the mappings by which it grows are count
                   allocates in full; for that heap, use Go's pprof";
 
 /// What would give names, or is not seen of a runtime, a line each.
-pub fn hints(snapshot: &Snapshot) -> Vec<String> {
+pub(super) fn hints(snapshot: &Snapshot) -> Vec<String> {
     let runtimes: Vec<Option<Runtime>> =
         snapshot.images.iter().map(|image| runtime_of(image)).collect();
     let mut used: Vec<Runtime> = Vec::new();

@@ -10,7 +10,7 @@ use crate::views::ranking::SortKey;
 use crate::views::short_name::short_name;
 
 /// A value of a sort key, in its unit.
-pub fn amount(key: SortKey, value: u64) -> String {
+pub(super) fn amount(key: SortKey, value: u64) -> String {
     match key {
         SortKey::Live | SortKey::Peak | SortKey::Allocated => bytes(value),
         SortKey::Allocations | SortKey::Temporary => count(value),
@@ -18,7 +18,7 @@ pub fn amount(key: SortKey, value: u64) -> String {
 }
 
 /// `leak_per_request  server.c:41`, `?? in plugin.so`, cut to fit; the place only if it fits too.
-pub fn function_label(function: &Function, line: Option<u32>, cells: usize) -> String {
+pub(super) fn function_label(function: &Function, line: Option<u32>, cells: usize) -> String {
     let name = match &function.name {
         Some(name) => short_name(name).into_owned(),
         None => format!("?? in {}", base_name(&function.module)),
@@ -50,7 +50,7 @@ fn cut_name(name: &str, cells: usize) -> String {
 }
 
 /// A line for each frame; a frame that recurs at once is one line, with ` × 200`.
-pub fn frame_labels(stack: &SymbolizedStack) -> Vec<String> {
+pub(super) fn frame_labels(stack: &SymbolizedStack) -> Vec<String> {
     let frames: Vec<&Arc<Frame>> = stack.frames().collect();
     frames
         .chunk_by(|a, b| {
@@ -99,7 +99,7 @@ pub(super) fn source(file: &str) -> &str {
 }
 
 /// Offset in the module's file; address in the process for code without a file.
-pub fn address(place: Place) -> String {
+pub(super) fn address(place: Place) -> String {
     match place {
         Place::InFile { image: _, offset } => format!("{offset:#x}"),
         Place::Anonymous { pid: _, address } | Place::Unknown { pid: _, address } => {

@@ -38,7 +38,7 @@ const DEFAULTS: &[&str] = &[
 ];
 
 /// The name for labels.
-pub fn short_name(name: &str) -> Cow<'_, str> {
+pub(super) fn short_name(name: &str) -> Cow<'_, str> {
     let is_plain = !name.contains(['<', '(', '{', '[']) && !name.contains("::");
     if is_plain || name.len() > MAX_NAME_BYTES {
         return Cow::Borrowed(name);

@@ -37,7 +37,7 @@ const MAX_NOTE_DISTANCE: usize = 8;
 
 /// What a function's calls may be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Calls {
+pub(crate) enum Calls {
     /// They have no probes: those of glibc's `malloc` and `calloc`, which stay inside the library.
     Inner,
     /// Anything, an allocator's function among them.
@@ -46,7 +46,7 @@ pub enum Calls {
 
 /// How a size is asked for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Size {
+pub(crate) enum Size {
     /// `malloc(size)`.
     Argument,
     /// `calloc(count, size)`.
@@ -55,7 +55,7 @@ pub enum Size {
 
 /// What is known of a function besides its code.
 #[derive(Clone, Debug)]
-pub struct Function {
+pub(crate) struct Function {
     /// How it is asked for a size.
     pub size: Size,
     /// What its calls may be.
@@ -67,7 +67,7 @@ pub struct Function {
 
 /// Where to probe. All of it is emulated by the kernel; places are bytes from the function's start.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Sites {
+pub(crate) struct Sites {
     /// Inside the function.
     pub midway: Vec<(u64, Midway)>,
     /// Jumps to another function, at which everything is as on entry: for a probe of that and one
@@ -76,7 +76,7 @@ pub struct Sites {
 }
 
 /// Finds the sites of the function whose whole code is `code`.
-pub fn find(code: &[u8], function: &Function) -> Option<Sites> {
+pub(crate) fn find(code: &[u8], function: &Function) -> Option<Sites> {
     let mut graph = Graph::of(code, function)?;
     let values = values::of(&mut graph, function.size)?;
     let outcomes = outcome::of(&graph, &values);
