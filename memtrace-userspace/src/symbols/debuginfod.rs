@@ -82,6 +82,8 @@ enum Refusal {
     Silent(String),
     /// The file cannot be taken.
     Unusable(String),
+    /// What came is another file, or none that can be read.
+    Another(String),
 }
 
 impl Debuginfod {
@@ -123,7 +125,9 @@ impl Debuginfod {
     }
 
     /// The file of this build id, from the cache or a server; `None` if nobody has it.
-    pub(super) fn find(&self, build_id: &[u8], kind: Kind) -> Option<PathBuf> {
+    ///
+    /// `rejected` counts what came in its place.
+    pub(super) fn find(&self, build_id: &[u8], kind: Kind, rejected: &mut u64) -> Option<PathBuf> {
         // Shorter ones are no hashes.
         if build_id.len() < 8 {
             return None;
@@ -134,7 +138,7 @@ impl Debuginfod {
             Ok(metadata) if is_recent(&metadata) => return None,
             Ok(_) | Err(_) => {}
         }
-        match self.fetch(build_id, kind, &path) {
+        match self.fetch(build_id, kind, &path, rejected) {
             Ok(true) => Some(path),
             Ok(false) => None,
             Err(error) => {
@@ -148,7 +152,13 @@ impl Debuginfod {
         }
     }
 
-    fn fetch(&self, build_id: &[u8], kind: Kind, path: &Path) -> io::Result<bool> {
+    fn fetch(
+        &self,
+        build_id: &[u8],
+        kind: Kind,
+        path: &Path,
+        rejected: &mut u64,
+    ) -> io::Result<bool> {
         let id = hex(build_id);
         let directory = self.cache.join(&id);
         fs::create_dir_all(&directory)?;
@@ -175,6 +185,10 @@ impl Debuginfod {
                 }
                 Err(Refusal::Unusable(reason)) => {
                     tracing::warn!("{url} cannot be used: {reason}");
+                }
+                Err(Refusal::Another(reason)) => {
+                    *rejected += 1;
+                    tracing::warn!("{url} is not the file: {reason}");
                 }
             }
         }
@@ -216,12 +230,13 @@ impl Debuginfod {
     }
 }
 
+/// Whether what came is the file with this build id.
 fn check(path: &Path, build_id: &[u8]) -> Result<(), Refusal> {
     match mapped::open(path) {
         Ok(Ok(bytes)) if has_build_id(&bytes, build_id) => Ok(()),
-        Ok(Ok(_)) => Err(Refusal::Unusable("what came has another build id, or none".to_owned())),
-        Ok(Err(miss)) => Err(Refusal::Unusable(miss.to_string())),
-        Err(error) => Err(Refusal::Unusable(error.to_string())),
+        Ok(Ok(_)) => Err(Refusal::Another("it has another build id, or none".to_owned())),
+        Ok(Err(miss)) => Err(Refusal::Another(miss.to_string())),
+        Err(error) => Err(Refusal::Another(error.to_string())),
     }
 }
 

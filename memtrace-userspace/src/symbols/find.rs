@@ -41,7 +41,7 @@ pub(super) fn find_image(
         }
     }
     if let Some(server) = &options.debuginfod
-        && let Some(fetched) = server.find(build_id, Kind::Executable)
+        && let Some(fetched) = server.find(build_id, Kind::Executable, &mut 0)
         && let Ok(Ok(bytes)) = mapped::open(&fetched)
         && check_build_id(&fetched, &bytes, build_id).is_ok()
     {
@@ -126,7 +126,8 @@ fn fetch_debug(
     counters: &mut Counters,
     build_id: &[u8],
 ) -> Option<(PathBuf, FileBytes)> {
-    let fetched = options.debuginfod.as_ref()?.find(build_id, Kind::DebugInfo)?;
+    let rejected = &mut counters.debug_files_rejected;
+    let fetched = options.debuginfod.as_ref()?.find(build_id, Kind::DebugInfo, rejected)?;
     first_that_fits(counters, vec![fetched], |bytes| has_build_id(bytes, build_id))
 }
 

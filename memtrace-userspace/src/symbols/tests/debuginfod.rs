@@ -100,8 +100,9 @@ fn file_is_fetched_once_and_kept_as_elfutils_keeps_it() {
     let server = Server::start(|_| found(&file(BUILD_ID)));
     let cache = tempfile::tempdir().unwrap();
 
-    let first = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo).unwrap();
-    let second = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
+    let first =
+        client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo, &mut 0).unwrap();
+    let second = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo, &mut 0);
 
     let id = "ab".repeat(20);
     assert_eq!(first, cache.path().join(&id).join("debuginfo"));
@@ -116,8 +117,8 @@ fn what_nobody_has_is_not_asked_for_again() {
     let cache = tempfile::tempdir().unwrap();
     let client = client(&server.url, cache.path(), None);
 
-    assert_eq!(client.find(BUILD_ID, Kind::Executable), None);
-    assert_eq!(client.find(BUILD_ID, Kind::Executable), None);
+    assert_eq!(client.find(BUILD_ID, Kind::Executable, &mut 0), None);
+    assert_eq!(client.find(BUILD_ID, Kind::Executable, &mut 0), None);
 
     assert_eq!(server.asked().len(), 1);
     let entry = cache.path().join("ab".repeat(20)).join("executable");
@@ -131,7 +132,7 @@ fn next_server_is_asked_for_what_the_first_does_not_have() {
     let cache = tempfile::tempdir().unwrap();
     let urls = format!("{} ftp://nobody {}/", first.url, second.url);
 
-    let found = client(&urls, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
+    let found = client(&urls, cache.path(), None).find(BUILD_ID, Kind::DebugInfo, &mut 0);
 
     assert!(found.is_some());
     assert_eq!((first.asked().len(), second.asked().len()), (1, 1));
@@ -143,8 +144,8 @@ fn server_that_fails_is_left_out_and_its_answer_not_kept() {
     let cache = tempfile::tempdir().unwrap();
     let client = client(&server.url, cache.path(), None);
 
-    assert_eq!(client.find(BUILD_ID, Kind::DebugInfo), None);
-    assert_eq!(client.find(&[1; 20], Kind::DebugInfo), None);
+    assert_eq!(client.find(BUILD_ID, Kind::DebugInfo, &mut 0), None);
+    assert_eq!(client.find(&[1; 20], Kind::DebugInfo, &mut 0), None);
 
     assert_eq!(server.asked().len(), 1);
     assert!(!cache.path().join("ab".repeat(20)).join("debuginfo").exists());
@@ -157,7 +158,7 @@ fn file_that_is_cut_short_is_not_kept() {
     });
     let cache = tempfile::tempdir().unwrap();
 
-    let found = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
+    let found = client(&server.url, cache.path(), None).find(BUILD_ID, Kind::DebugInfo, &mut 0);
 
     assert_eq!(found, None);
 }
@@ -169,7 +170,7 @@ fn what_is_not_the_file_is_not_kept() {
     let server = Server::start(|_| found(&file(BUILD_ID)));
     let find = |urls: &str| {
         let cache = tempfile::tempdir().unwrap();
-        let found = client(urls, cache.path(), None).find(BUILD_ID, Kind::DebugInfo);
+        let found = client(urls, cache.path(), None).find(BUILD_ID, Kind::DebugInfo, &mut 0);
         found.map(|path| fs::read(path).unwrap())
     };
 
@@ -182,7 +183,8 @@ fn file_that_is_too_large_is_not_kept() {
     let server = Server::start(|_| found(&[b'x'; 1000]));
     let cache = tempfile::tempdir().unwrap();
 
-    let found = client(&server.url, cache.path(), Some("999")).find(BUILD_ID, Kind::DebugInfo);
+    let found =
+        client(&server.url, cache.path(), Some("999")).find(BUILD_ID, Kind::DebugInfo, &mut 0);
 
     assert_eq!(found, None);
 }
@@ -194,7 +196,10 @@ fn nobody_is_asked_without_servers_or_for_short_ids() {
     let cache = tempfile::tempdir().unwrap();
 
     assert!(none.is_none());
-    assert_eq!(client(&server.url, cache.path(), None).find(&[1, 2], Kind::DebugInfo), None);
+    assert_eq!(
+        client(&server.url, cache.path(), None).find(&[1, 2], Kind::DebugInfo, &mut 0),
+        None
+    );
     assert_eq!(server.asked(), Vec::<String>::new());
 }
 
