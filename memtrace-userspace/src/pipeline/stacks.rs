@@ -375,9 +375,7 @@ impl Stacks {
         match known {
             // Its sites are in no operation; what comes from now on is charged to others.
             None if operation.is_some() && self.entries.len() < self.limit => {
-                let new = self.push(Entry::Awaited);
-                self.fill(new, stack, operation);
-                known = Some(new);
+                known = Some(self.add(stack, operation));
             }
             None => self.fill(id, stack, operation),
             Some(_) => {}
@@ -406,6 +404,10 @@ impl Stacks {
             self.beyond_limit += 1;
             return StackId::MISSING;
         }
+        self.add(stack, operation)
+    }
+
+    fn add(&mut self, stack: Hashed, operation: Option<OperationId>) -> StackId {
         let id = self.push(Entry::Awaited);
         self.fill(id, stack, operation);
         id
