@@ -17,12 +17,12 @@
 //! Forks are read and written by many at a time without a claim: a torn one gives a wrong key, which
 //! costs a walk.
 
-use aya_ebpf::helpers::generated;
 use memtrace_common::config::{FORK_SETS, FORK_WAYS, MAX_FORKS_OF_A_STACK};
 
-use crate::bounds::{bounded, element, opaque, set_element};
+use crate::bounds::{element, set_element};
 use crate::maps::{FORKS, ForkSet, SCRATCH};
 use crate::remember::mix;
+use crate::sets::{any, position, set_index};
 
 /// A fork that was found, or a family, which is one as soon as it has two members.
 pub struct Fork {
@@ -131,32 +131,5 @@ const WAYS: u64 = FORK_WAYS as u64;
 /// The set that a key falls to.
 #[inline(always)]
 fn set_of(key: u64) -> Option<*mut ForkSet> {
-    FORKS.get_ptr_mut((key >> 8) as u32 & (FORK_SETS - 1))
-}
-
-/// One of `WAYS`, whose content makes room: not always the same one for a key, or two keys that are in
-/// use would drive each other out for ever.
-#[inline(always)]
-pub fn any<const WAYS: u64>() -> u64 {
-    // SAFETY: a helper without preconditions.
-    let number = unsafe { generated::bpf_get_prandom_u32() };
-    (number as u64 * WAYS) >> 32
-}
-
-/// Which of the first `WAYS` tags is `key`; `WAYS` if none is.
-///
-/// Without a branch: the verifier would follow each way of leaving the loop to the program's end.
-#[inline(always)]
-pub fn position<const WAYS: u64, const N: usize>(tags: &[u64; N], key: u64) -> u64 {
-    const { assert!(WAYS as usize <= N && WAYS <= 8) };
-    let mut found = WAYS;
-    let mut way = 0;
-    while way < WAYS {
-        // SAFETY: the loop ends at the array's length.
-        let difference = unsafe { *tags.get_unchecked(bounded::<7>(way) as usize) } ^ key;
-        let is_other = opaque(difference | difference.wrapping_neg()) >> 63;
-        found -= (WAYS - way) * opaque(1 - is_other);
-        way += 1;
-    }
-    found
+    FORKS.get_ptr_mut(set_index::<FORK_SETS>(key))
 }

@@ -23,6 +23,7 @@ mod maps;
 mod midway;
 mod process;
 mod remember;
+mod sets;
 mod slots;
 mod task;
 mod unwind;

@@ -25,10 +25,11 @@ use aya_ebpf::helpers::generated;
 use memtrace_common::config::{MAX_REMEMBERED_SLOTS, REMEMBERED_SETS, REMEMBERED_WAYS};
 
 use crate::bounds::{bounded, eight, element, set_element};
-use crate::forks::{self, Fork, any, key_of, position};
+use crate::forks::{self, Fork, key_of};
 use crate::maps::{
     DIGESTS, Digests, REMEMBERED, Remembered, RememberedSet, SCRATCH, Scratch, release, try_claim,
 };
+use crate::sets::{any, position, set_index};
 
 /// How many stacks a set holds.
 const WAYS: u64 = REMEMBERED_WAYS as u64;
@@ -212,13 +213,7 @@ fn keep(s: &Scratch, index: u64, id: u64) {
 /// The set that a key falls to.
 #[inline(always)]
 fn set_of(key: u64) -> Option<*mut RememberedSet> {
-    REMEMBERED.get_ptr_mut(set_index(key))
-}
-
-/// Its index.
-#[inline(always)]
-fn set_index(key: u64) -> u32 {
-    (key >> 8) as u32 & (REMEMBERED_SETS - 1)
+    REMEMBERED.get_ptr_mut(set_index::<REMEMBERED_SETS>(key))
 }
 
 /// Where a stack is kept, or will be.
@@ -242,7 +237,8 @@ impl Place {
         if way >= WAYS {
             return None;
         }
-        let digests = DIGESTS.get_ptr_mut(set_index(key) * REMEMBERED_WAYS + way as u32)?;
+        let digests = DIGESTS
+            .get_ptr_mut(set_index::<REMEMBERED_SETS>(key) * REMEMBERED_WAYS + way as u32)?;
         // SAFETY: the index was checked.
         let (tag, remembered) = unsafe {
             let tags = (&raw mut (*set).tags).cast::<u64>();
