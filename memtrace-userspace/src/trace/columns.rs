@@ -20,6 +20,7 @@
 
 mod decoder;
 mod encoder;
+mod newest;
 
 pub(super) use decoder::Decoder;
 pub(super) use encoder::{Encoder, Next, Summary};

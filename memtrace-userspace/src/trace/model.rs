@@ -22,7 +22,7 @@ use crate::record::{Tid, WireStackId};
 use super::format::MAX_BLOCK_RECORDS;
 
 /// How many allocs a free can refer back to.
-const RECENT: usize = 1 << 17;
+pub(super) const RECENT: usize = 1 << 17;
 
 /// How many free lists there are; threads and size classes share them by hash.
 const FREE_LISTS: usize = 1 << 12;
@@ -210,13 +210,6 @@ impl Model {
         (1..=known)
             .contains(&distance)
             .then(|| self.recent[(self.allocs - distance) as usize % RECENT])
-    }
-
-    /// The address that the next alloc makes unknown to [`Self::recent`], and its number.
-    #[inline]
-    pub(super) fn about_to_forget(&self) -> Option<(u64, u64)> {
-        let number = self.allocs.checked_sub(RECENT as u64)?;
-        Some((self.recent[number as usize % RECENT].ptr, number))
     }
 
     #[inline]

@@ -9,6 +9,7 @@ use crate::trace::bytes::{address_delta, delta, put_varint};
 use crate::trace::model::{Block, Model, StackIndex, ThreadIndex};
 use crate::trace::rows;
 
+use super::newest::Newest;
 use super::{ADDRESS, ALIGNED, API, COLUMNS, NO_API, SIZE, STACK, column, kind};
 
 /// What a block's header says about its records.
@@ -52,8 +53,7 @@ pub(in crate::trace) struct Encoder {
     thread_indices: FxHashMap<Tid, ThreadIndex>,
     /// Where a stack stands in the model.
     stack_indices: FxHashMap<WireStackId, StackIndex>,
-    /// Number of the last alloc at an address, for those that the model can go back to.
-    recent: FxHashMap<u64, u64>,
+    newest: Newest,
 }
 
 impl Encoder {
@@ -66,7 +66,7 @@ impl Encoder {
             independent: true,
             thread_indices: FxHashMap::default(),
             stack_indices: FxHashMap::default(),
-            recent: FxHashMap::default(),
+            newest: Newest::new(),
         };
         encoder.stack_indices.insert(WireStackId(0), 0);
         encoder
@@ -104,7 +104,7 @@ impl Encoder {
             Record::Map { time, tid, start, length, kind, stack } => {
                 self.timed(*time);
                 let thread = self.thread(*tid);
-                let flag = self.stack(thread, *stack);
+                let (_, flag) = self.stack(thread, *stack);
                 self.columns[column::OPERATIONS].push(kind::MAP | flag);
                 self.range(*start, *length);
                 self.columns[column::MAPPINGS].push(map_kind_number(*kind));
@@ -129,21 +129,21 @@ impl Encoder {
             Record::Remap { time, tid, start, length, stack } => {
                 self.timed(*time);
                 let thread = self.thread(*tid);
-                let flag = self.stack(thread, *stack);
+                let (_, flag) = self.stack(thread, *stack);
                 self.columns[column::OPERATIONS].push(kind::REMAP | flag);
                 self.range(*start, *length);
             }
             Record::Break { time, tid, old, new, stack } => {
                 self.timed(*time);
                 let thread = self.thread(*tid);
-                let flag = self.stack(thread, *stack);
+                let (_, flag) = self.stack(thread, *stack);
                 self.columns[column::OPERATIONS].push(kind::BREAK | flag);
                 self.range(*old, new.0.wrapping_sub(old.0));
             }
             Record::Commit { time, tid, start, length, stack } => {
                 self.timed(*time);
                 let thread = self.thread(*tid);
-                let flag = self.stack(thread, *stack);
+                let (_, flag) = self.stack(thread, *stack);
                 self.columns[column::OPERATIONS].push(kind::COMMIT | flag);
                 self.range(*start, *length);
             }
@@ -235,7 +235,7 @@ impl Encoder {
             self.thread_indices.clear();
             self.stack_indices.clear();
             self.stack_indices.insert(WireStackId(0), 0);
-            self.recent.clear();
+            self.newest.clear();
         }
         summary
     }
@@ -257,9 +257,9 @@ impl Encoder {
     #[inline]
     fn alloc(&mut self, kind: u8, tid: Tid, api: Api, ptr: Avma, size: u64, stack: WireStackId) {
         let thread = self.thread(tid);
-        let mut operation = kind | self.stack(thread, stack);
+        let (index, flag) = self.stack(thread, stack);
+        let mut operation = kind | flag;
 
-        let index = self.stack_index(stack);
         let last = self.model.stack(index);
         if last.api == api as u8 {
             operation |= API;
@@ -280,12 +280,7 @@ impl Encoder {
         } else {
             put_varint(&mut self.columns[column::ADDRESSES], address_delta(guess, ptr.0));
         }
-        if let Some((forgotten, number)) = self.model.about_to_forget()
-            && self.recent.get(&forgotten) == Some(&number)
-        {
-            self.recent.remove(&forgotten);
-        }
-        self.recent.insert(ptr.0, self.model.allocs);
+        self.newest.note(ptr.0, &self.model);
         self.model.saw_alloc(thread, ptr.0, size);
         self.columns[column::OPERATIONS].push(operation);
     }
@@ -330,12 +325,9 @@ impl Encoder {
     /// Writes the address of a released block.
     #[inline]
     fn released(&mut self, ptr: Avma) -> (Block, u8) {
-        if let Some(number) = self.recent.get(&ptr.0) {
-            let distance = self.model.allocs - number;
-            if let Some(block) = self.model.recent(distance) {
-                put_varint(&mut self.columns[column::RECENT], distance);
-                return (block, ADDRESS);
-            }
+        if let Some((distance, block)) = self.newest.find(ptr.0, &self.model) {
+            put_varint(&mut self.columns[column::RECENT], distance);
+            return (block, ADDRESS);
         }
         put_varint(&mut self.columns[column::FREED], address_delta(self.model.freed, ptr.0));
         (Block::of_unknown_size(ptr.0), 0)
@@ -348,18 +340,19 @@ impl Encoder {
         self.model.mapped = start.0;
     }
 
-    /// Writes the stack of something that `thread` did; returns the flag for the operation.
+    /// Writes the stack of something that `thread` did; returns where it stands in the model, and
+    /// the flag for the operation.
     #[inline]
-    fn stack(&mut self, thread: ThreadIndex, stack: WireStackId) -> u8 {
+    fn stack(&mut self, thread: ThreadIndex, stack: WireStackId) -> (StackIndex, u8) {
         let expected = self.model.expected_stack(thread);
         if self.model.stack(expected).id == stack {
             self.model.saw_stack(thread, expected);
-            return STACK;
+            return (expected, STACK);
         }
         let index = self.stack_index(stack);
         put_varint(&mut self.columns[column::STACKS], u64::from(index));
         self.model.saw_stack(thread, index);
-        0
+        (index, 0)
     }
 
     /// Where the stack stands in the model; a new one gets a place and its id is written.
