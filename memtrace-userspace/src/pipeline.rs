@@ -74,12 +74,13 @@ pub(crate) use self::pair_accounts::PairAccounts;
 pub use self::stacks::SiteId;
 pub use self::threads::ThreadId;
 
-use self::account::Peak;
+use self::account::{Account, Peak};
 use self::anomalies::Anomalies;
 use self::detect::Detectors;
 use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
+use self::live_set::LikelyBlock;
 use self::marks::Marks;
 use self::operations::Operations;
 use self::process_sites::ProcessSites;
@@ -437,30 +438,40 @@ impl Pipeline {
         self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)
     }
 
-    /// Reads what the records will change.
+    /// Reads what the records will change: one thing of all of them after the other, so that none
+    /// waits for the memory of another.
     fn load(&self, records: &[Record]) {
-        let mut sites = [SiteId::default(); 2 * RECORDS_LOADED_TOGETHER];
-        for (record, sites) in records.iter().zip(sites.as_chunks_mut().0) {
-            *sites = match record {
+        let mut released = [LikelyBlock::default(); RECORDS_LOADED_TOGETHER];
+        let mut sites = [SiteId::default(); RECORDS_LOADED_TOGETHER];
+        for ((record, released), site) in records.iter().zip(&mut released).zip(&mut sites) {
+            match record {
                 &Record::Alloc { tid, ptr, stack, .. } => {
-                    [self.likely_site(tid, ptr), self.stacks.likely_site(stack)]
+                    *site = self.stacks.likely_site(stack);
+                    // What lies there is of no interest: its place is.
+                    black_box(self.likely_block(tid, ptr));
                 }
                 &Record::Free { tid, ptr, .. } | &Record::Retire { tid, ptr, .. } => {
-                    [self.likely_site(tid, ptr), SiteId::default()]
+                    *released = self.likely_block(tid, ptr);
                 }
-                _ => [SiteId::default(); 2],
-            };
+                _ => {}
+            }
         }
-        let accounts = sites.map(|site| self.stacks.held_bytes(site));
-        black_box(accounts);
+        let account = |site| self.stacks.likely_account(site);
+        let held_bytes = |site| account(site).map_or(0, Account::held_bytes);
+        black_box(sites.map(held_bytes));
+        black_box(released.map(|block| held_bytes(block.site)));
+        black_box(released.map(|LikelyBlock { site, born }| {
+            let temporary = account(site).map_or(0, Account::temporary_allocations);
+            temporary ^ self.collected.released_so_far(site, born.age_units(self.now))
+        }));
     }
 
     #[inline(always)]
-    fn likely_site(&self, tid: Tid, ptr: Avma) -> SiteId {
+    fn likely_block(&self, tid: Tid, ptr: Avma) -> LikelyBlock {
         let actor = self.threads.peek(tid);
-        let site =
-            actor.and_then(|actor| self.processes.running(actor.process).heap.likely_site(ptr));
-        site.unwrap_or_default()
+        let block =
+            actor.and_then(|actor| self.processes.running(actor.process).heap.likely_block(ptr));
+        block.unwrap_or_default()
     }
 
     /// The state now. It costs a copy of what it shows.

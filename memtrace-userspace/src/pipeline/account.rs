@@ -299,6 +299,12 @@ impl Account {
         self.held_bytes
     }
 
+    /// How many of its blocks were temporary.
+    #[inline(always)]
+    pub(super) fn temporary_allocations(&self) -> u64 {
+        self.rest.as_ref().map_or(0, |rest| rest.temporary_allocations)
+    }
+
     /// What views see of an account that knows of no peak; it held 0 bytes then.
     pub(crate) fn usage_without_peak(&self) -> Usage {
         self.usage(Epoch::default())

@@ -107,7 +107,7 @@ impl Pipeline {
         if block.claim != Claim::Inherited && self.is_shown(entry) {
             // Of what was held before a range, the birth is known too.
             let frees = self.stacks.account(block.site).frees();
-            let age_units = Birth::at(self.now).units().saturating_sub(block.born.units());
+            let age_units = block.born.age_units(self.now);
             self.collected.released(block.site, frees, age_units, block.size_bytes);
             let thread = self.threads.get_mut(block.thread);
             if block.claim == Claim::Own

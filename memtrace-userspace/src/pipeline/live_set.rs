@@ -83,13 +83,26 @@ impl Birth {
         Time(self.units() * Self::UNIT_NS)
     }
 
+    /// How long ago it was, in units of [`Birth::UNIT_NS`].
+    #[inline(always)]
+    pub(super) fn age_units(self, now: Time) -> u64 {
+        Birth::at(now).units().saturating_sub(self.units())
+    }
+
     /// The same, in units of [`Birth::UNIT_NS`].
     #[inline(always)]
-    pub(super) fn units(self) -> u64 {
+    fn units(self) -> u64 {
         let exponent = self.0 >> Self::MANTISSA_BITS;
         let mantissa = self.0 & ((1 << Self::MANTISSA_BITS) - 1);
         u64::from(mantissa) << exponent
     }
+}
+
+/// What a block is charged to, perhaps. Default: the first site, and the beginning.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct LikelyBlock {
+    pub(super) site: SiteId,
+    pub(super) born: Birth,
 }
 
 /// Set in [`Slot::thread_claim_born`] for an inherited block.
@@ -137,14 +150,18 @@ impl Slot {
     }
 
     #[inline(always)]
+    fn born(&self) -> Birth {
+        let &Slot { address_born, size_born, site: _, thread_claim_born } = self;
+        let (low, middle) = (address_born as u32 & 0xff, size_born as u32 & 0xffff);
+        Birth(low | (middle << 8) | ((thread_claim_born & 0xff) << 24))
+    }
+
+    #[inline(always)]
     fn block(&self) -> Block {
-        let &Slot { address_born, size_born, site, thread_claim_born } = self;
-        let born = (address_born as u32 & 0xff)
-            | ((size_born as u32 & 0xffff) << 8)
-            | ((thread_claim_born & 0xff) << 24);
+        let &Slot { address_born: _, size_born, site, thread_claim_born } = self;
         Block {
             size_bytes: size_born >> 16,
-            born: Birth(born),
+            born: self.born(),
             site,
             thread: ThreadId::from_bits(thread_claim_born >> THREAD_SHIFT),
             claim: match thread_claim_born & (INHERITED | EARLIER) {
@@ -198,15 +215,16 @@ impl LiveSet {
         Some(slot.block())
     }
 
-    /// The site in the place of a block at `address`, whatever lies there.
+    /// What is in the place of a block at `address`, whatever lies there.
     ///
     /// For loading the place into the cache. It does not look whether the place is taken: the
     /// processor would guess that, guess wrong, and wait for the memory after all.
     #[inline(always)]
-    pub(super) fn likely_site(&self, address: Avma) -> Option<SiteId> {
+    pub(super) fn likely_block(&self, address: Avma) -> Option<LikelyBlock> {
         let hash = self.seed.hash_word(address.0);
         let shard = self.shards.get(shard_of(hash))?;
-        Some(shard.slots.get(shard.home(hash))?.site)
+        let slot = shard.slots.get(shard.home(hash))?;
+        Some(LikelyBlock { site: slot.site, born: slot.born() })
     }
 
     /// Whether there is a block at `address`.

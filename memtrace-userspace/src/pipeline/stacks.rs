@@ -328,17 +328,17 @@ impl Stacks {
 
     /// The site that an allocation with this stack is probably charged to.
     ///
-    /// For loading it into the cache, as [`Stacks::held_bytes`] does.
+    /// For loading it into the cache, as [`Stacks::likely_account`] does.
     #[inline(always)]
     pub(super) fn likely_site(&self, wire: WireStackId) -> SiteId {
         let recent = self.wire_ids.peek(wire).and_then(|meaning| meaning.recent);
         recent.map_or(SiteId::default(), |(_, _, site)| site)
     }
 
-    /// What is held of a site; 0 if there is no such site.
+    /// The account of a site that may not be there.
     #[inline(always)]
-    pub(super) fn held_bytes(&self, site: SiteId) -> u64 {
-        self.accounts.get(site.0 as usize).map_or(0, Account::held_bytes)
+    pub(super) fn likely_account(&self, site: SiteId) -> Option<&Account> {
+        self.accounts.get(site.0 as usize)
     }
 
     /// Learns what `wire` stands for, from now on and since it was first named, and to which

@@ -154,6 +154,12 @@ impl Collected {
         self.lifetimes.released(site, frees, age_units, size_bytes);
     }
 
+    /// How many blocks of a site that lived about as long were released, if that is known.
+    #[inline(always)]
+    pub(super) fn released_so_far(&self, site: SiteId, age_units: u64) -> u64 {
+        self.lifetimes.of(site).map_or(0, |lifetimes| lifetimes.count_like(age_units))
+    }
+
     /// `realloc` has made a block of `old_bytes` one of `new_bytes`.
     pub(super) fn reallocated(
         &mut self,

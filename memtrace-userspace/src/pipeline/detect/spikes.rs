@@ -32,6 +32,8 @@ use crate::record::Time;
 const SPIKES: usize = 256;
 /// By which part of its growth a spike must have grown before its makers are measured anew.
 const REMEASURED_PART: u64 = 16;
+/// So many accounts are looked at in a tenth of a millisecond.
+const FEW_HOLDERS: usize = 4096;
 /// A spike has returned when this part of its height is left.
 const RETURNED_PART: u64 = 4;
 /// A spike goes on while the growth within the window is this part of the lowest threshold: a rise
@@ -216,11 +218,15 @@ impl Spikes {
         self.set_alarm();
     }
 
-    /// Whether the run is at its top and its makers were not measured there.
+    /// Whether the run is at its top and its makers were not measured there. If they are many, it
+    /// must have stood there for a tick: one that rises on is measured by [`REMEASURED_PART`].
     pub(super) fn is_paused(&self, total_bytes: u64) -> bool {
-        self.run
-            .as_ref()
-            .is_some_and(|run| run.top_bytes == total_bytes && run.measured_bytes < total_bytes)
+        let stood = self.window.back().is_some_and(|&(_, total)| total == total_bytes);
+        self.run.as_ref().is_some_and(|run| {
+            run.top_bytes == total_bytes
+                && run.measured_bytes < total_bytes
+                && (stood || run.base.len() <= FEW_HOLDERS)
+        })
     }
 
     /// What accounts held at the start of the run, complete up to now.

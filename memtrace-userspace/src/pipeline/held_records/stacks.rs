@@ -27,8 +27,21 @@ const FILES: u64 = 1 << 47;
 /// Every file has a terabyte.
 const FILE_BITS: u32 = 40;
 
-/// Stacks and the ids under which they are told.
-type NamedStacks<'s> = Vec<(WireStackId, &'s Stack)>;
+/// A stack that is told.
+#[derive(Clone, Copy)]
+struct NamedStack<'s> {
+    id: WireStackId,
+    stack: &'s Stack,
+    /// Whether all of its frames lie in files, as most stacks' do.
+    is_in_files: bool,
+}
+
+/// The stacks of a process, and the files in which their frames lie.
+#[derive(Default)]
+struct OfProcess<'s> {
+    stacks: Vec<NamedStack<'s>>,
+    files: BTreeSet<u32>,
+}
 
 /// The stack ids under which the records speak.
 pub(super) struct StackNames {
@@ -94,19 +107,21 @@ impl Pipeline {
         emit: &mut impl FnMut(&Record) -> Result<(), E>,
     ) -> Result<(), E> {
         let any = running.first().map_or_else(|| self.session_pid(), |running| running.pid);
-        let mut by_process: BTreeMap<Pid, NamedStacks<'_>> = BTreeMap::new();
+        let mut by_process: BTreeMap<Pid, OfProcess<'_>> = BTreeMap::new();
+        let mut files = Vec::new();
         for (id, stack) in &stacks.told {
-            let pid = stack.frames.iter().find_map(|place| match place {
-                Place::InFile { .. } => None,
-                Place::Anonymous { pid, .. } | Place::Unknown { pid, .. } => Some(*pid),
-            });
-            by_process.entry(pid.unwrap_or(any)).or_default().push((*id, stack));
+            files.clear();
+            let pid = survey(stack, &mut files);
+            let of_process = by_process.entry(pid.unwrap_or(any)).or_default();
+            of_process.files.extend(&files);
+            let is_in_files = pid.is_none();
+            of_process.stacks.push(NamedStack { id: *id, stack, is_in_files });
         }
-        for (pid, mut stacks) in by_process {
+        for (pid, OfProcess { mut stacks, files }) in by_process {
             let is_running = self.processes.find(pid).is_some();
             while !stacks.is_empty() {
                 let (together, others) = compatible(stacks);
-                let layout = self.lay_out(pid, &together);
+                let layout = self.lay_out(pid, &together, &files);
                 for module in &layout {
                     emit(&Record::Module(module.clone()))?;
                     if module.image != Image::Anonymous {
@@ -114,7 +129,7 @@ impl Pipeline {
                         self.tell_operations(module, image, emit)?;
                     }
                 }
-                for (id, stack) in together {
+                for NamedStack { id, stack, .. } in together {
                     let frames = stack.frames.iter().map(address_of).collect();
                     emit(&Record::Stack { id, pid, end: stack.end, frames })?;
                 }
@@ -131,21 +146,10 @@ impl Pipeline {
     }
 
     /// The mappings that make the addresses of these stacks mean their places.
-    fn lay_out(&self, pid: Pid, stacks: &[(WireStackId, &Stack)]) -> Vec<Module> {
-        let mut files = BTreeSet::new();
+    fn lay_out(&self, pid: Pid, stacks: &[NamedStack<'_>], files: &BTreeSet<u32>) -> Vec<Module> {
         let mut others: BTreeMap<Avma, bool> = BTreeMap::new();
-        for place in stacks.iter().flat_map(|(_, stack)| &stack.frames) {
-            match *place {
-                Place::InFile { image, .. } => {
-                    files.insert(image);
-                }
-                Place::Anonymous { address, .. } => {
-                    others.insert(address, true);
-                }
-                Place::Unknown { address, .. } => {
-                    others.entry(address).or_insert(false);
-                }
-            }
+        for (address, is_anonymous) in stacks.iter().flat_map(NamedStack::outside_of_files) {
+            *others.entry(address).or_default() |= is_anonymous;
         }
         let module = |start, end, image| Module {
             time: self.now,
@@ -155,7 +159,7 @@ impl Pipeline {
             offset: FileOffset(0),
             image,
         };
-        let files = files.into_iter().map(|index| {
+        let files = files.iter().map(|&index| {
             let start = FILES + (u64::from(index) << FILE_BITS);
             let image = Image::clone(&self.images.all()[index as usize]);
             module(start, start + (1 << FILE_BITS), image)
@@ -181,24 +185,46 @@ impl Pipeline {
     }
 }
 
+impl NamedStack<'_> {
+    /// The addresses of frames that lie in no file, and whether they are those of anonymous code.
+    fn outside_of_files(&self) -> impl Iterator<Item = (Avma, bool)> {
+        let frames = if self.is_in_files { &[] } else { self.stack.frames.as_slice() };
+        frames.iter().filter_map(|place| match *place {
+            Place::InFile { .. } => None,
+            Place::Anonymous { address, .. } => Some((address, true)),
+            Place::Unknown { address, .. } => Some((address, false)),
+        })
+    }
+}
+
+/// Adds the files of a stack's frames, once for each run of them; gives the process of the first
+/// frame that lies in none.
+fn survey(stack: &Stack, files: &mut Vec<u32>) -> Option<Pid> {
+    let mut first = None;
+    for place in &stack.frames {
+        match *place {
+            Place::InFile { image, .. } if files.last() == Some(&image) => {}
+            Place::InFile { image, .. } => files.push(image),
+            Place::Anonymous { pid, .. } | Place::Unknown { pid, .. } => {
+                first.get_or_insert(pid);
+            }
+        }
+    }
+    first
+}
+
 /// The first stack and those for which every address means the same, and the others.
 ///
 /// Code may have come and gone at an address, so it can be anonymous for one and unknown for
 /// another; few are.
-fn compatible(stacks: NamedStacks<'_>) -> (NamedStacks<'_>, NamedStacks<'_>) {
+fn compatible(stacks: Vec<NamedStack<'_>>) -> (Vec<NamedStack<'_>>, Vec<NamedStack<'_>>) {
     let mut is_anonymous: HashMap<Avma, bool> = HashMap::new();
-    stacks.into_iter().partition(|(_, stack)| {
-        let known = |place: &Place| match *place {
-            Place::InFile { .. } => None,
-            Place::Anonymous { address, .. } => Some((address, true)),
-            Place::Unknown { address, .. } => Some((address, false)),
-        };
-        let mut places = stack.frames.iter().filter_map(known);
-        let fits = places.all(|(address, anonymous)| {
+    stacks.into_iter().partition(|stack| {
+        let fits = stack.outside_of_files().all(|(address, anonymous)| {
             is_anonymous.get(&address).is_none_or(|known| *known == anonymous)
         });
         if fits {
-            is_anonymous.extend(stack.frames.iter().filter_map(known));
+            is_anonymous.extend(stack.outside_of_files());
         }
         fits
     })

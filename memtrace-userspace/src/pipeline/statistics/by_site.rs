@@ -192,7 +192,7 @@ impl Sizes {
 pub(super) struct Lifetimes {
     /// By the number of the site: one more than an index into `kept`, or 0.
     indices: Vec<u32>,
-    kept: Vec<(SiteId, Histogram)>,
+    kept: Vec<Histogram>,
     /// Of all others.
     rest: Histogram,
     limit: usize,
@@ -205,13 +205,25 @@ impl Lifetimes {
         Lifetimes { indices, kept, rest: Histogram::default(), limit, beyond_limit: 0 }
     }
 
+    /// Where in `kept` those of a site are; beyond all if there are none.
+    #[inline(always)]
+    fn index(&self, site: SiteId) -> usize {
+        let index = self.indices.get(site.index()).map_or(0, |index| *index as usize);
+        index.wrapping_sub(1)
+    }
+
+    /// Those of a site, if they are kept.
+    #[inline(always)]
+    pub(super) fn of(&self, site: SiteId) -> Option<&Histogram> {
+        self.kept.get(self.index(site))
+    }
+
     /// A block was released, the `frees`th of its site.
     #[inline(always)]
     pub(super) fn released(&mut self, site: SiteId, frees: u64, age_units: u64, size_bytes: u64) {
-        let index = self.indices.get(site.index()).map_or(0, |index| *index as usize);
-        // An index of 0 becomes one beyond all.
-        match self.kept.get_mut(index.wrapping_sub(1)) {
-            Some((_, lifetimes)) => lifetimes.add(age_units, size_bytes),
+        let index = self.index(site);
+        match self.kept.get_mut(index) {
+            Some(lifetimes) => lifetimes.add(age_units, size_bytes),
             None => {
                 self.rest.add(age_units, size_bytes);
                 if frees == FREES_BEFORE_LIFETIMES {
@@ -228,7 +240,7 @@ impl Lifetimes {
             self.beyond_limit += 1;
             return;
         }
-        self.kept.push((site, Histogram::default()));
+        self.kept.push(Histogram::default());
         if self.indices.len() <= site.index() {
             self.indices.resize(site.index() + 1, 0);
         }
@@ -238,7 +250,7 @@ impl Lifetimes {
     /// Those of all.
     pub(super) fn sum(&self) -> Histogram {
         let mut sum = self.rest.clone();
-        self.kept.iter().for_each(|(_, lifetimes)| sum.merge(lifetimes));
+        self.kept.iter().for_each(|lifetimes| sum.merge(lifetimes));
         sum
     }
 
@@ -267,9 +279,7 @@ pub(super) fn shown(
     let mut shown: FxHashMap<SiteId, Histograms> = FxHashMap::default();
     for (_, site) in busy {
         let Some(sizes) = sizes.of(site, stacks.account(site)) else { continue };
-        let index = lifetimes.indices.get(site.index()).map_or(0, |index| *index as usize);
-        let kept = lifetimes.kept.get(index.wrapping_sub(1));
-        let lifetimes = kept.map_or(Histogram::default(), |(_, lifetimes)| lifetimes.clone());
+        let lifetimes = lifetimes.of(site).cloned().unwrap_or_default();
         let histograms = Histograms { sizes, lifetimes };
         shown.entry(stacks.shown_as(site)).or_default().merge(&histograms);
     }

@@ -62,6 +62,12 @@ impl Histogram {
         ((u64::BITS - value.leading_zeros()) as usize).min(BUCKETS - 1)
     }
 
+    /// How many values there were of the order of magnitude of `value`.
+    #[inline(always)]
+    pub(super) fn count_like(&self, value: u64) -> u64 {
+        self.buckets[Histogram::bucket_of(value)].count
+    }
+
     /// Adds what another has counted.
     pub fn merge(&mut self, other: &Histogram) {
         for (sum, more) in self.buckets.iter_mut().zip(&other.buckets) {
