@@ -1,9 +1,11 @@
 //! Sending events, and what happens when the ring is full.
 //!
-//! Events are sent without waking the daemon, which polls. When the ring is full, the program
-//! waits a bounded moment for the daemon to make room (back-pressure) and only then drops the
-//! event and counts it. Once a wait was in vain, later events do not wait until the daemon has
-//! moved again, so that a hung daemon slows the target once and not at every event.
+//! Events are sent without waking the daemon, which polls: seldom, because every time it finds the
+//! processor's cache full of the target's data. A thread that finds a quarter of the ring full wakes
+//! it. When the ring is full, the program waits a bounded moment for the daemon to make room
+//! (back-pressure) and only then drops the event and counts it. Once a wait was in vain, later events
+//! do not wait until the daemon has moved again, so that a hung daemon slows the target once and not
+//! at every event.
 //!
 //! A thread that waits runs in the kernel, and where that is not preempted, as many threads as
 //! there are processors keep the daemon from making the room that they wait for. So threads are
@@ -42,6 +44,9 @@ const WAIT_FOR_BYTES: u64 = 64 * 1024;
 /// looks whether somebody else is to run.
 const HOLD_NS: u64 = 10_000_000;
 
+/// How often the daemon is woken at most: until it runs, everybody finds the ring as full.
+const WAKE_NS: u64 = 1_000_000;
+
 /// Bound of the waiting loop; the time limit ends it earlier. 2^23 is the most bpf_loop takes.
 const WAIT_STEPS: u32 = 1 << 23;
 
@@ -52,6 +57,17 @@ pub enum Urgency {
     Normal,
     /// At once.
     WakeUp,
+}
+
+impl Urgency {
+    /// For the helpers of the ring.
+    #[inline(always)]
+    fn flags(self) -> u64 {
+        match self {
+            Urgency::Normal => BPF_RB_NO_WAKEUP as u64,
+            Urgency::WakeUp => BPF_RB_FORCE_WAKEUP as u64,
+        }
+    }
 }
 
 /// In what context an event is sent.
@@ -75,20 +91,17 @@ pub fn send<T: Copy + 'static>(
     urgency: Urgency,
     context: Context,
 ) -> bool {
-    let flags = match urgency {
-        Urgency::Normal => BPF_RB_NO_WAKEUP,
-        Urgency::WakeUp => BPF_RB_FORCE_WAKEUP,
-    };
+    let flags = urgency.flags();
     if let Some(mut entry) = EVENTS.reserve::<T>(0) {
         entry.write(event);
-        entry.submit(flags as u64);
+        entry.submit(flags);
         return true;
     }
     if wait_for_room(context)
         && let Some(mut entry) = EVENTS.reserve::<T>(0)
     {
         entry.write(event);
-        entry.submit(flags as u64);
+        entry.submit(flags);
         return true;
     }
     count(lost);
@@ -121,16 +134,21 @@ pub fn reserved<T: Copy + 'static>(event: T, lost: Counter, act: impl Fn() -> bo
 /// # Safety
 /// `event` must point to `size` bytes of a map value, in a way that the verifier can follow.
 #[inline(always)]
-pub unsafe fn send_bytes(event: *mut c_void, size: u64, lost: Counter, context: Context) -> bool {
+pub unsafe fn send_bytes(
+    event: *mut c_void,
+    size: u64,
+    lost: Counter,
+    urgency: Urgency,
+    context: Context,
+) -> bool {
     let ring = (&raw const EVENTS).cast_mut().cast();
+    let flags = urgency.flags();
     // SAFETY: by the caller's promise.
-    if unsafe { bpf_ringbuf_output(ring, event, size, BPF_RB_NO_WAKEUP as u64) } == 0 {
+    if unsafe { bpf_ringbuf_output(ring, event, size, flags) } == 0 {
         return true;
     }
     // SAFETY: by the caller's promise.
-    if wait_for_room(context)
-        && unsafe { bpf_ringbuf_output(ring, event, size, BPF_RB_NO_WAKEUP as u64) } == 0
-    {
+    if wait_for_room(context) && unsafe { bpf_ringbuf_output(ring, event, size, flags) } == 0 {
         return true;
     }
     count(lost);
@@ -156,19 +174,25 @@ pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
     }
 }
 
-/// Holds the thread back for a moment if the ring is more than half full.
+/// Wakes the daemon if the ring is more than a quarter full, and holds the thread back for a moment
+/// if it is more than half full.
 ///
 /// Only where an event has been sent, and the thread may wait: between them, threads fill the half
 /// that is left so slowly that a daemon that runs at all empties it in time.
 #[inline(always)]
 pub fn hold_back() {
     let half = setting!(ring_bytes) / 2;
-    if EVENTS.query(BPF_RB_AVAIL_DATA as u64) <= half {
+    let filled = EVENTS.query(BPF_RB_AVAIL_DATA as u64);
+    if filled <= half / 2 {
+        return;
+    }
+    // SAFETY: a helper without preconditions.
+    let now_ns = unsafe { bpf_ktime_get_ns() };
+    wake_daemon(now_ns);
+    if filled <= half {
         return;
     }
     let Some(position) = position_to_wait_at() else { return };
-    // SAFETY: a helper without preconditions.
-    let now_ns = unsafe { bpf_ktime_get_ns() };
     if shared_value(shared::HELD_AT) != Some(position) {
         set_shared_value(shared::HELD_SINCE_NS, now_ns);
         set_shared_value(shared::HELD_AT, position);
@@ -182,6 +206,20 @@ pub fn hold_back() {
     }
     count(Counter::RingWaits);
     wait(Wait { deadline_ns: now_ns.saturating_add(limit_ns.min(HOLD_NS)), most_bytes: half });
+}
+
+/// Wakes the daemon, which sleeps for a while after it has found the ring empty.
+#[inline(always)]
+fn wake_daemon(now_ns: u64) {
+    let woken_ns = shared_value(shared::WOKEN_NS).unwrap_or(now_ns);
+    if now_ns.wrapping_sub(woken_ns) < WAKE_NS {
+        return;
+    }
+    set_shared_value(shared::WOKEN_NS, now_ns);
+    // What is discarded takes room until the daemon comes, and wakes it all the same.
+    if let Some(entry) = EVENTS.reserve::<u64>(0) {
+        entry.discard(BPF_RB_FORCE_WAKEUP as u64);
+    }
 }
 
 /// Waits until the ring has room; false if it has none in the end.

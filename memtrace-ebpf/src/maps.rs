@@ -135,8 +135,10 @@ pub mod shared {
     pub const HELD_AT: u32 = 2;
     /// `CLOCK_MONOTONIC` when the first of them was, at that position.
     pub const HELD_SINCE_NS: u32 = 3;
+    /// `CLOCK_MONOTONIC` when the daemon was last woken because the ring was filling up.
+    pub const WOKEN_NS: u32 = 4;
     /// How many there are.
-    pub const COUNT: u32 = 4;
+    pub const COUNT: u32 = 5;
 }
 
 /// What a thread is doing. One line of the cache.

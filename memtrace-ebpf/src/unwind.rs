@@ -17,7 +17,7 @@ use memtrace_common::event::{Kind, Stack, StackRest};
 use memtrace_common::unwind::{End, PcKind, Regs, Row, Step, cfa, step};
 
 use crate::bounds::{bounded, element, set_element};
-use crate::emit::{self, Context};
+use crate::emit::{self, Context, Urgency};
 use crate::lookup::{find_row, tables_are_behind};
 use crate::maps::{
     PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
@@ -177,8 +177,11 @@ fn send_if_new(s: &mut Scratch, tgid: u32, id: u64, context: Context) -> bool {
         return false;
     }
     // SAFETY: header and frames lie one behind the other in the scratch; the size was checked.
-    if !unsafe { emit::send_bytes((&raw mut s.stack).cast(), bytes, Counter::LostStacks, context) }
-    {
+    let is_sent = unsafe {
+        let event = (&raw mut s.stack).cast();
+        emit::send_bytes(event, bytes, Counter::LostStacks, Urgency::Normal, context)
+    };
+    if !is_sent {
         return false;
     }
     // SAFETY: as above.
@@ -211,7 +214,9 @@ fn send_raw(s: &mut Scratch, tgid: u32, context: Context) -> u64 {
     // SAFETY: header, frames, rest and copy lie one behind the other in the scratch.
     unsafe {
         let event = (&raw mut *s).cast::<u8>().add(core::mem::offset_of!(Scratch, stack));
-        emit::send_bytes(event.cast(), bytes as u64, Counter::LostStacks, context);
+        // A few hundred of them fill the ring.
+        let (bytes, urgency) = (bytes as u64, Urgency::WakeUp);
+        emit::send_bytes(event.cast(), bytes, Counter::LostStacks, urgency, context);
     }
     id
 }

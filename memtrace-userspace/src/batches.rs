@@ -15,8 +15,11 @@ use std::sync::mpsc::{self, SyncSender, sync_channel};
 
 use crate::record::Record;
 
-/// Records that are handed on together, about: few enough to stay in a processor's cache.
-pub const BATCH_RECORDS: usize = 4096;
+/// Records that are handed on together, about: as many as a busy target makes while the tracer sleeps.
+///
+/// A thread that gets its turn finds the processor's cache full of others' data, so turns are to be
+/// long.
+pub const BATCH_RECORDS: usize = 16_384;
 
 /// Vectors that have grown beyond this are not kept.
 const KEPT_RECORDS: usize = 4 * BATCH_RECORDS;

@@ -6,6 +6,7 @@ pub mod clock;
 mod closer;
 mod code;
 pub mod decode;
+mod doorbell;
 pub mod endings;
 mod events;
 pub mod finish;

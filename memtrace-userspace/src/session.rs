@@ -58,8 +58,8 @@ use crate::pipeline::{Limits, Pipeline};
 use crate::record::{Pid, Record};
 use crate::trace::WriteError;
 
-/// Batches that may wait for the writer or the pipeline: about 20 MB of records.
-const WAITING_BATCHES: usize = 64;
+/// Batches that may wait for the writer or the pipeline: about 15 MB of records.
+const WAITING_BATCHES: usize = 16;
 
 /// What to trace.
 #[derive(Clone, Debug, PartialEq, Eq)]

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use indicatif::{ProgressBar, ProgressStyle};
-use memtrace_userspace::batches::{BATCH_RECORDS, ReceiverGone, Sender};
+use memtrace_userspace::batches::{ReceiverGone, Sender};
 use memtrace_userspace::operations::Finder;
 use memtrace_userspace::part::{Excerpt, Part, PartError, Place, Watch, read_held, read_part};
 use memtrace_userspace::pipeline::snapshot::Snapshot;
@@ -20,6 +20,10 @@ use memtrace_userspace::views::counters::TRACE_TRUNCATED;
 use memtrace_userspace::views::printable::printable_str;
 
 use super::tell;
+
+/// Records that are decoded together: few enough to stay in a processor's cache until they are
+/// applied.
+const BATCH_RECORDS: usize = 4096;
 
 /// Batches that may be decoded ahead. They hide what decoding takes, and few are enough; a file
 /// made to do harm can make each of them large.

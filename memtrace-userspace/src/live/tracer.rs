@@ -9,7 +9,6 @@
 //! the first stack that was walked with its table, and no lock is needed.
 
 use std::collections::{HashMap, HashSet};
-use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -25,6 +24,7 @@ use super::attach::Traced;
 use super::clock::{Clock, monotonic_ns};
 use super::closer::Closer;
 use super::decode::{DecodeError, Event, decode};
+use super::doorbell::Doorbell;
 use super::endings::Endings;
 use super::follow::Refusals;
 use super::guardian::{Guardian, continue_process};
@@ -43,6 +43,9 @@ const SAMPLE_NS: u64 = 1_000_000_000;
 
 /// A free and the header that the ring puts before it.
 const SMALLEST_EVENT_BYTES: usize = size_of::<Free>() + 8;
+
+/// What five processors that do nothing but allocate and release write to the ring.
+const FASTEST_BYTES_PER_MS: u64 = 200_000;
 
 /// How to trace.
 #[derive(Clone, Debug)]
@@ -105,6 +108,9 @@ pub enum TracerError {
         "cannot map the event ring's positions: {0}; raise the limit of address space (`ulimit -v`)"
     )]
     Ring(std::io::Error),
+    /// Nobody can wait for the ring.
+    #[error("cannot wait for the event ring: {0}")]
+    Doorbell(std::io::Error),
     /// The guardian could not be started.
     #[error("cannot start the process that guards against stopped targets: {0}")]
     Guardian(std::io::Error),
@@ -161,6 +167,7 @@ impl TracerError {
             TracerError::Load(_)
             | TracerError::Decode(_)
             | TracerError::Ring(_)
+            | TracerError::Doorbell(_)
             | TracerError::Guardian(_) => false,
         }
     }
@@ -179,6 +186,7 @@ pub enum Drained {
 pub struct Tracer {
     pub(super) kernel: Kernel,
     ring: RingBuf<MapData>,
+    doorbell: Doorbell,
     pub(super) meter: RingMeter,
     pub(super) options: Options,
     pub(super) tables: Tables,
@@ -228,9 +236,11 @@ impl Tracer {
         let (kernel, ring) =
             Kernel::load(types?, options.capacity, back_pressure_ns, options.links)?;
         let meter = RingMeter::new(&ring).map_err(TracerError::Ring)?;
+        let doorbell = Doorbell::of(&ring).map_err(TracerError::Doorbell)?;
         let mut tracer = Tracer {
             kernel,
             ring,
+            doorbell,
             meter,
             tables: Tables::new(options.capacity),
             options,
@@ -287,16 +297,11 @@ impl Tracer {
         &mut self.out
     }
 
-    /// Waits until the kernel half asks for attention, or `timeout` is over.
-    pub fn wait(&self, timeout: Duration) {
-        let mut poll = libc::pollfd {
-            fd: std::os::fd::AsRawFd::as_raw_fd(&self.ring.as_fd()),
-            events: libc::POLLIN,
-            revents: 0,
-        };
-        let timeout = i32::try_from(timeout.as_millis()).unwrap_or(i32::MAX);
-        // SAFETY: one valid pollfd. An interrupted wait is a short one.
-        unsafe { libc::poll(&raw mut poll, 1, timeout) };
+    /// Sleeps until the kernel half asks for attention, but no longer than `longest`, nor than a very
+    /// busy target takes to fill the ring.
+    pub fn wait(&self, longest: Duration) {
+        let fill_ms = u64::from(self.options.capacity.ring_bytes) / FASTEST_BYTES_PER_MS;
+        self.doorbell.wait(longest.min(Duration::from_millis(fill_ms)));
     }
 
     /// Handles what is in the ring, up to about `limit` records.

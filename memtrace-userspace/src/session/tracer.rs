@@ -18,8 +18,12 @@ use crate::lost::LostBlocks;
 use crate::operations::Finder;
 use crate::record::EndReason;
 
-/// How long the tracer sleeps when the ring is empty.
-pub(super) const IDLE: Duration = Duration::from_millis(4);
+/// How long the tracer sleeps when the ring is empty: less costs the daemon more, more saves hardly
+/// anything.
+pub(super) const IDLE: Duration = Duration::from_millis(40);
+
+/// The same while a process that is at its end waits for a scan.
+const SCANNING: Duration = Duration::from_millis(2);
 
 /// How often time passes for an idle target, and the daemon shows the kernel that it lives.
 const TICK: Duration = Duration::from_millis(100);
@@ -98,7 +102,10 @@ pub(super) fn trace(
             }
         }
         if drained == Drained::All {
-            tracer.wait(IDLE);
+            tracer.wait(match scanning {
+                Progress::Idle => IDLE,
+                Progress::Scans => SCANNING,
+            });
         }
     };
     let (mut records, verdict) = tracer.finish(reason)?;
