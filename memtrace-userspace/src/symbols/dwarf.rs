@@ -25,6 +25,9 @@ use super::{Options, debug_files, mapped};
 /// Inlining deeper than this is cut off.
 const MAX_INLINED: usize = 256;
 
+/// How deep it usually is, at most.
+const USUALLY_INLINED: usize = 16;
+
 /// How many lookups may fail on a fresh context before the file is given up.
 const MAX_FAILURES: u32 = 8;
 
@@ -203,7 +206,7 @@ fn pass_on<'a>(
     mut frames: FrameIter<'_, Metered<'a>>,
     each: &mut impl FnMut(RawFrame<'_>),
 ) -> Result<(), DwarfError> {
-    let mut found = Vec::new();
+    let mut found = Vec::with_capacity(USUALLY_INLINED);
     while found.len() < MAX_INLINED
         && let Some(frame) = frames.next()?
     {

@@ -98,6 +98,8 @@ pub(super) struct Table<'a> {
     segments: Vec<Segment>,
     symbols: Vec<Symbol<'a>>,
     left_out: u64,
+    /// The segment that was found last.
+    last: usize,
 }
 
 impl<'a> Table<'a> {
@@ -118,13 +120,25 @@ impl<'a> Table<'a> {
         });
         let segments = fill_gaps(&sized_segments(&kept), &kept);
         let symbols = kept.iter().map(|c| Symbol { start: c.start, name: c.name }).collect();
-        Table { segments, symbols, left_out }
+        Table { segments, symbols, left_out, last: 0 }
     }
 
     /// The symbol that covers `svma`.
-    pub(super) fn find(&self, svma: Svma) -> Option<Symbol<'a>> {
-        let after = self.segments.partition_point(|segment| segment.start <= svma.0);
-        let segment = self.segments.get(after.checked_sub(1)?)?;
+    pub(super) fn find(&mut self, svma: Svma) -> Option<Symbol<'a>> {
+        // Whoever asks for many addresses asks for neighbours: a search waits for the memory often.
+        let covers = |index: usize| {
+            self.segments.get(index).is_some_and(|segment| segment.start <= svma.0)
+                && self.segments.get(index + 1).is_none_or(|next| svma.0 < next.start)
+        };
+        if !covers(self.last) {
+            self.last = if covers(self.last + 1) {
+                self.last + 1
+            } else {
+                let after = self.segments.partition_point(|segment| segment.start <= svma.0);
+                after.checked_sub(1)?
+            };
+        }
+        let segment = self.segments.get(self.last)?;
         self.symbols.get(segment.symbol? as usize).copied()
     }
 
@@ -260,7 +274,7 @@ mod tests {
     }
 
     fn names(candidates: &[Candidate<'static>], addresses: &[u64]) -> Vec<Option<&'static str>> {
-        let table = Table::build(candidates.iter().copied());
+        let mut table = Table::build(candidates.iter().copied());
         let name = |symbol: Symbol<'static>| std::str::from_utf8(symbol.name).unwrap();
         addresses.iter().map(|svma| table.find(Svma(*svma)).map(name)).collect()
     }
@@ -401,7 +415,7 @@ mod tests {
                 })
                 .collect();
 
-            let table = Table::build(candidates.iter().copied());
+            let mut table = Table::build(candidates.iter().copied());
 
             for svma in 0..100 {
                 let found = table.find(Svma(svma)).map(|symbol| symbol.name);
