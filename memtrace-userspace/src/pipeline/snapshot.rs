@@ -52,7 +52,8 @@ pub struct Snapshot {
     pub events: u64,
     /// Sums over everything.
     pub totals: Totals,
-    /// Usage by stack and API; heap and mappings never share an entry.
+    /// Usage by stack and API; heap and mappings never share an entry. Equal call paths are one
+    /// [`Arc`].
     pub stacks: Vec<StackUsage>,
     /// The same by process, if [`Limits::process_sites`](super::Limits::process_sites) has room for
     /// it; process 0 has what found none.

@@ -320,9 +320,15 @@ impl Stacks {
         let shown_as = self.sites[site.0 as usize].shown_as;
         match &self.entries[self.sites[shown_as.0 as usize].stack.0 as usize] {
             Entry::Known(stack, _) => Arc::clone(stack),
-            Entry::Awaited | Entry::Duplicate => {
-                Arc::new(Stack { end: End::Missing, frames: Vec::new() })
-            }
+            Entry::Awaited | Entry::Duplicate => self.missing(),
+        }
+    }
+
+    /// The call path that stands for all whose frames are not known.
+    fn missing(&self) -> Arc<Stack> {
+        match &self.entries[StackId::MISSING.0 as usize] {
+            Entry::Known(stack, _) => Arc::clone(stack),
+            Entry::Awaited | Entry::Duplicate => unreachable!("it is known from the start"),
         }
     }
 
@@ -517,8 +523,7 @@ impl Stacks {
     /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
     pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
         let (api, stack) = self.known_call_path(site);
-        let missing = || Arc::new(Stack { end: End::Missing, frames: Vec::new() });
-        (stack.map_or_else(missing, Arc::clone), api)
+        (stack.map_or_else(|| self.missing(), Arc::clone), api)
     }
 
     /// How many distinct stacks have arrived that ended like this.

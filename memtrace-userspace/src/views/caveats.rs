@@ -3,6 +3,8 @@
 //! Every view shows these lines next to its numbers. They are derived from the counters, the
 //! stacks and the session's origin; a session that saw everything has none.
 
+use std::sync::Arc;
+
 use memtrace_common::unwind::End;
 use rustc_hash::FxHashSet;
 
@@ -30,7 +32,7 @@ pub fn stack_quality(snapshot: &Snapshot) -> StackQuality {
     let mut seen = FxHashSet::default();
     for usage in &snapshot.stacks {
         let truncated = usage.stack.end != End::Root;
-        if seen.insert(&usage.stack) {
+        if seen.insert(Arc::as_ptr(&usage.stack)) {
             quality.stacks += 1;
             quality.truncated_stacks += u64::from(truncated);
         }

@@ -173,7 +173,9 @@ pub struct Names {
     lookup: Box<dyn Lookup>,
     functions: FxHashMap<Identity, Arc<Function>>,
     places: FxHashMap<Place, Arc<PlaceFrames>>,
-    stacks: FxHashMap<Arc<Stack>, Arc<SymbolizedStack>>,
+    /// By the address of the stack, which is kept for that: equal stacks are shared, and to look into
+    /// each frame of each for its hash takes longer than all else.
+    stacks: FxHashMap<usize, (Arc<Stack>, Arc<SymbolizedStack>)>,
     misses: BTreeMap<Arc<str>, Miss>,
     jit_names: Arc<JitNames>,
     /// How many stacks were named.
@@ -218,16 +220,17 @@ impl Names {
             Place::InFile { .. } | Place::Unknown { .. } => false,
         };
         self.places.retain(|place, _| !is_news(place));
-        self.stacks.retain(|stack, _| !stack.frames.iter().any(is_news));
+        self.stacks.retain(|_, (stack, _)| !stack.frames.iter().any(is_news));
     }
 
     /// The stack with names. `images` is the table of the snapshot that the stack comes from.
     pub fn symbolize(&mut self, images: &[Arc<Image>], stack: &Arc<Stack>) -> Arc<SymbolizedStack> {
-        if let Some(known) = self.stacks.get(stack) {
+        let address = Arc::as_ptr(stack).addr();
+        if let Some((_, known)) = self.stacks.get(&address) {
             return Arc::clone(known);
         }
         let symbolized = Arc::new(self.symbolize_once(images, stack));
-        self.stacks.insert(Arc::clone(stack), Arc::clone(&symbolized));
+        self.stacks.insert(address, (Arc::clone(stack), Arc::clone(&symbolized)));
         symbolized
     }
 

@@ -449,6 +449,11 @@ mod tests {
             *main = Place::InFile { image: 0, offset: FileOffset(0x1200) };
             used.stack = Arc::new(stack);
         }
+        // As the pipeline does, equal call paths are one.
+        for verdict in &mut snapshot.leaks.verdicts {
+            let equal = snapshot.stacks.iter().find(|used| used.stack == verdict.stack);
+            verdict.stack = Arc::clone(equal.map_or(&verdict.stack, |used| &used.stack));
+        }
         let ranking = rank(&snapshot, &mut names, SortKey::Live);
         let finished = Activity::new(Level::Live).finish(&snapshot);
         rows(&snapshot, &ranking, &finished, &mut names, room)
