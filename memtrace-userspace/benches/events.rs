@@ -153,9 +153,7 @@ fn tracing(criterion: &mut Criterion<CpuTime>) {
 
 fn write(records: &[Record]) -> Vec<u8> {
     let mut writer = Writer::new(Vec::new()).expect("memory takes every byte");
-    for record in records {
-        writer.write(record).expect("memory takes every byte");
-    }
+    writer.write_all(records).expect("memory takes every byte");
     writer.finish().expect("memory takes every byte")
 }
 

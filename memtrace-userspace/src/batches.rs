@@ -21,6 +21,10 @@ use crate::record::Record;
 /// long.
 pub const BATCH_RECORDS: usize = 16_384;
 
+/// Of so many records, what they need of the memory is loaded together, by those who apply or write
+/// them: then they wait for it once.
+pub(crate) const RECORDS_LOADED_TOGETHER: usize = 16;
+
 /// Vectors that have grown beyond this are not kept.
 const KEPT_RECORDS: usize = 4 * BATCH_RECORDS;
 

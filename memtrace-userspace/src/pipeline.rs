@@ -91,12 +91,10 @@ use self::stacks::Stacks;
 use self::statistics::{Collected, LiveBlocks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
+use crate::batches::RECORDS_LOADED_TOGETHER;
 use crate::hash::Seed;
 use crate::modules::{Backing, Images};
 use crate::record::{self, EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
-
-/// So many events' worth of memory accesses are under way at a time.
-const RECORDS_LOADED_TOGETHER: usize = 16;
 
 /// The state of a session, built up record by record.
 pub struct Pipeline {

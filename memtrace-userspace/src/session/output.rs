@@ -74,9 +74,7 @@ impl Output {
             Writer::new(BufWriter::with_capacity(1 << 18, self.file)).map_err(failed)?;
         let mut next_flush = Instant::now() + FLUSH;
         for batch in batches {
-            for record in batch.iter() {
-                writer.write(record).map_err(failed)?;
-            }
+            writer.write_all(&batch).map_err(failed)?;
             if let Some(Keyframe { level, snapshot }) = keyframes.take(writer.bytes_written()) {
                 writer.write_keyframe(&level, &snapshot).map_err(failed)?;
             }

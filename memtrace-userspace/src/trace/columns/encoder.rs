@@ -1,5 +1,7 @@
 //! Records to columns.
 
+use std::hint::black_box;
+
 use memtrace_common::addr::Avma;
 use memtrace_common::event::Api;
 use rustc_hash::FxHashMap;
@@ -80,6 +82,20 @@ impl Encoder {
     /// How many bytes its rows have.
     pub(in crate::trace) fn row_bytes(&self) -> usize {
         self.columns[column::ROWS].len()
+    }
+
+    /// Reads what pushing the records will: they wait for the memory together, and not one after the
+    /// other.
+    #[inline]
+    pub(in crate::trace) fn load(&self, records: &[Record]) {
+        for record in records {
+            if let Record::Alloc { ptr, .. }
+            | Record::Free { ptr, .. }
+            | Record::Retire { ptr, .. } = record
+            {
+                black_box(self.newest.load(ptr.0));
+            }
+        }
     }
 
     /// Appends a record.

@@ -53,6 +53,12 @@ impl Newest {
         self.sets.fill(Set([0; WAYS]));
     }
 
+    /// Reads what [`Newest::find`] or [`Newest::note`] will, so that it is in the processor's cache.
+    #[inline(always)]
+    pub(super) fn load(&self, address: u64) -> u32 {
+        self.sets[Place::of(address).set].0[0]
+    }
+
     /// The last alloc at an address, if it is known: how many allocs ago, and its block.
     #[inline]
     pub(super) fn find(&self, address: u64, model: &Model) -> Option<(u64, Block)> {
