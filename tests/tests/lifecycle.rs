@@ -124,6 +124,27 @@ fn recorder_that_does_not_look_counts_every_event_it_lost() -> Result<()> {
 }
 
 #[test]
+fn small_ring_of_a_busy_target_loses_nothing() -> Result<()> {
+    privileged!();
+    let trace = trace_path("small_ring")?;
+    let mut target = start_waiting(&program::MANY_PATHS.build(FramePointers::Omitted)?)?;
+    let recorder = Recorder::attach_with(target.pid(), &trace, &["--ring-size", "1M"])?;
+
+    // Twelve rings full of stacks, and as much again of allocations and releases.
+    target.go_on()?;
+    target.wait_for_stdout("done")?;
+    recorder.detach()?;
+
+    target.go_on()?;
+    target.finish()?.require_success("the target")?;
+    let report = report(&trace)?;
+    ensure!(report.number("/capture/lost_events")? == 0, "counters: {}", report.json["counters"]);
+    let peak_bytes = report.counter("ring_peak_bytes");
+    ensure!(peak_bytes <= 1 << 20, "the ring held {peak_bytes} bytes");
+    compare(&program::MANY_PATHS.table()?, &report, Stacks::Complete)
+}
+
+#[test]
 fn target_whose_end_was_lost_ends_the_recording() -> Result<()> {
     privileged!();
     let trace = trace_path("lost_end")?;
