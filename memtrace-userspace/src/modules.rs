@@ -132,8 +132,24 @@ impl Modules {
 
     /// What is mapped at `address`; `None` if nothing known is.
     pub fn locate(&self, address: Avma) -> Option<Backing> {
-        let (start, mapped) = self.by_start.range(..=address).next_back()?;
-        (address < mapped.end).then(|| mapped.backing.skip(address.0 - start.0))
+        let (start, mapped) = self.find(address)?;
+        Some(mapped.backing.skip(address.0 - start.0))
+    }
+
+    /// The same for each of several addresses: quick where one lies in the mapping of the one before.
+    pub fn locate_each(&self, addresses: &[Avma]) -> impl Iterator<Item = Option<Backing>> {
+        let mut last: Option<(Avma, Mapped)> = None;
+        addresses.iter().map(move |&address| {
+            let same = last.filter(|(start, mapped)| (*start..mapped.end).contains(&address));
+            last = same.or_else(|| self.find(address));
+            last.map(|(start, mapped)| mapped.backing.skip(address.0 - start.0))
+        })
+    }
+
+    /// The mapping that an address lies in, and where that starts.
+    fn find(&self, address: Avma) -> Option<(Avma, Mapped)> {
+        let (&start, &mapped) = self.by_start.range(..=address).next_back()?;
+        (address < mapped.end).then_some((start, mapped))
     }
 
     /// Every mapping: its start, its end, and what it shows.
@@ -230,6 +246,11 @@ mod tests {
             for (address, expected) in twin.iter().enumerate() {
                 prop_assert_eq!(modules.locate(Avma(address as u64)), *expected);
             }
+            let there_and_back: Vec<u64> = (0..64).chain((0..64).rev()).collect();
+            let addresses: Vec<Avma> = there_and_back.iter().map(|address| Avma(*address)).collect();
+            let located: Vec<_> = modules.locate_each(&addresses).collect();
+            let expected: Vec<_> = there_and_back.iter().map(|a| twin[*a as usize]).collect();
+            prop_assert_eq!(located, expected);
         }
     }
 }

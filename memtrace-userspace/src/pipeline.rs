@@ -550,13 +550,18 @@ impl Pipeline {
 
     /// Learns the frames of a stack; where they lie is decided by what is mapped now.
     fn stack(&mut self, id: WireStackId, pid: Pid, end: End, frames: &[Avma]) {
-        let process = self.processes.find(pid).map(|id| self.processes.running(id));
-        let place = |&address: &Avma| match process.and_then(|p| p.modules.locate(address)) {
+        let place = |(&address, backing): (&Avma, Option<Backing>)| match backing {
             Some(Backing::Image(image, offset)) => Place::InFile { image: image.index(), offset },
             Some(Backing::Anonymous) => Place::Anonymous { pid, address },
             None => Place::Unknown { pid, address },
         };
-        let frames: Vec<Place> = frames.iter().map(place).collect();
+        let frames: Vec<Place> = match self.processes.find(pid) {
+            Some(process) => {
+                let modules = &self.processes.running(process).modules;
+                frames.iter().zip(modules.locate_each(frames)).map(place).collect()
+            }
+            None => frames.iter().map(|address| place((address, None))).collect(),
+        };
         for frame in &frames {
             if let &Place::Anonymous { pid, address } = frame {
                 self.jit_names.saw(pid, address);

@@ -6,6 +6,7 @@
 #![expect(missing_docs, reason = "the fields of a variant are explained by the variant")]
 
 use std::collections::BTreeMap;
+use std::hash::{Hash, Hasher};
 use std::sync::Arc;
 
 use memtrace_common::addr::{Avma, FileOffset};
@@ -285,7 +286,7 @@ pub struct Stack {
 }
 
 /// An address of code, as far as it can be told without opening a file.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Place {
     /// In a file: an index into [`Snapshot::images`] and an offset in it.
     InFile { image: u32, offset: FileOffset },
@@ -293,6 +294,19 @@ pub enum Place {
     Anonymous { pid: Pid, address: Avma },
     /// In no mapping that was known.
     Unknown { pid: Pid, address: Avma },
+}
+
+/// In two words: stacks of a hundred frames are hashed for each that is new.
+impl Hash for Place {
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (kind, whose, address) = match *self {
+            Place::InFile { image, offset } => (0, image, offset.0),
+            Place::Anonymous { pid, address } => (1, pid.0, address.0),
+            Place::Unknown { pid, address } => (2, pid.0, address.0),
+        };
+        state.write_u64(u64::from(whose) << 2 | kind);
+        state.write_u64(address);
+    }
 }
 
 /// One process.
