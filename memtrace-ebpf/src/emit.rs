@@ -181,18 +181,24 @@ pub fn header_of(tid: u32, kind: Kind, api: u8, flags: u16) -> Header {
 /// that is left so slowly that a daemon that runs at all empties it in time.
 #[inline(always)]
 pub fn hold_back() {
-    let half = setting!(ring_bytes) / 2;
     let filled = EVENTS.query(BPF_RB_AVAIL_DATA as u64);
-    if filled <= half / 2 {
-        return;
+    if filled > setting!(ring_bytes) / 4 {
+        make_room(filled);
     }
+}
+
+/// The rest of [`hold_back`], which the verifier looks at once and not wherever an event is sent.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn make_room(filled: u64) -> u64 {
     // SAFETY: a helper without preconditions.
     let now_ns = unsafe { bpf_ktime_get_ns() };
     wake_daemon(now_ns);
+    let half = setting!(ring_bytes) / 2;
     if filled <= half {
-        return;
+        return 0;
     }
-    let Some(position) = position_to_wait_at() else { return };
+    let Some(position) = position_to_wait_at() else { return 0 };
     if shared_value(shared::HELD_AT) != Some(position) {
         set_shared_value(shared::HELD_SINCE_NS, now_ns);
         set_shared_value(shared::HELD_AT, position);
@@ -202,10 +208,11 @@ pub fn hold_back() {
     if now_ns > since_ns.saturating_add(limit_ns) {
         count(Counter::RingStalls);
         set_shared_value(shared::STALLED_AT, position);
-        return;
+        return 0;
     }
     count(Counter::RingWaits);
     wait(Wait { deadline_ns: now_ns.saturating_add(limit_ns.min(HOLD_NS)), most_bytes: half });
+    0
 }
 
 /// Wakes the daemon, which sleeps for a while after it has found the ring empty.
