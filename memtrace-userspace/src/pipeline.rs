@@ -93,7 +93,7 @@ use self::threads::Threads;
 use self::timeline::{Level, Timeline};
 use crate::batches::RECORDS_LOADED_TOGETHER;
 use crate::hash::Seed;
-use crate::modules::{Backing, Images};
+use crate::modules::{Backing, Images, Modules};
 use crate::record::{self, EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
 
 /// The state of a session, built up record by record.
@@ -555,13 +555,11 @@ impl Pipeline {
             Some(Backing::Anonymous) => Place::Anonymous { pid, address },
             None => Place::Unknown { pid, address },
         };
-        let frames: Vec<Place> = match self.processes.find(pid) {
-            Some(process) => {
-                let modules = &self.processes.running(process).modules;
-                frames.iter().zip(modules.locate_each(frames)).map(place).collect()
-            }
-            None => frames.iter().map(|address| place((address, None))).collect(),
-        };
+        let nothing = Modules::default();
+        let process = self.processes.find(pid).map(|id| self.processes.running(id));
+        let modules = process.map_or(&nothing, |process| &process.modules);
+        let frames: Vec<Place> =
+            frames.iter().zip(modules.locate_each(frames)).map(place).collect();
         for frame in &frames {
             if let &Place::Anonymous { pid, address } = frame {
                 self.jit_names.saw(pid, address);

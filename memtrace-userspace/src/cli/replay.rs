@@ -23,7 +23,7 @@ use super::tell;
 
 /// Records that are decoded together: few enough to stay in a processor's cache until they are
 /// applied.
-const BATCH_RECORDS: usize = 4096;
+const DECODED_TOGETHER: usize = 4096;
 
 /// Batches that may be decoded ahead. They hide what decoding takes, and few are enough; a file
 /// made to do harm can make each of them large.
@@ -227,7 +227,7 @@ fn decode(
     progress: &ProgressBar,
 ) -> Result<Option<Truncation>, TraceError> {
     let mut records = Vec::new();
-    while reader.read(&mut records, BATCH_RECORDS)? > 0 {
+    while reader.read(&mut records, DECODED_TOGETHER)? > 0 {
         if let Some(operations) = &mut operations {
             operations.insert(&mut records);
         }
@@ -265,7 +265,7 @@ impl Due {
     /// After how many records to look whether a snapshot is due.
     fn records_per_look(&self) -> usize {
         match self {
-            Due::Never | Due::WallTime { .. } => BATCH_RECORDS,
+            Due::Never | Due::WallTime { .. } => DECODED_TOGETHER,
             // A snapshot shows what happened up to its time, exactly.
             Due::TraceTime { .. } => 1,
         }

@@ -130,14 +130,14 @@ impl<'a> Table<'a> {
             self.segments.get(index).is_some_and(|segment| segment.start <= svma.0)
                 && self.segments.get(index + 1).is_none_or(|next| svma.0 < next.start)
         };
-        if !covers(self.last) {
-            self.last = if covers(self.last + 1) {
-                self.last + 1
-            } else {
+        let near = [self.last, self.last + 1].into_iter().find(|index| covers(*index));
+        self.last = match near {
+            Some(index) => index,
+            None => {
                 let after = self.segments.partition_point(|segment| segment.start <= svma.0);
                 after.checked_sub(1)?
-            };
-        }
+            }
+        };
         let segment = self.segments.get(self.last)?;
         self.symbols.get(segment.symbol? as usize).copied()
     }

@@ -34,6 +34,13 @@ struct Place {
     tag: u32,
 }
 
+/// An entry of a set, and the alloc that it is of.
+struct Found {
+    way: usize,
+    distance: u64,
+    block: Block,
+}
+
 impl Place {
     #[inline(always)]
     fn of(address: u64) -> Place {
@@ -62,17 +69,15 @@ impl Newest {
     /// The last alloc at an address, if it is known: how many allocs ago, and its block.
     #[inline]
     pub(super) fn find(&self, address: u64, model: &Model) -> Option<(u64, Block)> {
-        let place = Place::of(address);
-        let way = self.way(&place, address, model)?;
-        let distance = distance(self.sets[place.set].0[way], model);
-        Some((distance, model.recent(distance)?))
+        let Found { distance, block, .. } = self.look(&Place::of(address), address, model)?;
+        Some((distance, block))
     }
 
     /// Notes that the next alloc is at `address`.
     #[inline]
     pub(super) fn note(&mut self, address: u64, model: &Model) {
         let place = Place::of(address);
-        let way = self.way(&place, address, model).unwrap_or(WAYS - 1);
+        let way = self.look(&place, address, model).map_or(WAYS - 1, |found| found.way);
         let Set(ways) = &mut self.sets[place.set];
         ways.copy_within(..way, 1);
         ways[0] = place.tag << NUMBER_BITS | (model.allocs & NUMBER) as u32;
@@ -80,7 +85,7 @@ impl Newest {
 
     /// The first entry of a set whose alloc was at `address`.
     #[inline(always)]
-    fn way(&self, place: &Place, address: u64, model: &Model) -> Option<usize> {
+    fn look(&self, place: &Place, address: u64, model: &Model) -> Option<Found> {
         let Set(ways) = &self.sets[place.set];
         let mut alike = 0u32;
         for (way, entry) in ways.iter().enumerate() {
@@ -88,9 +93,11 @@ impl Newest {
         }
         while alike != 0 {
             let way = alike.trailing_zeros() as usize;
-            let block = model.recent(distance(ways[way], model));
-            if block.is_some_and(|block| block.ptr == address) {
-                return Some(way);
+            let distance = distance(ways[way], model);
+            if let Some(block) = model.recent(distance)
+                && block.ptr == address
+            {
+                return Some(Found { way, distance, block });
             }
             alike &= alike - 1;
         }
