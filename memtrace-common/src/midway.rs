@@ -18,8 +18,17 @@
 //!   bit       0      8      12        16      24     28      32       40      48
 //!   | Api 8   | size 4 | block 4 | flags 8 | when 4 | action 4 | caller 8 | rbp 8 |
 //! ```
+//!
+//! Several functions may leave the search to one, the *core*, in which a place serves all of them,
+//! its *fronts*. The return address tells which of them has called it.
+//!
+//! ```text
+//!   malloc(size)       ─┐
+//!                       ├─> _int_malloc(arena, size)  …  jne  perturb     Core: the block is in rcx
+//!   calloc(n, size)    ─┘                                                 and the size in r12
+//! ```
 
-use crate::event::Api;
+use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 /// A general register except `rsp`, by its place in the kernel's `pt_regs`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -49,8 +58,38 @@ pub const NO_REGISTER: u32 = 15;
 /// Stands for the register itself, where a word of the stack could be meant.
 pub const IN_REGISTER: u32 = 0xff;
 
-/// How many words of the stack, from `rsp` on, a probe may refer to.
-pub const STACK_WORDS: usize = 8;
+/// How many words of the stack a probe may refer to: from `rsp` on, in a core from its return address
+/// on.
+pub const STACK_WORDS: usize = 16;
+
+/// The most fronts that a core may have: `malloc` and `calloc`.
+pub const MAX_FRONTS: usize = 2;
+
+/// How many sets of fronts the kernel keeps, by the number in a [`Cookie`].
+pub const FRONT_SETS: u32 = 256;
+
+/// A function that leaves the search for memory to a core, seen from a place in that.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, Hash, FromBytes, Immutable, IntoBytes, KnownLayout,
+)]
+#[repr(C)]
+pub struct Front {
+    /// Where it begins: so many bytes behind the place, less than none if in front of it.
+    pub from_place: i32,
+    /// How long it is, in bytes; 0 if there is no such front.
+    pub length: u32,
+    /// As what its blocks are counted: an [`Api`](crate::event::Api).
+    pub api: u8,
+    /// Where its return address is: so many words above the core's, less than [`STACK_WORDS`].
+    pub caller_word: u8,
+    /// Where its caller's `rbp` is, likewise.
+    pub rbp_word: u8,
+    /// 0.
+    pub unused: u8,
+}
+
+/// The fronts of a core, seen from one place.
+pub type Fronts = [Front; MAX_FRONTS];
 
 /// On which way out of a conditional jump the block is known, by the flags before it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -88,13 +127,43 @@ pub enum Midway {
         /// Where the caller's `rbp` is, likewise; `None` if still in `rbp`.
         rbp_word: Option<u8>,
     },
+    /// The block is there, in a core.
+    Core {
+        /// Where the size is.
+        size: Register,
+        /// Where the block's address is.
+        block: Register,
+        /// Whether it is.
+        when: When,
+        /// Where the core's return address is: so many words above `rsp`.
+        caller_word: u8,
+        /// Who may have called it; other calls do not count.
+        fronts: Fronts,
+    },
 }
 
 impl Midway {
-    /// What the kernel is told of it; never 0. The blocks are counted as those of `api`.
-    pub const fn cookie(self, api: Api) -> u64 {
+    /// Who may have called a core.
+    pub const fn fronts(&self) -> Option<&Fronts> {
+        match self {
+            Midway::Core { fronts, .. } => Some(fronts),
+            Midway::Note { .. } | Midway::Known { .. } => None,
+        }
+    }
+
+    /// What the kernel is told of it; never 0. The blocks are counted as those of `api`; a core has
+    /// the number of its fronts there.
+    pub const fn cookie(self, api: u8) -> u64 {
         let cookie = match self {
             Midway::Note { size } => (size as u64) << SIZE | (action::NOTE as u64) << ACTION,
+            Midway::Core { size, block, when, caller_word, fronts: _ } => {
+                (size as u64) << SIZE
+                    | (block as u64) << BLOCK
+                    | (when.flags as u64) << FLAGS
+                    | (when.any_set as u64) << ANY_SET
+                    | (action::CORE as u64) << ACTION
+                    | (caller_word as u64) << CALLER
+            }
             Midway::Known { size, block, when, caller_word, rbp_word } => {
                 let size = match size {
                     Some(register) => register as u32,
@@ -131,6 +200,8 @@ pub mod action {
     pub const NOTE: u32 = 1;
     /// [`super::Midway::Known`].
     pub const KNOWN: u32 = 2;
+    /// [`super::Midway::Core`].
+    pub const CORE: u32 = 3;
 }
 
 /// An attach cookie, as the kernel reads it.
@@ -139,10 +210,16 @@ pub mod action {
 pub struct Cookie(pub u64);
 
 impl Cookie {
-    /// An [`Api`].
+    /// An [`Api`](crate::event::Api).
     #[inline(always)]
     pub fn api(self) -> u8 {
         self.0 as u8
+    }
+
+    /// The number of a core's fronts.
+    #[inline(always)]
+    pub fn fronts(self) -> u32 {
+        self.0 as u32 & (FRONT_SETS - 1)
     }
 
     /// The register that holds the size, or [`NO_REGISTER`].
@@ -186,6 +263,7 @@ impl Cookie {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::event::Api;
 
     const ZF: u64 = 1 << 6;
 
@@ -199,7 +277,7 @@ mod tests {
             rbp_word: Some(3),
         };
 
-        let cookie = Cookie(known.cookie(Api::Malloc));
+        let cookie = Cookie(known.cookie(Api::Malloc as u8));
 
         assert_eq!((cookie.api(), cookie.action()), (Api::Malloc as u8, action::KNOWN));
         assert_eq!((cookie.size(), cookie.block()), (Register::Rbx as u32, Register::Rax as u32));
@@ -217,7 +295,7 @@ mod tests {
             rbp_word: None,
         };
 
-        let cookie = Cookie(known.cookie(Api::New));
+        let cookie = Cookie(known.cookie(Api::New as u8));
 
         assert_eq!((cookie.size(), cookie.block()), (NO_REGISTER, 0));
         assert_eq!((cookie.caller_word(), cookie.rbp_word()), (0, IN_REGISTER));
@@ -226,9 +304,27 @@ mod tests {
 
     #[test]
     fn note_says_where_the_size_is() {
-        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc));
+        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8));
 
         assert_eq!((cookie.action(), cookie.size()), (action::NOTE, Register::Rsi as u32));
+    }
+
+    #[test]
+    fn core_has_the_number_of_its_fronts() {
+        let core = Midway::Core {
+            size: Register::R12,
+            block: Register::Rcx,
+            when: When { flags: ZF as u8, any_set: true },
+            caller_word: 11,
+            fronts: Fronts::default(),
+        };
+
+        let cookie = Cookie(core.cookie(201));
+
+        assert_eq!((cookie.fronts(), cookie.action()), (201, action::CORE));
+        assert_eq!((cookie.size(), cookie.block()), (Register::R12 as u32, Register::Rcx as u32));
+        assert_eq!(cookie.caller_word(), 11);
+        assert!(cookie.holds(ZF) && !cookie.holds(0));
     }
 
     #[test]
@@ -240,7 +336,7 @@ mod tests {
             caller_word: 0,
             rbp_word: None,
         };
-        let cookie = Cookie(known.cookie(Api::Malloc));
+        let cookie = Cookie(known.cookie(Api::Malloc as u8));
 
         let held = [0, 1, ZF, 1 | ZF, 2].map(|flags| cookie.holds(flags));
 

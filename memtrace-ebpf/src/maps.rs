@@ -16,6 +16,7 @@ use memtrace_common::config::{
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
+use memtrace_common::midway::{FRONT_SETS, Fronts};
 use memtrace_common::unwind::Regs;
 
 /// Written by the daemon into the object before it is loaded; constant afterwards.
@@ -61,6 +62,10 @@ pub static PROCESS_INDEX: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROC
 /// The traced processes.
 #[map]
 pub static PROCESSES: Array<Process> = Array::with_max_entries(MAX_PROCESSES, 0);
+
+/// The fronts of allocators' cores, by the number in an attach cookie.
+#[map]
+pub static FRONTS: Array<Fronts> = Array::with_max_entries(FRONT_SETS, 0);
 
 /// How often each traced process has made code executable; see `Process::code_changes`.
 #[map]

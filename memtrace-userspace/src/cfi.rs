@@ -24,7 +24,9 @@ mod trampolines;
 
 use std::borrow::Cow;
 
-use gimli::{BaseAddresses, DebugFrame, EhFrame, LittleEndian, UnwindSection};
+use gimli::{
+    BaseAddresses, DebugFrame, EhFrame, EhFrameHdr, LittleEndian, ParsedEhFrameHdr, UnwindSection,
+};
 use memtrace_common::addr::Svma;
 use memtrace_common::config::BUCKET_SHIFT;
 use memtrace_common::unwind::{Row, cfa};
@@ -163,7 +165,7 @@ pub fn lookup(table: &Table, pc: Svma) -> Row {
 
 /// Start and end of the function around `pc`, as its FDE states them.
 ///
-/// It reads the section from its beginning: for a question or two, and not for a whole stack.
+/// Without an index of the FDEs it reads all of them: for a question or two, and not for a whole stack.
 pub fn function_around<'data, R: ReadRef<'data>>(
     elf: &object::File<'data, R>,
     pc: Svma,
@@ -172,7 +174,13 @@ pub fn function_around<'data, R: ReadRef<'data>>(
     let section = read_section(elf, ".eh_frame", &mut Skipped::default())?;
     let mut frames = EhFrame::new(&section, LittleEndian);
     frames.set_address_size(8);
-    let fde = frames.fde_for_address(&bases, pc.0, EhFrame::cie_from_offset).ok()?;
+    let index = read_section(elf, ".eh_frame_hdr", &mut Skipped::default()).unwrap_or_default();
+    let index = EhFrameHdr::new(&index, LittleEndian).parse(&bases, 8).ok();
+    let fde = match index.as_ref().and_then(ParsedEhFrameHdr::table) {
+        Some(table) => table.fde_for_address(&frames, &bases, pc.0, EhFrame::cie_from_offset),
+        None => frames.fde_for_address(&bases, pc.0, EhFrame::cie_from_offset),
+    };
+    let fde = fde.ok()?;
     let end = fde.initial_address().checked_add(fde.len())?;
     Some((Svma(fde.initial_address()), Svma(end)))
 }
@@ -234,6 +242,9 @@ fn base_addresses<'data, R: ReadRef<'data>>(elf: &object::File<'data, R>) -> Bas
     let mut bases = BaseAddresses::default();
     if let Some(address) = address(".eh_frame") {
         bases = bases.set_eh_frame(address);
+    }
+    if let Some(address) = address(".eh_frame_hdr") {
+        bases = bases.set_eh_frame_hdr(address);
     }
     if let Some(address) = address(".text") {
         bases = bases.set_text(address);

@@ -144,6 +144,8 @@ pub const CROSS_THREAD_MUSL: Program = Program {
 pub const REALLOC_CHAIN: Program = program("realloc_chain", "realloc_chain.c", Toolchain::C);
 /// `calloc`, overflow included.
 pub const CALLOC_BLOCKS: Program = program("calloc_blocks", "calloc_blocks.c", Toolchain::C);
+/// glibc's allocator in all its ways, with one thread and with two.
+pub const ALLOCATOR_PATHS: Program = program("allocator_paths", "allocator_paths.c", Toolchain::C);
 /// The aligned allocators and `reallocarray`.
 pub const ALIGNED: Program = program("aligned", "aligned.c", Toolchain::C);
 /// 200 frames of one function.

@@ -1,5 +1,7 @@
 //! Every number of every test program, launched and attached to, with and without frame pointers.
 
+use std::path::Path;
+
 use anyhow::Result;
 use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
@@ -72,6 +74,7 @@ tests_of! {
     cross_thread: CROSS_THREAD, Complete;
     realloc_chain: REALLOC_CHAIN, Complete;
     calloc_blocks: CALLOC_BLOCKS, Complete;
+    allocator_paths: ALLOCATOR_PATHS, Complete;
     aligned: ALIGNED, Complete;
     recursion: RECURSION, Complete;
     signal_handler: SIGNAL_HANDLER, Complete;
@@ -90,6 +93,19 @@ tests_of! {
     rust_program: RUST_PROGRAM, Complete;
     // Go switches stacks on the way into C.
     cgo_program: CGO_PROGRAM, MayEndEarly;
+}
+
+/// With this setting `_int_malloc` writes to each block on its way out.
+#[test]
+fn allocator_that_fills_its_memory_is_exact() -> Result<()> {
+    privileged!();
+    let executable = program::ALLOCATOR_PATHS.build(FramePointers::Omitted)?;
+    let trace = trace_path("launched-allocator_paths-filled")?;
+    let fill = Path::new("GLIBC_TUNABLES=glibc.malloc.perturb=165");
+
+    record_launched(&trace, &[Path::new("/usr/bin/env"), fill, &executable])?;
+
+    compare(&program::ALLOCATOR_PATHS.table()?, &report(&trace)?, Stacks::Complete)
 }
 
 mod dlopen_plugins {

@@ -19,12 +19,11 @@
 //!   start-up, before libc's are there to replace them; since 2.31 it does not export any.
 
 use memtrace_common::addr::{FileOffset, Svma};
-use memtrace_common::call::{Argument, Call, Given};
+use memtrace_common::call::Call;
 use memtrace_common::midway::Midway;
 use object::ReadRef;
 use thiserror::Error;
 
-use crate::live::placement::midway::{self, Calls, Function, Size};
 use crate::live::placement::{self, Need, Site};
 use crate::record;
 
@@ -32,6 +31,7 @@ mod elf;
 pub mod facts;
 mod find;
 mod forwards;
+mod inside;
 pub mod named;
 mod names;
 pub mod spec;
@@ -43,6 +43,7 @@ pub mod wanted;
 use elf::Elf;
 use facts::Facts;
 use find::{Found, find};
+use inside::Inside;
 use named::NotFound;
 use spec::ProbeSpec;
 
@@ -143,10 +144,11 @@ impl Probe {
         Probe { target, site, midway: None }
     }
 
-    /// What the kernel is told of it.
-    pub fn cookie(&self) -> u64 {
+    /// What the kernel is told of it; `fronts` is the number under which it has a core's fronts.
+    pub fn cookie(&self, fronts: u8) -> u64 {
         match (self.midway, self.target.call.api()) {
-            (Some(midway), Some(api)) => midway.cookie(api),
+            (Some(midway @ Midway::Core { .. }), _) => midway.cookie(fronts),
+            (Some(midway), Some(api)) => midway.cookie(api as u8),
             _ => self.target.call.cookie(),
         }
     }
@@ -218,6 +220,8 @@ pub struct Skipped {
 pub struct Plan {
     /// The probes, by address.
     pub probes: Vec<Probe>,
+    /// The functions that are watched from inside, by name.
+    pub inside: Vec<String>,
     /// What was passed over, by name.
     pub skipped: Vec<Skipped>,
     /// Where exceptions start to unwind the stack. They are probed where a probed function of the
@@ -299,59 +303,16 @@ pub fn plan<'data>(
         let site = placement::place(target.code(file), target.svma.0, need);
         Probe::new(target, site)
     };
-    let mut probes = Vec::new();
-    for target in targets {
-        // A function that the user has named may be one that an allocator's function calls.
-        let sites = if watch == Watch::Inside && named.is_empty() {
-            sizes(target.call).and_then(|size| {
-                let (calls, memset) = match glibc.get(&target.svma) {
-                    Some(memset) => (Calls::Inner, memset.as_slice()),
-                    None => (Calls::Unknown, [].as_slice()),
-                };
-                let fills = memset.iter().map(|to| to.0.wrapping_sub(target.svma.0)).collect();
-                midway::find(target.code(file), &Function { size, calls, fills })
-            })
-        } else {
-            None
-        };
-        let Some(midway::Sites { midway, tail_calls }) = sites else {
-            probes.push(place(target));
-            continue;
-        };
-        for delta in tail_calls {
-            probes.push(Probe::new(target.clone(), Site::emulated(delta)));
-        }
-        for (delta, midway) in midway {
-            let target = Target { role: Role::Midway, ..target.clone() };
-            probes.push(Probe { target, site: Site::emulated(delta), midway: Some(midway) });
-        }
-    }
+    // A function that the user has named may be one that an allocator's function calls.
+    let Inside { mut probes, functions: inside } = match watch {
+        Watch::Inside if named.is_empty() => inside::take(file, &mut targets, &glibc),
+        Watch::Inside | Watch::Calls => Inside::default(),
+    };
+    probes.extend(targets.into_iter().map(place));
+    probes.sort_by_key(|probe| probe.target.svma);
     let unwinders = unwinders.into_iter().map(place).collect();
-    Ok(Plan { probes, skipped, unwinders, ends: ends.into_iter().map(place).collect() })
-}
-
-/// How a function that is like `malloc` or `calloc` is asked for a size: nothing else in, a block
-/// out, and no alignment asked for.
-fn sizes(call: Call) -> Option<Size> {
-    match call {
-        Call::Acquire {
-            api: _,
-            size,
-            times,
-            block: None,
-            given: Given::Returned,
-            alignment: None,
-        } => {
-            let arguments = [Argument::new(0), Argument::new(1)];
-            match times {
-                None if Some(size) == arguments[0] => Some(Size::Argument),
-                Some(times) if [Some(size), Some(times)] == arguments => Some(Size::Product),
-                Some(times) if [Some(times), Some(size)] == arguments => Some(Size::Product),
-                None | Some(_) => None,
-            }
-        }
-        Call::Acquire { .. } | Call::Release { .. } | Call::Ignore => None,
-    }
+    let ends = ends.into_iter().map(place).collect();
+    Ok(Plan { probes, inside, skipped, unwinders, ends })
 }
 
 /// What else the ELF file `file` says of itself.

@@ -12,17 +12,18 @@ use memtrace_common::config::{
     BUCKETS_PER_CHUNK, KernelOffsets, Module, Process, ROWS_PER_CHUNK, RowChunk, Settings,
 };
 use memtrace_common::counter::Counter;
+use memtrace_common::midway::{Fronts, Midway};
 use memtrace_common::unwind::Row;
 use rayon::prelude::*;
 use thiserror::Error;
 use zerocopy::{Immutable, IntoBytes};
 
-use super::allocators::Role;
+use super::allocators::{Probe, Role};
 use super::hooks;
 use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
 use super::kernel_version::kernel_release;
 use super::mapped_array::MappedArray;
-use super::probes::{self, Attached, LinkKind, Place, Probes};
+use super::probes::{self, Attached, LinkKind, Place, Point, Probes};
 use crate::record::Pid;
 
 /// The kernel programs, as built by `cargo xtask ebpf`.
@@ -167,6 +168,8 @@ struct Value<T>(T);
 unsafe impl Pod for Value<Module> {}
 // SAFETY: as above.
 unsafe impl Pod for Value<Process> {}
+// SAFETY: as above.
+unsafe impl Pod for Value<Fronts> {}
 
 /// The loaded kernel half. Dropping it detaches everything.
 pub struct Kernel {
@@ -180,6 +183,9 @@ pub struct Kernel {
     rows: MappedArray<Row>,
     buckets: MappedArray<u32>,
     shared: Array<MapData, u64>,
+    front_sets: Array<MapData, Value<Fronts>>,
+    /// Those that were written to it.
+    fronts: Vec<Fronts>,
     /// Messages of a debug build of the object; other builds have none.
     logger: Option<EbpfLogger<&'static dyn log::Log>>,
     counters: PerCpuArray<MapData, u64>,
@@ -221,6 +227,8 @@ impl Kernel {
             rows: mapped(&mut ebpf, "ROWS", row_chunks)?,
             buckets: mapped(&mut ebpf, "BUCKETS", bucket_chunks)?,
             shared: typed(&mut ebpf, "SHARED")?,
+            front_sets: typed(&mut ebpf, "FRONTS")?,
+            fronts: Vec::new(),
             counters: typed(&mut ebpf, "COUNTER_VALUES")?,
             logger: match ebpf.map(LOG_MAP) {
                 Some(_) => Some(EbpfLogger::init(&mut ebpf).map_err(LoadError::refused)?),
@@ -245,7 +253,33 @@ impl Kernel {
 
     /// Places probes for functions with one role. One that is refused does not cost the others.
     pub fn attach(&mut self, program: Program, role: Role, place: &Place<'_>) -> Attached {
-        self.probes.attach(&mut self.ebpf, program, role, place)
+        let points: Result<Vec<_>, _> = place.probes.iter().map(|p| self.point(p)).collect();
+        match points {
+            Ok(points) => self.probes.attach(&mut self.ebpf, program, role, place, &points),
+            Err(error) => Attached::none(place.probes.len(), &error),
+        }
+    }
+
+    /// Where a probe goes, and what the programs are told of it.
+    fn point(&mut self, probe: &Probe) -> Result<Point, LoadError> {
+        let number = match probe.midway.as_ref().and_then(Midway::fronts) {
+            Some(fronts) => self.number_of(fronts)?,
+            None => 0,
+        };
+        Ok(Point { offset: probe.offset(), cookie: probe.cookie(number) })
+    }
+
+    /// The number of a core's fronts, which are written if they are new.
+    fn number_of(&mut self, fronts: &Fronts) -> Result<u8, LoadError> {
+        let known = self.fronts.iter().position(|known| known == fronts);
+        let number = known.unwrap_or(self.fronts.len());
+        let number = u8::try_from(number)
+            .map_err(|_| LoadError::refused("too many builds of one allocator at a time"))?;
+        if known.is_none() {
+            self.front_sets.set(number.into(), Value(*fronts), 0).map_err(LoadError::refused)?;
+            self.fronts.push(*fronts);
+        }
+        Ok(number)
     }
 
     /// Makes the kernel trace what happens in `pid`, as the process at `index`.

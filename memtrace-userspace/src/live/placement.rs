@@ -189,6 +189,21 @@ fn may_jump_into(code: &[u8], ip: u64, delta: u64) -> bool {
     false
 }
 
+/// Whether the function whose whole code is `code` may return or go on elsewhere; one that ends the
+/// program does neither, but for calls.
+pub(super) fn may_return(code: &[u8]) -> bool {
+    code.len() > MAX_CODE_BYTES
+        || Decoder::with_ip(64, code, 0, DecoderOptions::NONE).iter().any(|instruction| {
+            match instruction.flow_control() {
+                FlowControl::Return | FlowControl::IndirectBranch => true,
+                FlowControl::UnconditionalBranch | FlowControl::ConditionalBranch => {
+                    branch_target(&instruction).is_none_or(|to| to >= code.len() as u64)
+                }
+                _ => instruction.is_invalid(),
+            }
+        })
+}
+
 /// Where a relative branch goes; `None` for `syscall` and the like, which iced counts as calls.
 pub(super) fn branch_target(instruction: &Instruction) -> Option<u64> {
     if instruction.code() == Code::INVALID || instruction.op_count() == 0 {

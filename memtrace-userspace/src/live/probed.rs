@@ -22,7 +22,7 @@ use super::allocators::survey::Found;
 use super::allocators::{Probe, Role};
 use super::images::ImageId;
 use super::loader::{LoadError, Program};
-use super::probes::{Attached, Link, LinkKind, Place, Point};
+use super::probes::{Attached, Link, LinkKind, Place};
 use super::process;
 use super::tracer::{Tracer, TracerError};
 use crate::record::{self, Pid, Record, Tid};
@@ -98,8 +98,7 @@ impl Tracer {
             let placed = placed.insert(Vec::new());
             let probes = image.plan.in_placing_order();
             for probes in probes.chunk_by(|a, b| a.target.role == b.target.role) {
-                let points: Vec<Point> = probes.iter().copied().map(point).collect();
-                let place = Place { pid, task: probed.task, file, points: &points };
+                let place = Place { pid, task: probed.task, file, probes };
                 let role = probes[0].target.role;
                 let Attached { links, outcomes } =
                     self.kernel.attach(self.options.program, role, &place);
@@ -166,11 +165,11 @@ impl Tracer {
             let Entry::Vacant(placed) = probed.others.entry((id, role)) else { continue };
             let Some(image) = self.images.get(id) else { continue };
             let Some(file) = &image.file else { continue };
-            let points: Vec<Point> = image.plan.others(role).iter().map(point).collect();
-            if points.is_empty() {
+            let probes: Vec<&Probe> = image.plan.others(role).iter().collect();
+            if probes.is_empty() {
                 continue;
             }
-            let place = Place { pid, task: probed.task, file, points: &points };
+            let place = Place { pid, task: probed.task, file, probes: &probes };
             let Attached { links, outcomes } =
                 self.kernel.attach(self.options.program, role, &place);
             placed.insert(links);
@@ -220,18 +219,14 @@ impl Tracer {
         for (id, pid) in files {
             let Some(image) = self.images.get(id) else { continue };
             let Some(file) = &image.file else { continue };
-            let points: Vec<Point> = image.plan.all_probes().map(point).collect();
-            let place = Place { pid, task: Tid(pid.0), file, points: &points };
+            let probes: Vec<&Probe> = image.plan.all_probes().collect();
+            let place = Place { pid, task: Tid(pid.0), file, probes: &probes };
             // What is refused here was refused before, and counted.
             let Attached { links, outcomes: _ } =
                 self.kernel.attach(Program::Empty, Role::Release, &place);
             self.closer.close(links);
         }
     }
-}
-
-fn point(probe: &Probe) -> Point {
-    Point { offset: probe.offset(), cookie: probe.cookie() }
 }
 
 fn chain(error: &LoadError) -> String {

@@ -25,7 +25,7 @@ use aya::programs::uprobe::{UProbeAttachLocation, UProbeAttachPoint, UProbeLink,
 use aya_obj::generated::bpf_map_type::BPF_MAP_TYPE_PROG_ARRAY;
 use memtrace_common::addr::FileOffset;
 
-use super::allocators::Role;
+use super::allocators::{Probe, Role};
 use super::loader::{LoadError, Program};
 use super::uprobe_multi::{self, Programs};
 use crate::record::{Pid, Tid};
@@ -101,7 +101,7 @@ pub struct Place<'a> {
     /// The file.
     pub file: &'a File,
     /// The probes.
-    pub points: &'a [Point],
+    pub probes: &'a [&'a Probe],
 }
 
 /// What came of placing probes.
@@ -111,6 +111,17 @@ pub struct Attached {
     pub links: Vec<Link>,
     /// For each that was asked for, whether it is.
     pub outcomes: Vec<Result<(), LoadError>>,
+}
+
+impl Attached {
+    /// None of so many.
+    pub(super) fn none(probes: usize, error: &LoadError) -> Attached {
+        let refused = || Err(LoadError::refused(error.to_string()));
+        Attached {
+            links: Vec::new(),
+            outcomes: std::iter::repeat_with(refused).take(probes).collect(),
+        }
+    }
 }
 
 /// The uprobe programs.
@@ -163,15 +174,16 @@ impl Probes {
         }
     }
 
-    /// Places probes for functions with one role. One that is refused does not cost the others.
+    /// Places the probes of `place`, whose functions have one role, at `points`. One that is refused
+    /// does not cost the others.
     pub(super) fn attach(
         &mut self,
         ebpf: &mut Ebpf,
         program: Program,
         role: Role,
-        place: &Place<'_>,
+        &Place { pid, task, file, probes: _ }: &Place<'_>,
+        points: &[Point],
     ) -> Attached {
-        let &Place { pid, task, file, points } = place;
         let names: &[&str] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
             (Program::Trace, Role::Acquire | Role::Enclose) => &["call_return", "call_enter"],
@@ -190,8 +202,7 @@ impl Probes {
             match Programs::load(object, maps, |name| name == *wanted) {
                 Ok(more) => programs.extend(more),
                 Err(error) => {
-                    let error = error.to_string();
-                    return one_by_one(points, |_| Err(LoadError::refused(error.clone())));
+                    return Attached::none(points.len(), &LoadError::refused(error));
                 }
             }
         }

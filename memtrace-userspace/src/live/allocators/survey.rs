@@ -11,7 +11,7 @@ use thiserror::Error;
 use super::facts::Facts;
 use super::spec::ProbeSpec;
 use super::wanted::Wanted;
-use super::{AllocatorsError, Plan, Role, Watch, facts, is_go, plan};
+use super::{AllocatorsError, Plan, Watch, facts, is_go, plan};
 use crate::live::lazy_file::LazyFile;
 use crate::live::process::{self, Mapped, Mapping, ProcessError};
 use crate::record::Pid;
@@ -131,9 +131,7 @@ impl Survey {
     /// The functions that are probed inside, and not at their entries and returns.
     pub fn probed_inside(&self) -> HashSet<String> {
         let plans = self.modules.iter().filter_map(|module| module.plan.as_ref().ok());
-        let probes = plans.flat_map(|plan| &plan.probes);
-        let inside = probes.filter(|probe| probe.target.role == Role::Midway);
-        inside.map(|probe| probe.target.symbol.clone()).collect()
+        plans.flat_map(|plan| plan.inside.iter().cloned()).collect()
     }
 }
 
@@ -141,7 +139,7 @@ impl Module {
     /// Whether there is anything to say about it: most libraries have no allocator.
     pub fn is_worth_a_line(&self) -> bool {
         match &self.plan {
-            Ok(Plan { probes, skipped, unwinders: _, ends: _ }) => {
+            Ok(Plan { probes, skipped, inside: _, unwinders: _, ends: _ }) => {
                 !probes.is_empty() || !skipped.is_empty() || self.runtime == Runtime::Go
             }
             Err(_) => true,
@@ -216,6 +214,7 @@ mod tests {
         let site = Site { delta: 3, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
         Plan {
+            inside: Vec::new(),
             probes: vec![Probe::new(target, site)],
             skipped: vec![alias],
             unwinders: Vec::new(),

@@ -17,10 +17,15 @@
 //! register, and no function that it calls has probes of its own, since such a call would be one
 //! of its own. A path that ends in a jump to another function gets a probe at the entry and at the
 //! return after all, at that jump. A path that returns NULL or ends the program gets none.
+//!
+//! Where a path loses the size before the block is there, two places are needed. If it does so in a
+//! call of a function that finds the block, as glibc's `_int_malloc`, that one is a *core*: a place in
+//! it knows both, for all functions that call it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
-use memtrace_common::midway::{Midway, Register, STACK_WORDS, When};
+use iced_x86::{Decoder, DecoderOptions, FlowControl};
+use memtrace_common::midway::{Fronts, Midway, Register, STACK_WORDS, When};
 
 mod graph;
 mod outcome;
@@ -31,6 +36,8 @@ mod values;
 use graph::{Flow, Graph};
 use outcome::Outcome;
 use values::Values;
+
+use super::branch_target;
 
 /// The most instructions in front of a place that are searched for one where the size is known.
 const MAX_NOTE_DISTANCE: usize = 8;
@@ -49,6 +56,8 @@ pub(crate) enum Calls {
 pub(crate) enum Size {
     /// `malloc(size)`.
     Argument,
+    /// `_int_malloc(arena, size)`.
+    Second,
     /// `calloc(count, size)`.
     Product,
 }
@@ -63,6 +72,10 @@ pub(crate) struct Function {
     /// Where `memset` is, in bytes from the function's start: it returns its first argument, and
     /// `calloc` may end in a jump to it.
     pub fills: Vec<u64>,
+    /// Which functions that it calls do not return, likewise; more are told by what stands behind.
+    pub ends: Vec<u64>,
+    /// Where the core is that has places of its own, likewise.
+    pub core: Option<u64>,
 }
 
 /// Where to probe. All of it is emulated by the kernel; places are bytes from the function's start.
@@ -73,18 +86,62 @@ pub(crate) struct Sites {
     /// Jumps to another function, at which everything is as on entry: for a probe of that and one
     /// of the return.
     pub tail_calls: Vec<u64>,
+    /// What the frame is where it calls the core, if it does.
+    pub frame: Option<Frame>,
+}
+
+/// What is where in the frame of a function that calls a core, in words above the core's return
+/// address.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Frame {
+    /// The function's return address.
+    pub caller_word: u8,
+    /// Its caller's `rbp`.
+    pub rbp_word: u8,
 }
 
 /// Finds the sites of the function whose whole code is `code`.
 pub(crate) fn find(code: &[u8], function: &Function) -> Option<Sites> {
     let mut graph = Graph::of(code, function)?;
-    let values = values::of(&mut graph, function.size)?;
+    let values = values::of(&mut graph, function)?;
     let outcomes = outcome::of(&graph, &values);
-    Cut { size: function.size, graph: &graph, values: &values, outcomes: &outcomes }.make()
+    Cut { function, graph: &graph, values: &values, outcomes: &outcomes }.make()
+}
+
+/// The function that is called where `sites` note a size, in bytes from the start of the one whose
+/// code is `code`; `None` if they note none.
+pub(crate) fn core(code: &[u8], sites: &Sites) -> Option<u64> {
+    let is_note = |(_, midway): &&(u64, Midway)| matches!(midway, Midway::Note { .. });
+    let (at, _) = sites.midway.iter().find(is_note)?;
+    let code = code.get(usize::try_from(*at).ok()?..)?;
+    let call = Decoder::with_ip(64, code, *at, DecoderOptions::NONE).decode();
+    (call.flow_control() == FlowControl::Call).then(|| branch_target(&call))?
+}
+
+/// The sites in a core, whose whole code is `code`: `ends` are the functions that it calls and that
+/// do not return, in bytes from its start, and `fronts` gives those of a place.
+pub(crate) fn find_in_core(
+    code: &[u8],
+    ends: Vec<u64>,
+    fronts: impl Fn(u64) -> Option<Fronts>,
+) -> Option<Vec<(u64, Midway)>> {
+    let (size, calls) = (Size::Second, Calls::Inner);
+    let core = Function { size, calls, fills: Vec::new(), ends, core: None };
+    let Sites { midway, tail_calls, frame: _ } = find(code, &core)?;
+    if !tail_calls.is_empty() {
+        return None;
+    }
+    let in_core = |(at, midway)| match midway {
+        Midway::Known { size: Some(size), block, when, caller_word, rbp_word: _ } => {
+            Some((at, Midway::Core { size, block, when, caller_word, fronts: fronts(at)? }))
+        }
+        _ => None,
+    };
+    midway.into_iter().map(in_core).collect()
 }
 
 struct Cut<'a> {
-    size: Size,
+    function: &'a Function,
     graph: &'a Graph,
     values: &'a BTreeMap<u64, Values>,
     outcomes: &'a BTreeMap<u64, Outcome>,
@@ -92,19 +149,47 @@ struct Cut<'a> {
 
 impl Cut<'_> {
     fn make(&self) -> Option<Sites> {
+        let mut late = BTreeSet::new();
+        loop {
+            match self.attempt(&late)? {
+                Ok(sites) => return Some(sites),
+                Err(at) => {
+                    let before = late.len();
+                    late.extend(self.graph.all_before(at));
+                    if late.len() == before {
+                        return None;
+                    }
+                }
+            }
+        }
+    }
+
+    /// The sites, none of which may tell of a block at a way to one of the `late` instructions; or one
+    /// at which it is told on some paths and not on others, so that it has to be told behind.
+    fn attempt(&self, late: &BTreeSet<u64>) -> Option<Result<Sites, u64>> {
+        let block_at = |at| if late.contains(&at) { None } else { self.block_at(at) };
         let mut sites = BTreeMap::new();
         let mut tail_calls = Vec::new();
+        let mut frame = None;
         // Whether the block is known and told by then, which must be so on all paths or on none.
         let mut told = BTreeMap::new();
         let mut pending = vec![(0, false)];
         while let Some((at, is_told)) = pending.pop() {
             let is_told = is_told || self.ends_without_a_block(at);
             match told.insert(at, is_told) {
-                Some(before) if before != is_told => return None,
+                Some(before) if before != is_told => return Some(Err(at)),
                 Some(_) => continue,
                 None => {}
             }
             let node = self.graph.node(at)?;
+            if node.calls(self.function.core) {
+                let here = self.frame_at(at)?;
+                if *frame.get_or_insert(here) != here || !self.returns_block_of_core(at) {
+                    return None;
+                }
+                pending.extend(node.successors().map(|next| (next, true)));
+                continue;
+            }
             if is_told {
                 pending.extend(node.successors().map(|next| (next, true)));
                 continue;
@@ -112,13 +197,15 @@ impl Cut<'_> {
             match node.flow {
                 Flow::Return => return None,
                 Flow::TailCall { .. } => {
-                    if !node.is_emulated || !self.values.get(&at)?.is_as_on_entry(self.size) {
+                    if !node.is_emulated
+                        || !self.values.get(&at)?.is_as_on_entry(self.function.size)
+                    {
                         return None;
                     }
                     tail_calls.push(at);
                 }
                 Flow::Fork { next, target, flags } if node.is_emulated => {
-                    let (stay, jump) = (self.block_at(next), self.block_at(target));
+                    let (stay, jump) = (block_at(next), block_at(target));
                     let when = match (stay, jump, flags) {
                         (Some(a), Some(b), _) if a == b => Some((a, When::ALWAYS)),
                         (Some(block), None, Some(taken)) => {
@@ -134,7 +221,7 @@ impl Cut<'_> {
                     pending.push((target, when.is_some() && jump.is_some()));
                 }
                 Flow::Jump { target: next } | Flow::Next { next } if node.is_emulated => {
-                    let block = self.block_at(next);
+                    let block = block_at(next);
                     if let Some(block) = block {
                         self.tell(&mut sites, at, block, When::ALWAYS)?;
                     }
@@ -143,10 +230,50 @@ impl Cut<'_> {
                 _ => pending.extend(node.successors().map(|next| (next, false))),
             }
         }
-        if sites.is_empty() {
+        if sites.is_empty() && frame.is_none() {
             return None;
         }
-        Some(Sites { midway: sites.into_iter().collect(), tail_calls })
+        Some(Ok(Sites { midway: sites.into_iter().collect(), tail_calls, frame }))
+    }
+
+    /// The frame at a call of the core that is asked for the size.
+    fn frame_at(&self, call: u64) -> Option<Frame> {
+        let values = self.values.get(&call)?;
+        if !values.has_size_in(Register::Rsi) {
+            return None;
+        }
+        // The call pushes a return address.
+        let caller_word = u8::try_from(values.depth() / 8).ok()?.checked_add(1)?;
+        let rbp_word = values.word_with_rbp()?.checked_add(1)?;
+        (usize::from(caller_word) < STACK_WORDS).then_some(Frame { caller_word, rbp_word })
+    }
+
+    /// Whether the function returns what this call of the core does, or NULL, or calls it again.
+    fn returns_block_of_core(&self, call: u64) -> bool {
+        let mut pending = vec![call];
+        let mut seen = BTreeSet::new();
+        while let Some(at) = pending.pop() {
+            if !seen.insert(at) {
+                continue;
+            }
+            let (Some(node), Some(values)) = (self.graph.node(at), self.values.get(&at)) else {
+                return false;
+            };
+            if matches!(node.flow, Flow::Return | Flow::TailCall { .. }) {
+                return false;
+            }
+            let Some(behind) = values.behind(node, self.function.core) else { return false };
+            // By what is known on this path: others, of other blocks, may come together with it.
+            let is_open = |next: &u64| match self.outcomes.get(next) {
+                Some(Outcome::Nothing | Outcome::Null) => false,
+                Some(Outcome::In(place)) => !behind.has_block_in(*place),
+                Some(Outcome::Unknown) | None => {
+                    !self.graph.node(*next).is_some_and(|node| node.calls(self.function.core))
+                }
+            };
+            pending.extend(node.successors().filter(is_open));
+        }
+        true
     }
 
     /// Whether every path from here returns NULL or ends the program.

@@ -45,16 +45,18 @@ fn glibc_2_36_of_debian_12() {
     assert_eq!(
         sites(&plan),
         [
+            ("_int_malloc", 1212, Emulated), // je: unless memory is to be filled
+            ("_int_malloc", 1236, Emulated), // jmp: it was
+            ("_int_malloc", 1488, Emulated), // jne: a chunk of a bin
+            ("_int_malloc", 1725, Emulated), // jmp: one that went to the thread's cache
+            ("_int_malloc", 3010, Emulated), // je: the rest of a larger one
+            ("_int_malloc", 3034, Emulated), // jmp
+            ("_int_malloc", 3141, Emulated), // jmp
+            ("_int_malloc", 3394, Emulated), // jmp: the top, or what the system gave
+            ("_int_malloc", 3428, Emulated), // jne: unless it gave nothing
             ("aligned_alloc", 7, Emulated),  // and memalign: je
-            ("calloc", 213, Emulated),       // je: from an arena, unless there is none
-            ("calloc", 356, Emulated),       // jne: in a program with one thread
-            ("calloc", 424, Emulated),       // jne: from another arena
             ("free", 3, Emulated),           // je
-            ("malloc", 156, Emulated),       // je: from an arena, unless there is none
             ("malloc", 343, Emulated),       // jne: from the thread's cache, unless it is corrupted
-            ("malloc", 405, Emulated),       // call: the size, with one thread
-            ("malloc", 413, Emulated),       // je: its block
-            ("malloc", 653, Emulated),       // jne: from another arena
             ("posix_memalign", 7, Emulated), // push
             ("pvalloc", 7, Emulated),        // push
             ("realloc", 0, Emulated),

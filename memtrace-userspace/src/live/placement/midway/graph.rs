@@ -56,6 +56,12 @@ impl Node {
         };
         first.into_iter().chain(second)
     }
+
+    /// Whether it is a call of what is there.
+    pub(super) fn calls(&self, there: Option<u64>) -> bool {
+        let is_call = matches!(self.flow, Flow::Call { .. });
+        is_call && there.is_some() && branch_target(&self.instruction) == there
+    }
 }
 
 /// The instructions by their place.
@@ -114,6 +120,18 @@ impl Graph {
     pub(super) fn predecessors(&self, at: u64) -> impl Iterator<Item = u64> {
         self.predecessors.get(&at).into_iter().flatten().copied()
     }
+
+    /// The instruction at `at`, and all from which a path leads there.
+    pub(super) fn all_before(&self, at: u64) -> BTreeSet<u64> {
+        let mut all = BTreeSet::new();
+        let mut pending = vec![at];
+        while let Some(at) = pending.pop() {
+            if all.insert(at) {
+                pending.extend(self.predecessors(at));
+            }
+        }
+        all
+    }
 }
 
 fn node(
@@ -146,11 +164,12 @@ fn node(
         // `ret` without an operand.
         FlowControl::Return if instruction.op_count() == 0 => Flow::Return,
         FlowControl::Call => {
-            branch_target(&instruction)?;
+            let target = branch_target(&instruction)?;
             if function.calls == Calls::Unknown {
                 return None;
             }
-            if does_not_return(code, at, next, jumps) { Flow::End } else { Flow::Call { next } }
+            let ends = function.ends.contains(&target) || does_not_return(code, at, next, jumps);
+            if ends { Flow::End } else { Flow::Call { next } }
         }
         FlowControl::Exception | FlowControl::Interrupt => Flow::End,
         FlowControl::Return
@@ -225,10 +244,11 @@ fn taken_when(instruction: &Instruction) -> Option<When> {
     Some(When { flags, any_set })
 }
 
-/// Whether one instruction begins inside another.
+/// Whether one instruction begins inside another, unless it is the same without a `lock` prefix, over
+/// which glibc jumps in programs with one thread.
 fn overlap(nodes: &BTreeMap<u64, Node>) -> bool {
-    nodes
-        .iter()
-        .zip(nodes.keys().skip(1))
-        .any(|((at, node), next)| at + node.instruction.len() as u64 > *next)
+    nodes.iter().zip(nodes.keys().skip(1)).any(|((at, node), next)| {
+        let overlaps = at + node.instruction.len() as u64 > *next;
+        overlaps && !(node.instruction.has_lock_prefix() && *next == at + 1)
+    })
 }

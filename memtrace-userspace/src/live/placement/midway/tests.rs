@@ -1,5 +1,5 @@
 use iced_x86::code_asm::*;
-use memtrace_common::midway::{Midway, Register, When};
+use memtrace_common::midway::{Front, Fronts, Midway, Register, When};
 use proptest::prelude::*;
 
 use super::*;
@@ -28,7 +28,7 @@ fn unless_zero() -> When {
 
 /// Like `malloc`.
 fn plain(calls: Calls) -> Function {
-    Function { size: Size::Argument, calls, fills: Vec::new() }
+    Function { size: Size::Argument, calls, fills: Vec::new(), ends: Vec::new(), core: None }
 }
 
 /// The sites in a function like `malloc`.
@@ -120,6 +120,7 @@ fn jump_to_another_function_is_a_call_as_a_whole() {
     let sites = Sites {
         midway: vec![(16, known(Some(Register::Rdi), Register::R11, unless_zero()))],
         tail_calls: vec![26],
+        frame: None,
     };
     assert_eq!(find(&code, Calls::Unknown), Some(sites));
 }
@@ -156,23 +157,29 @@ fn return_without_a_place_before_it_is_refused() {
     assert_eq!(find(&code, Calls::Unknown), None);
 }
 
-/// The jump in the middle would be passed by calls whose block is known and by calls whose is not.
+/// The first jump is passed by calls whose block is known and by calls whose is not.
 #[test]
-fn place_that_is_reached_with_and_without_a_block_is_refused() {
-    let code = code(|a| {
-        let (mut join, mut elsewhere) = (a.create_label(), a.create_label());
-        a.mov(rax, qword_ptr(r8))?;
-        a.test(rax, rax)?;
-        a.jne(join)?;
-        a.mov(rax, qword_ptr(r9))?;
-        a.set_label(&mut join)?;
-        a.mov(rdx, rax)?;
-        a.jmp(elsewhere)?;
-        a.set_label(&mut elsewhere)?;
-        a.ret()
-    });
+fn block_that_some_paths_know_later_is_told_behind() {
+    let with = |jumps: bool| {
+        code(|a| {
+            let (mut join, mut elsewhere) = (a.create_label(), a.create_label());
+            a.mov(rax, qword_ptr(r8))?; // 0
+            a.test(rax, rax)?; // 3
+            a.jne(join)?; // 6
+            a.mov(rax, qword_ptr(r9))?; // 8
+            a.set_label(&mut join)?;
+            a.mov(rdx, rax)?; // 11
+            if jumps {
+                a.jmp(elsewhere)?; // 14
+            }
+            a.set_label(&mut elsewhere)?;
+            a.ret()
+        })
+    };
 
-    assert_eq!(find(&code, Calls::Unknown), None);
+    let expected = known(Some(Register::Rdi), Register::Rax, When::ALWAYS);
+    assert_eq!(midway(&with(true), Calls::Unknown), Some(vec![(14, expected)]));
+    assert_eq!(find(&with(false), Calls::Unknown), None);
 }
 
 #[test]
@@ -297,8 +304,8 @@ fn frame_that_is_deeper_than_a_probe_reads_is_refused() {
         })
     };
 
-    assert!(find(&with(56), Calls::Unknown).is_some());
-    assert_eq!(find(&with(64), Calls::Unknown), None);
+    assert!(find(&with(120), Calls::Unknown).is_some());
+    assert_eq!(find(&with(128), Calls::Unknown), None);
 }
 
 #[test]
@@ -370,7 +377,7 @@ fn calloc(product: impl FnOnce(&mut CodeAssembler) -> Written) -> Vec<u8> {
 fn product() -> Function {
     // What `ELSEWHERE` is to code that is assembled at this address.
     let fills = vec![ELSEWHERE.wrapping_sub(CODE)];
-    Function { size: Size::Product, calls: Calls::Inner, fills }
+    Function { size: Size::Product, calls: Calls::Inner, fills, ends: Vec::new(), core: None }
 }
 
 #[test]
@@ -433,11 +440,142 @@ fn jump_to_what_is_not_memset_gives_no_block() {
     assert_eq!(super::find(&code, &Function { fills: Vec::new(), ..product() }), None);
 }
 
+/// Like glibc's `malloc` with one thread: loses the size in a call of a core, and asks that once more.
+fn front(
+    size_for_core: AsmRegister64,
+    behind: impl FnOnce(&mut CodeAssembler) -> Written,
+) -> Vec<u8> {
+    code(|a| {
+        let (mut found, mut failed) = (a.create_label(), a.create_label());
+        a.push(rbp)?; // 0
+        a.push(rbx)?; // 1
+        a.mov(rbx, rdi)?; // 2
+        a.mov(rsi, size_for_core)?; // 5
+        a.call(ELSEWHERE)?; // 8
+        a.test(rax, rax)?; // 13
+        a.jne(found)?; // 16
+        a.mov(rsi, rbx)?;
+        a.call(ELSEWHERE)?;
+        a.test(rax, rax)?;
+        a.je(failed)?;
+        a.set_label(&mut found)?;
+        behind(a)?;
+        a.pop(rbx)?;
+        a.pop(rbp)?;
+        a.ret()?;
+        a.set_label(&mut failed)?;
+        a.xor(eax, eax)?;
+        a.pop(rbx)?;
+        a.pop(rbp)?;
+        a.ret()
+    })
+}
+
+fn sites_of_front(code: &[u8]) -> Option<Sites> {
+    let core = Some(ELSEWHERE.wrapping_sub(CODE));
+    super::find(code, &Function { core, ..plain(Calls::Inner) })
+}
+
+#[test]
+fn function_that_leaves_the_search_to_a_core_needs_no_places() {
+    let code = front(rbx, |a| a.mov(qword_ptr(r8), rax));
+
+    let frame = Some(Frame { caller_word: 3, rbp_word: 2 });
+    let expected = Sites { midway: Vec::new(), tail_calls: Vec::new(), frame };
+    assert_eq!(sites_of_front(&code), Some(expected));
+}
+
+#[test]
+fn core_is_what_is_called_where_a_size_is_noted() {
+    let code = code(|a| {
+        a.mov(rsi, rdi)?; // 0
+        a.call(ELSEWHERE)?; // 3
+        a.test(rax, rax)?;
+        let mut failed = a.create_label();
+        a.je(failed)?;
+        a.ret()?;
+        a.set_label(&mut failed)?;
+        a.xor(eax, eax)?;
+        a.ret()
+    });
+    let sites = find(&code, Calls::Inner).unwrap();
+
+    assert_eq!(super::core(&code, &sites), Some(ELSEWHERE.wrapping_sub(CODE)));
+    assert_eq!(super::core(&code, &Sites::default()), None);
+}
+
+#[test]
+fn core_that_is_asked_for_another_size_does_not_serve() {
+    assert_eq!(sites_of_front(&front(r8, |a| a.nop())), None);
+}
+
+#[test]
+fn function_that_returns_something_else_than_its_core_does_is_no_front() {
+    assert_eq!(sites_of_front(&front(rbx, |a| a.mov(rax, qword_ptr(r8)))), None);
+    assert_eq!(sites_of_front(&front(rbx, |a| a.lea(rax, rax + 16))), None);
+    assert_eq!(sites_of_front(&front(rbx, |a| a.call(ELSEWHERE + 64))), None);
+}
+
+/// Like glibc's `_int_malloc`, where all ways end in one test whether memory is to be filled.
+#[test]
+fn place_in_a_core_says_who_calls_it() {
+    let code = code(|a| {
+        let mut corrupted = a.create_label();
+        a.push(rbp)?; // 0
+        a.push(r12)?; // 1
+        a.mov(r12, rsi)?; // 3
+        a.mov(rcx, qword_ptr(rdi))?; // 6
+        a.test(cl, 15)?; // 9
+        a.jne(corrupted)?; // 12
+        a.mov(rax, rcx)?;
+        a.pop(r12)?;
+        a.pop(rbp)?;
+        a.ret()?;
+        a.set_label(&mut corrupted)?;
+        a.ud2()
+    });
+    let fronts = |place| Some([Front { from_place: place as i32, ..Front::default() }; 2]);
+
+    let core = Midway::Core {
+        size: Register::Rsi,
+        block: Register::Rcx,
+        when: When { flags: ZF, any_set: true },
+        caller_word: 2,
+        fronts: fronts(12).unwrap(),
+    };
+    assert_eq!(find_in_core(&code, Vec::new(), fronts), Some(vec![(12, core)]));
+    assert_eq!(find_in_core(&code, Vec::new(), |_| None), None);
+}
+
+/// As in glibc's `_int_malloc`, for programs with one thread.
+#[test]
+fn jump_over_a_lock_prefix_is_followed() {
+    let code = code(|a| {
+        let mut unlocked = a.create_label();
+        a.je(unlocked)?; // 0
+        a.db(&[0xf0])?; // 2
+        a.set_label(&mut unlocked)?;
+        a.cmpxchg(qword_ptr(r8), r9)?; // 3
+        a.test(rax, rax)?; // 7
+        let mut failed = a.create_label();
+        a.je(failed)?; // 10
+        a.ret()?;
+        a.set_label(&mut failed)?;
+        a.xor(eax, eax)?;
+        a.ret()
+    });
+
+    let expected = known(Some(Register::Rdi), Register::Rax, unless_zero());
+    assert_eq!(midway(&code, Calls::Unknown), Some(vec![(10, expected)]));
+}
+
 proptest! {
     #[test]
     fn any_bytes_are_survived(code in prop::collection::vec(any::<u8>(), 0..200)) {
         let _ = find(&code, Calls::Inner);
         let _ = find(&code, Calls::Unknown);
         let _ = super::find(&code, &product());
+        let _ = sites_of_front(&code);
+        let _ = find_in_core(&code, Vec::new(), |_| Some(Fronts::default()));
     }
 }

@@ -3,15 +3,15 @@
 //! `calloc`'s size is a product: its factors are followed until they are multiplied.
 //!
 //! A forward analysis: before each instruction, which registers and which words of the frame hold
-//! the one and the other on all paths.
+//! the one and the other on all paths. Also what a core has returned (see [`super`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register as Iced};
 use memtrace_common::midway::{Register, STACK_WORDS};
 
-use super::Size;
-use super::graph::{Flow, Graph};
+use super::graph::{Flow, Graph, Node};
+use super::{Function, Size};
 use crate::live::placement::writes;
 
 /// The most words of a frame that are followed.
@@ -82,6 +82,8 @@ pub(super) struct Values {
     /// What the size is the product of, if it is one.
     factors: [Places; 2],
     rbp: Places,
+    /// What the core has returned.
+    block: Places,
 }
 
 impl Values {
@@ -89,9 +91,10 @@ impl Values {
         let first = Places::only(Register::Rdi);
         let (size, factors) = match size {
             Size::Argument => (first, [Places::NONE; 2]),
+            Size::Second => (Places::only(Register::Rsi), [Places::NONE; 2]),
             Size::Product => (Places::NONE, [first, Places::only(Register::Rsi)]),
         };
-        Values { depth: 0, size, factors, rbp: Places::only(Register::Rbp) }
+        Values { depth: 0, size, factors, rbp: Places::only(Register::Rbp), block: Places::NONE }
     }
 
     pub(super) fn depth(&self) -> u64 {
@@ -103,16 +106,31 @@ impl Values {
         REGISTERS.into_iter().find(|register| self.size.has(Place::Register(*register)))
     }
 
+    /// Whether this register holds the size.
+    pub(super) fn has_size_in(&self, register: Register) -> bool {
+        self.size.has(Place::Register(register))
+    }
+
+    /// Whether what the core has returned is there.
+    pub(super) fn has_block_in(&self, place: Place) -> bool {
+        self.block.has(place)
+    }
+
     /// Which word from `rsp` on is the caller's `rbp`; `Some(None)` if `rbp` still is.
     pub(super) fn rbp_word(&self) -> Option<Option<u8>> {
         if self.rbp.has(Place::Register(Register::Rbp)) {
             return Some(None);
         }
+        self.word_with_rbp().map(Some)
+    }
+
+    /// Which word from `rsp` on is the caller's `rbp`, wherever else that is.
+    pub(super) fn word_with_rbp(&self) -> Option<u8> {
         let words = self.depth / 8;
         let word =
             (1..=words.min(MAX_FRAME_WORDS)).find(|word| self.rbp.has(Place::Word(*word)))?;
         let from_sp = words - word;
-        (from_sp < STACK_WORDS as u64).then_some(Some(from_sp as u8))
+        (from_sp < STACK_WORDS as u64).then_some(from_sp as u8)
     }
 
     /// Whether another function could be entered here as this one was.
@@ -158,13 +176,14 @@ impl Values {
                 self.factors[1].both(other.factors[1]),
             ],
             rbp: self.rbp.both(other.rbp),
+            block: self.block.both(other.block),
         })
     }
 
     /// The places of each value.
-    fn all(&mut self) -> [&mut Places; 4] {
+    fn all(&mut self) -> [&mut Places; 5] {
         let [first, second] = &mut self.factors;
-        [&mut self.size, first, second, &mut self.rbp]
+        [&mut self.size, first, second, &mut self.rbp, &mut self.block]
     }
 
     fn forget(&mut self, place: Place) {
@@ -179,12 +198,29 @@ impl Values {
         }
     }
 
-    /// What is known behind `instruction`; `None` if it does what is not followed.
-    fn step(
-        mut self,
-        instruction: &Instruction,
-        info: &mut InstructionInfoFactory,
-    ) -> Option<Self> {
+    /// What is known behind a node; `None` if it does what is not followed. `core` is where one is.
+    pub(super) fn behind(mut self, node: &Node, core: Option<u64>) -> Option<Values> {
+        match node.flow {
+            Flow::Call { .. } => {
+                for register in CALLER_SAVED {
+                    self.forget(Place::Register(register));
+                }
+                if node.calls(core) {
+                    self.block.set(Place::Register(Register::Rax), true);
+                }
+                Some(self)
+            }
+            Flow::Return if self.depth != 0 => None,
+            Flow::Next { .. } => self.step(&node.instruction),
+            Flow::Jump { .. }
+            | Flow::Fork { .. }
+            | Flow::Return
+            | Flow::TailCall { .. }
+            | Flow::End => Some(self),
+        }
+    }
+
+    fn step(mut self, instruction: &Instruction) -> Option<Self> {
         match instruction.code() {
             Code::Push_r64 => {
                 self.depth += 8;
@@ -210,6 +246,7 @@ impl Values {
             return Some(self);
         }
         let product = self.multiplied(instruction);
+        let mut info = InstructionInfoFactory::new();
         let used = info.info(instruction);
         for used in used.used_registers() {
             let whole = used.register().full_register();
@@ -267,13 +304,12 @@ impl Values {
 ///
 /// Finds calls that do not return, and takes their way on out of the graph: where the code behind
 /// one is reached in another way too, and `rsp` is elsewhere then.
-pub(super) fn of(graph: &mut Graph, size: Size) -> Option<BTreeMap<u64, Values>> {
+pub(super) fn of(graph: &mut Graph, function: &Function) -> Option<BTreeMap<u64, Values>> {
     // Whoever takes the frame's address may write to its words later.
     if graph.nodes().any(|(_, node)| takes_stack_address(&node.instruction)) {
         return None;
     }
-    let mut info = InstructionInfoFactory::new();
-    let mut known = BTreeMap::from([(0, Values::on_entry(size))]);
+    let mut known = BTreeMap::from([(0, Values::on_entry(function.size))]);
     let mut pending = vec![0];
     // Calls come last, so that what is reached in other ways is known by then.
     let mut calls = BTreeSet::new();
@@ -289,22 +325,7 @@ pub(super) fn of(graph: &mut Graph, size: Size) -> Option<BTreeMap<u64, Values>>
             continue;
         }
         let before = *known.get(&at)?;
-        let after = match node.flow {
-            Flow::Call { .. } => {
-                let mut after = before;
-                for register in CALLER_SAVED {
-                    after.forget(Place::Register(register));
-                }
-                after
-            }
-            Flow::Return if before.depth != 0 => return None,
-            Flow::Next { .. } => before.step(&node.instruction, &mut info)?,
-            Flow::Jump { .. }
-            | Flow::Fork { .. }
-            | Flow::Return
-            | Flow::TailCall { .. }
-            | Flow::End => before,
-        };
+        let after = before.behind(node, function.core)?;
         let successors: Vec<u64> = node.successors().collect();
         for next in successors {
             let merged = match known.get(&next).map(|other| after.both(*other)) {
