@@ -1,8 +1,8 @@
 //! How a probed function gives or takes memory: what the attach cookie of its probes says.
 //!
 //! ```text
-//!   bit       0      8      12      16      20       24       27          31
-//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 3 | alignment 4 |
+//!   bit       0      8      12      16      20       24       27          32      48
+//!   | Api 8   | size 4 | times 4 | block 4 | result 4 | action 3 | alignment 4 | depth 16 |
 //!
 //!   calloc(n, s)             Acquire, size 1, times 2         result 0: the returned value
 //!   realloc(p, s)            Acquire, size 2, block 1
@@ -143,6 +143,11 @@ impl Call {
         }
     }
 
+    /// What the kernel is told of it where `rsp` is `depth` bytes lower than at the entry; never 0.
+    pub const fn cookie_at(self, depth: u16) -> u64 {
+        self.cookie() | (depth as u64) << DEPTH
+    }
+
     /// What the kernel is told of it; never 0.
     pub const fn cookie(self) -> u64 {
         let cookie = match self {
@@ -193,6 +198,7 @@ const BLOCK: u32 = 16;
 const GIVEN: u32 = 20;
 const ACTION: u32 = 24;
 const ALIGNMENT: u32 = 27;
+const DEPTH: u32 = 32;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
@@ -214,7 +220,13 @@ pub mod alignment {
     pub const LOW_BITS: u32 = 8;
 }
 
-/// An attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
+/// How much lower `rsp` is, in bytes, than at the function's entry, by the whole attach cookie.
+#[inline(always)]
+pub fn depth(cookie: u64) -> u64 {
+    cookie >> DEPTH & 0xffff
+}
+
+/// The lower half of an attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Cookie(pub u32);

@@ -13,7 +13,7 @@ use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::{ProbeContext, RetProbeContext};
-use memtrace_common::call::{Cookie, action, alignment};
+use memtrace_common::call::{Cookie, action, alignment, depth};
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
@@ -43,7 +43,7 @@ pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
         }
         return None;
     }
-    let call = attach_cookie(ctx);
+    let call = Cookie(attach_cookie(ctx) as u32);
     let arguments = Arguments::of(regs);
     slot.call = call.0;
     slot.tail_calls = 0;
@@ -130,7 +130,8 @@ pub fn send_acquired(slot: &Slot, api: u8, alignment: u16, ptr: u64, size: u64, 
 pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uprobe program the registers.
     let regs = unsafe { &*ctx.regs };
-    let call = attach_cookie(ctx);
+    let cookie = attach_cookie(ctx);
+    let call = Cookie(cookie as u32);
     let ptr = Arguments::of(regs).get(call.block());
     if ptr == 0 {
         return None;
@@ -138,7 +139,7 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     let slot = current_slot()?;
     // SAFETY: a map value; a thread is in one program at a time.
     let slot = unsafe { &mut *slot };
-    if is_nested(slot, regs.rsp) {
+    if is_nested(slot, regs.rsp + depth(cookie)) {
         return None;
     }
     send_block(slot.tid as u32, Kind::Free, call, ptr);
@@ -223,9 +224,9 @@ fn logarithm(bytes: u64) -> u16 {
 
 /// What the daemon has attached the probe for.
 #[inline(always)]
-fn attach_cookie<C: EbpfContext>(ctx: &C) -> Cookie {
+pub fn attach_cookie<C: EbpfContext>(ctx: &C) -> u64 {
     // SAFETY: a helper without preconditions.
-    Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) as u32 })
+    unsafe { bpf_get_attach_cookie(ctx.as_ptr()) }
 }
 
 /// The arguments of a call, by the System V calling convention; the one at 0 is none and 0.

@@ -3,15 +3,14 @@
 use core::ffi::c_void;
 use core::mem::MaybeUninit;
 
-use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::generated::{bpf_get_attach_cookie, bpf_probe_read_user};
+use aya_ebpf::helpers::generated::bpf_probe_read_user;
 use aya_ebpf::programs::ProbeContext;
 use memtrace_common::counter::Counter;
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::alloc::{current_slot, is_nested, send_acquired};
+use crate::alloc::{attach_cookie, current_slot, is_nested, send_acquired};
 use crate::maps::{FRONTS, NOTED, count};
 
 /// The current thread is at such a place.
@@ -19,8 +18,7 @@ use crate::maps::{FRONTS, NOTED, count};
 pub fn passed(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: the kernel gives a uprobe program the registers.
     let regs = unsafe { &*ctx.regs };
-    // SAFETY: a helper without preconditions.
-    let cookie = Cookie(unsafe { bpf_get_attach_cookie(ctx.as_ptr()) });
+    let cookie = Cookie(attach_cookie(ctx));
     if cookie.action() != action::NOTE && !cookie.holds(regs.eflags) {
         return None;
     }

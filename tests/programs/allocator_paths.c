@@ -2,7 +2,8 @@
 // small or of large chunks, as the rest of a larger chunk, at the top of the heap, or as a mapping of
 // its own. First with one thread, then in a second one, which has an arena.
 //
-// realloc and posix_memalign find theirs in the same function, and count as themselves.
+// realloc and posix_memalign find theirs in the same function, and count as themselves. What is no
+// block is not given back.
 //
 // expect: function=from_cache api=malloc allocations=242 allocated_bytes=9922 frees=242 freed_bytes=9922 live_blocks=0 live_bytes=0
 // expect: function=from_small_bins api=malloc allocations=160 allocated_bytes=9760 frees=80 freed_bytes=4880 live_blocks=80 live_bytes=4880
@@ -23,6 +24,7 @@ NOINLINE static void from_cache(void) {
         void *block = malloc(41);
         keep(block);
         free(block);
+        free((void *)opaque(0));
     }
 }
 

@@ -149,7 +149,7 @@ impl Probe {
         match (self.midway, self.target.call.api()) {
             (Some(midway @ Midway::Core { .. }), _) => midway.cookie(fronts),
             (Some(midway), Some(api)) => midway.cookie(api as u8),
-            _ => self.target.call.cookie(),
+            _ => self.target.call.cookie_at(self.site.depth),
         }
     }
 
@@ -299,7 +299,11 @@ pub fn plan<'data>(
         }
     }
     let place = |target: Target| {
-        let need = Need { arguments: target.call.arguments() };
+        let released = match target.call {
+            Call::Release { api: _, block } => Some(block),
+            Call::Acquire { .. } | Call::Ignore => None,
+        };
+        let need = Need { arguments: target.call.arguments(), released };
         let site = placement::place(target.code(file), target.svma.0, need);
         Probe::new(target, site)
     };

@@ -211,7 +211,7 @@ mod tests {
             svma: Svma(0x2000),
             size: 40,
         };
-        let site = Site { delta: 3, cost: ProbeCost::Emulated };
+        let site = Site { delta: 3, depth: 0, cost: ProbeCost::Emulated };
         let alias = Skipped { symbol: "cfree".into(), reason: Skip::Alias { of: "free".into() } };
         Plan {
             inside: Vec::new(),

@@ -348,7 +348,7 @@ fn plan_has_a_site_for_every_target() {
     let plan = plan(&*file, &[], Watch::Inside).unwrap();
 
     let free = &plan.probes[1];
-    assert_eq!(free.site, Site { delta: 3, cost: ProbeCost::Emulated });
+    assert_eq!(free.site, Site { delta: 3, depth: 0, cost: ProbeCost::Emulated });
     assert_eq!(
         free.record(b"/lib/x.so"),
         record::Probe {

@@ -5,15 +5,24 @@ use super::*;
 const IP: u64 = 0x1000;
 
 fn place_one(code: &[u8]) -> Site {
-    place(code, IP, Need { arguments: 1 })
+    place(code, IP, acquired(1))
+}
+
+fn acquired(arguments: u8) -> Need {
+    Need { arguments, released: None }
+}
+
+/// The site in a function like `free`.
+fn place_release(code: &[u8]) -> Site {
+    place(code, IP, Need { arguments: 1, released: Argument::new(0) })
 }
 
 fn emulated(delta: u64) -> Site {
-    Site { delta, cost: ProbeCost::Emulated }
+    Site { delta, depth: 0, cost: ProbeCost::Emulated }
 }
 
 fn stepped_entry() -> Site {
-    Site { delta: 0, cost: ProbeCost::Stepped }
+    Site { delta: 0, depth: 0, cost: ProbeCost::Stepped }
 }
 
 #[test]
@@ -53,11 +62,47 @@ fn conditional_jump_after_a_test_is_the_site() {
 }
 
 #[test]
+fn release_of_null_does_not_reach_the_site() {
+    // glibc 2.36 `free`: test rdi, rdi; je far away; push rbp; sub rsp, 0x18; test al, 2; jne +2
+    let free = [
+        0x48, 0x85, 0xff, 0x0f, 0x84, 0x10, 1, 0, 0, 0x55, 0x48, 0x83, 0xec, 0x18, 0xa8, 0x02,
+        0x75, 0x02, 0xc3,
+    ];
+
+    assert_eq!(place_release(&free), Site { depth: 32, ..emulated(16) });
+    assert_eq!(place_one(&free), emulated(3));
+}
+
+#[test]
+fn site_of_a_release_is_behind_no_other_branch() {
+    let behind = [0x74, 0x01, 0x90, 0xc3]; // je +1; nop; ret
+    for test in [
+        [0x48, 0x85, 0xf6, 0x74, 0x10], // test rsi, rsi; je: another argument
+        [0x48, 0x85, 0xff, 0x75, 0x10], // test rdi, rdi; jne: where there is a block
+        [0x48, 0x39, 0xff, 0x74, 0x10], // cmp rdi, rdi; je: always
+    ] {
+        assert_eq!(place_release(&[&test[..], &behind].concat()), emulated(3));
+    }
+}
+
+#[test]
+fn release_keeps_its_first_branch_if_no_other_has_the_block() {
+    let null = [0x48, 0x85, 0xff, 0x74, 0x10]; // test rdi, rdi; je
+    let lost = [0x48, 0xff, 0xcf, 0x74, 0x00, 0xc3]; // dec rdi; je; ret
+    let called = [0xe8, 0, 1, 0, 0, 0x74, 0x00, 0xc3]; // call; je; ret
+    let moved = [0x48, 0x89, 0xec, 0x74, 0x00, 0xc3]; // mov rsp, rbp; je; ret
+    let looped = [0x74, 0x02, 0x75, 0xfc, 0xc3]; // je +2; jne to that; ret
+    for behind in [&lost[..], &called, &moved, &looped, &[0x55, 0xc3]] {
+        assert_eq!(place_release(&[&null, behind].concat()), emulated(3));
+    }
+}
+
+#[test]
 fn load_and_compare_are_passed() {
     // glibc 2.36 `posix_memalign`: cmp byte [rip + 0], 0; push r12; ret
     let code = [0x80, 0x3d, 0, 0, 0, 0, 0, 0x41, 0x54, 0xc3];
 
-    assert_eq!(place(&code, IP, Need { arguments: 0b111 }), emulated(7));
+    assert_eq!(place(&code, IP, acquired(0b111)), emulated(7));
 }
 
 #[test]
@@ -72,8 +117,8 @@ fn clobbered_argument_ends_the_walk() {
 fn clobbered_register_that_is_no_argument_is_passed() {
     let code = [0x48, 0x89, 0xfe, 0x55, 0xc3]; // mov rsi, rdi; push rbp; ret
 
-    assert_eq!(place(&code, IP, Need { arguments: 1 }), emulated(3));
-    assert_eq!(place(&code, IP, Need { arguments: 0b11 }), stepped_entry());
+    assert_eq!(place(&code, IP, acquired(1)), emulated(3));
+    assert_eq!(place(&code, IP, acquired(0b11)), stepped_entry());
 }
 
 #[test]
@@ -81,7 +126,7 @@ fn argument_clobbered_without_being_named_ends_the_walk() {
     // mul rdx writes rdx:rax, as in glibc 2.36 `reallocarray`; push rbp; ret
     let code = [0x48, 0xf7, 0xe2, 0x55, 0xc3];
 
-    assert_eq!(place(&code, IP, Need { arguments: 0b111 }), stepped_entry());
+    assert_eq!(place(&code, IP, acquired(0b111)), stepped_entry());
 }
 
 #[test]
@@ -239,7 +284,7 @@ fn function_without_a_site_stays_at_the_entry() {
 fn code_at_the_end_of_the_address_space_does_not_overflow() {
     let code = [0x48, 0x85, 0xff, 0x74, 0x01, 0x90, 0xc3];
 
-    assert_eq!(place(&code, u64::MAX - 2, Need { arguments: 1 }), emulated(3));
+    assert_eq!(place(&code, u64::MAX - 2, acquired(1)), emulated(3));
 }
 
 /// The starts of the instructions that are reached from the entry by falling through.
@@ -281,10 +326,11 @@ proptest! {
         code in prop_oneof![prologue_like(), prop::collection::vec(any::<u8>(), 0..64)],
         arguments in 0u8..=7,
     ) {
-        let site = place(&code, IP, Need { arguments });
+        let site = place(&code, IP, acquired(arguments));
 
         let starts = straight_line_starts(&code);
         prop_assert!(site.delta == 0 || starts.contains(&site.delta));
         prop_assert!(site.delta == 0 || site.cost == ProbeCost::Emulated);
+        prop_assert!(place_release(&code).delta <= code.len() as u64);
     }
 }

@@ -55,7 +55,7 @@ fn glibc_2_36_of_debian_12() {
             ("_int_malloc", 3394, Emulated), // jmp: the top, or what the system gave
             ("_int_malloc", 3428, Emulated), // jne: unless it gave nothing
             ("aligned_alloc", 7, Emulated),  // and memalign: je
-            ("free", 3, Emulated),           // je
+            ("free", 35, Emulated),          // jne, behind the test for NULL
             ("malloc", 343, Emulated),       // jne: from the thread's cache, unless it is corrupted
             ("posix_memalign", 7, Emulated), // push
             ("pvalloc", 7, Emulated),        // push

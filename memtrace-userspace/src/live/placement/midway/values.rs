@@ -12,7 +12,7 @@ use memtrace_common::midway::{Register, STACK_WORDS};
 
 use super::graph::{Flow, Graph, Node};
 use super::{Function, Size};
-use crate::live::placement::writes;
+use crate::live::placement::{stack_change, writes};
 
 /// The most words of a frame that are followed.
 const MAX_FRAME_WORDS: u64 = 64;
@@ -341,22 +341,6 @@ pub(super) fn of(graph: &mut Graph, function: &Function) -> Option<BTreeMap<u64,
                 pending.push(next);
             }
         }
-    }
-}
-
-/// How much lower the stack pointer is behind `sub rsp, n` and `add rsp, n`.
-fn stack_change(instruction: &Instruction) -> Option<i64> {
-    if instruction.op_count() != 2
-        || instruction.op0_kind() != OpKind::Register
-        || instruction.op0_register() != Iced::RSP
-    {
-        return None;
-    }
-    let amount = i64::from(instruction.try_immediate(1).ok()? as i32);
-    match instruction.mnemonic() {
-        Mnemonic::Sub => Some(amount),
-        Mnemonic::Add => Some(-amount),
-        _ => None,
     }
 }
 
