@@ -299,9 +299,10 @@ pub fn plan<'data>(
         }
     }
     let place = |target: Target| {
-        let released = match target.call {
-            Call::Release { api: _, block } => Some(block),
-            Call::Acquire { .. } | Call::Ignore => None,
+        // A return probe is set at the same place, where the return address has to be at `rsp`.
+        let released = match (target.role, target.call) {
+            (Role::Release, Call::Release { api: _, block }) => Some(block),
+            _ => None,
         };
         let need = Need { arguments: target.call.arguments(), released };
         let site = placement::place(target.code(file), target.svma.0, need);

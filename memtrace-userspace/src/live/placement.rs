@@ -58,7 +58,8 @@ const ARGUMENTS: [Register; 6] =
 pub(super) struct Need {
     /// Which of the function's arguments: bit 0 is `rdi`, then `rsi, rdx, rcx, r8, r9`.
     pub arguments: u8,
-    /// The argument with the block, of a function that only takes one back.
+    /// The argument with the block, of a function that only takes one back and whose return is not
+    /// probed.
     pub released: Option<Argument>,
 }
 

@@ -93,6 +93,21 @@ fn what_the_user_says_of_a_known_function_holds() {
 }
 
 #[test]
+fn return_probe_stands_where_the_return_address_is() {
+    let mut fixture = Fixture::default();
+    // test rdi, rdi; je +3; push rbp; jne +0; ret
+    fixture.function("free", &[0x48, 0x85, 0xff, 0x74, 0x03, 0x55, 0x75, 0x00, 0xc3]);
+    let file = fixture.build();
+    let spec = "free:free(ptr=arg0)".parse().unwrap();
+    let site = |named: &[&_]| plan(&*file, named, Watch::Inside).unwrap().probes[0].site;
+
+    let (own, named) = (site(&[]), site(&[&spec]));
+
+    assert_eq!((own.delta, own.depth), (6, 8));
+    assert_eq!((named.delta, named.depth), (3, 0));
+}
+
+#[test]
 fn functions_that_end_the_process_are_found_once_each() {
     let mut fixture = Fixture::default();
     fixture.function("_exit", BODY);
