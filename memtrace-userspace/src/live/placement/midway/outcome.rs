@@ -5,7 +5,7 @@
 
 use std::collections::BTreeMap;
 
-use iced_x86::{InstructionInfoFactory, Mnemonic, OpKind, Register as Iced};
+use iced_x86::{InstructionInfoFactory, Mnemonic, OpKind};
 use memtrace_common::midway::Register;
 
 use super::graph::{Flow, Graph, Node};
@@ -101,7 +101,7 @@ fn before(
                     .info(instruction)
                     .used_memory()
                     .iter()
-                    .any(|used| used.base() == Iced::RSP && writes(used.access()))
+                    .any(|used| values.points_to_frame(used.base()) && writes(used.access()))
         }
     };
     if is_written { Outcome::Unknown } else { Outcome::In(place) }

@@ -78,6 +78,8 @@ impl Places {
 pub(super) struct Values {
     /// Bytes from `rsp` to the return address.
     depth: u64,
+    /// Bytes from `rbp` to the return address, if that points to the frame.
+    frame: Option<u64>,
     size: Places,
     /// What the size is the product of, if it is one.
     factors: [Places; 2],
@@ -94,7 +96,8 @@ impl Values {
             Size::Second => (Places::only(Register::Rsi), [Places::NONE; 2]),
             Size::Product => (Places::NONE, [first, Places::only(Register::Rsi)]),
         };
-        Values { depth: 0, size, factors, rbp: Places::only(Register::Rbp), block: Places::NONE }
+        let rbp = Places::only(Register::Rbp);
+        Values { depth: 0, frame: None, size, factors, rbp, block: Places::NONE }
     }
 
     pub(super) fn depth(&self) -> u64 {
@@ -167,9 +170,27 @@ impl Values {
         (below % 8 == 0 && (1..=MAX_FRAME_WORDS).contains(&word)).then_some(Place::Word(word))
     }
 
+    /// How far above `rsp` a word is that lies at this distance from a register; `None` if that does
+    /// not point to the frame.
+    fn in_frame(&self, base: Iced, displacement: u64) -> Option<u64> {
+        match (base, self.frame) {
+            (Iced::RSP, _) => Some(displacement),
+            (Iced::RBP, Some(frame)) => {
+                Some(displacement.wrapping_add(self.depth).wrapping_sub(frame))
+            }
+            _ => None,
+        }
+    }
+
+    /// Whether a register points to the frame.
+    pub(super) fn points_to_frame(&self, register: Iced) -> bool {
+        self.in_frame(register, 0).is_some()
+    }
+
     fn both(self, other: Values) -> Option<Values> {
-        (self.depth == other.depth).then_some(Values {
+        (self.depth == other.depth && self.frame == other.frame).then_some(Values {
             depth: self.depth,
+            frame: self.frame,
             size: self.size.both(other.size),
             factors: [
                 self.factors[0].both(other.factors[0]),
@@ -221,6 +242,9 @@ impl Values {
     }
 
     fn step(mut self, instruction: &Instruction) -> Option<Self> {
+        if self.gives_away_frame_pointer(instruction) {
+            return None;
+        }
         match instruction.code() {
             Code::Push_r64 => {
                 self.depth += 8;
@@ -228,11 +252,18 @@ impl Values {
                 self.copy(Place::Register(register(instruction.op0_register())?), to);
                 return Some(self);
             }
-            Code::Pop_r64 => {
-                let from = self.word(0)?;
-                self.copy(from, Place::Register(register(instruction.op0_register())?));
-                self.forget(from);
-                self.depth -= 8;
+            Code::Pop_r64 => return self.popped(register(instruction.op0_register())?),
+            Code::Leaveq => {
+                self.depth = self.frame?;
+                return self.popped(Register::Rbp);
+            }
+            Code::Lea_r64_m if instruction.op0_register() == Iced::RSP => {
+                self.depth = self.frame?.wrapping_sub(instruction.memory_displacement64());
+                return (self.depth.is_multiple_of(8)).then_some(self);
+            }
+            _ if sets_frame_pointer(instruction) => {
+                self.forget(Place::Register(Register::Rbp));
+                self.frame = Some(self.depth);
                 return Some(self);
             }
             _ => {}
@@ -243,6 +274,9 @@ impl Values {
         }
         if let Some((from, to)) = self.moved(instruction) {
             self.copy(from, to);
+            if to == Place::Register(Register::Rbp) {
+                self.frame = None;
+            }
             return Some(self);
         }
         let product = self.multiplied(instruction);
@@ -254,18 +288,22 @@ impl Values {
                 if whole == Iced::RSP {
                     return None;
                 }
+                if whole == Iced::RBP {
+                    self.frame = None;
+                }
                 if let Some(register) = register(whole) {
                     self.forget(Place::Register(register));
                 }
             }
         }
         for used in used.used_memory() {
-            if used.base() == Iced::RSP && writes(used.access()) {
+            if let Some(first) = self.in_frame(used.base(), used.displacement())
+                && writes(used.access())
+            {
                 if used.index() != Iced::None {
                     return None;
                 }
                 // It may lie across two words, or be longer than one.
-                let first = used.displacement();
                 let last = first.checked_add(used.memory_size().size() as u64)?.checked_sub(1)?;
                 for displacement in (first & !7..=last).step_by(8) {
                     if let Some(word) = self.word(displacement) {
@@ -280,16 +318,49 @@ impl Values {
         Some(self)
     }
 
+    /// What is known behind a `pop` of this register.
+    fn popped(mut self, register: Register) -> Option<Self> {
+        let from = self.word(0)?;
+        self.copy(from, Place::Register(register));
+        self.forget(from);
+        self.depth -= 8;
+        if register == Register::Rbp {
+            self.frame = None;
+        }
+        Some(self)
+    }
+
+    /// Whether an instruction copies a frame pointer, so that the frame may be written to in other ways.
+    fn gives_away_frame_pointer(&self, instruction: &Instruction) -> bool {
+        let is_pointer = |register: Iced| register == Iced::RBP;
+        self.frame.is_some()
+            && match instruction.mnemonic() {
+                Mnemonic::Pop => false,
+                Mnemonic::Lea => {
+                    is_pointer(instruction.memory_index())
+                        || is_pointer(instruction.memory_base())
+                            && instruction.op0_register() != Iced::RSP
+                }
+                _ => {
+                    is_pointer(instruction.memory_index())
+                        || (0..instruction.op_count()).any(|i| {
+                            instruction.op_kind(i) == OpKind::Register
+                                && instruction.op_register(i).full_register() == Iced::RBP
+                        })
+                }
+            }
+    }
+
     /// From where to where an instruction copies 64 bits.
     pub(super) fn moved(&self, instruction: &Instruction) -> Option<(Place, Place)> {
         let place = |operand| match instruction.op_kind(operand) {
             OpKind::Register => register(instruction.op_register(operand)).map(Place::Register),
             OpKind::Memory
-                if instruction.memory_base() == Iced::RSP
-                    && instruction.memory_index() == Iced::None
+                if instruction.memory_index() == Iced::None
                     && instruction.segment_prefix() == Iced::None =>
             {
-                self.word(instruction.memory_displacement64())
+                let base = instruction.memory_base();
+                self.word(self.in_frame(base, instruction.memory_displacement64())?)
             }
             _ => None,
         };
@@ -344,12 +415,22 @@ pub(super) fn of(graph: &mut Graph, function: &Function) -> Option<BTreeMap<u64,
     }
 }
 
+/// Whether an instruction is `mov rbp, rsp`.
+fn sets_frame_pointer(instruction: &Instruction) -> bool {
+    matches!(instruction.code(), Code::Mov_rm64_r64 | Code::Mov_r64_rm64)
+        && instruction.op0_register() == Iced::RBP
+        && instruction.op1_register() == Iced::RSP
+}
+
 fn takes_stack_address(instruction: &Instruction) -> bool {
     match instruction.mnemonic() {
+        Mnemonic::Lea if instruction.op0_register() == Iced::RSP => {
+            instruction.memory_base() != Iced::RBP || instruction.memory_index() != Iced::None
+        }
         Mnemonic::Lea => {
             instruction.memory_base() == Iced::RSP || instruction.memory_index() == Iced::RSP
         }
-        _ if stack_change(instruction).is_some() => false,
+        _ if stack_change(instruction).is_some() || sets_frame_pointer(instruction) => false,
         _ => (0..instruction.op_count()).any(|i| {
             instruction.op_kind(i) == OpKind::Register && instruction.op_register(i) == Iced::RSP
         }),
