@@ -10,6 +10,7 @@
 //! Buckets and rows lie in array maps whose values are whole pages, and which the daemon shares: a
 //! table is written without system calls, and looked up without a helper call.
 
+use crate::midway::STACK_WORDS;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
 use crate::unwind::Row;
@@ -19,6 +20,10 @@ pub const MAX_FRAMES: usize = 1024;
 
 /// How many bytes of stack a walk copies; deeper words are read one by one.
 pub const STACK_COPY_BYTES: usize = 64 * 1024;
+
+/// How many bytes below the first frame a copy of the stack may begin: a place inside an allocator's
+/// function lies so much deeper at most than its caller's frame.
+pub const STACK_LEAD_BYTES: usize = STACK_WORDS * 8;
 
 /// How many bytes of stack the daemon gets to finish a walk that the kernel could not.
 pub const RAW_STACK_BYTES: usize = 16 * 1024;

@@ -20,6 +20,7 @@ use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header_of};
 use crate::maps::{PROCESS_INDEX, Slot, count};
+use crate::unwind::Held;
 use crate::{slots, task, unwind};
 
 /// Pages of x86-64 have 4096 bytes.
@@ -111,16 +112,15 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let alignment = if call.alignment() != 0 { slot.alignment } else { 0 };
-    send_acquired(slot, call.api(), alignment, ptr, slot.size, caller);
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible, Held::NONE);
+    let header = header_of(tid, Kind::Alloc, call.api(), alignment);
+    send_acquired(Alloc { header, ptr, size: slot.size, stack });
     Some(())
 }
 
-/// Tells of a block that the current thread has got; `caller` is who asked for it.
+/// Tells of a block that the current thread has got.
 #[inline(always)]
-pub fn send_acquired(slot: &Slot, api: u8, alignment: u16, ptr: u64, size: u64, caller: Regs) {
-    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible);
-    let header = header_of(slot.tid as u32, Kind::Alloc, api, alignment);
-    let event = Alloc { header, ptr, size, stack };
+pub fn send_acquired(event: Alloc) {
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
     emit::hold_back();
 }

@@ -120,7 +120,7 @@ pub extern "C" fn key_of(index: u64, walked: u64) -> u64 {
             fork.set_telling(0);
             break;
         }
-        key = mix(key ^ element::<0x1fff, _, _>(&s.copy, telling));
+        key = mix(key ^ s.word(telling));
     }
     key
 }

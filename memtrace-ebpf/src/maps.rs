@@ -12,12 +12,15 @@ use core::arch::asm;
 use memtrace_common::config::{
     BucketChunk, FORK_SETS, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES,
     MAX_REMEMBERED_SLOTS, MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS,
-    REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, Settings,
+    REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, STACK_LEAD_BYTES,
+    Settings,
 };
 use memtrace_common::counter::{COUNTERS, Counter};
 use memtrace_common::event::{Stack, StackRest};
-use memtrace_common::midway::{FRONT_SETS, Fronts};
+use memtrace_common::midway::{FRONT_SETS, Fronts, STACK_WORDS};
 use memtrace_common::unwind::Regs;
+
+use crate::bounds::element;
 
 /// Written by the daemon into the object before it is loaded; constant afterwards.
 #[unsafe(no_mangle)]
@@ -209,15 +212,20 @@ pub struct Scratch {
     pub fp: u64,
     /// Where `fp` was read from; 0 while it is the register's value at the start.
     pub fp_slot: u64,
-    /// Stack pointer at the start; `copy` starts here.
+    /// Stack pointer at the start.
     pub base: u64,
+    /// How many words lower `copy` begins, [`STACK_WORDS`] at most.
+    pub lead: u64,
+    /// How many bytes are copied at once, before it is known how far the stack is needed: as many as the
+    /// last one needed.
+    pub expected: u64,
     /// `rbp` at the start.
     pub start_fp: u64,
     /// A hash of the process and its `generation`, which each frame's row is looked up with.
     pub owner_hash: u64,
     /// A hash of those, `base` and the program counter at the start.
     pub family: u64,
-    /// How many bytes of `copy` are valid.
+    /// How many bytes of `copy` are valid, from `base` on.
     pub copied: u64,
     /// How little it pays to remember stacks; see [`crate::remember`].
     pub futility: u64,
@@ -248,9 +256,20 @@ pub struct Scratch {
     pub frames: [u64; MAX_FRAMES],
     /// Behind the frames, and in front of the copy, as a `RawStack` has it.
     pub rest: StackRest,
-    /// The stack from `base` upwards. One copy may end a page behind the limit.
-    pub copy: [u64; STACK_COPY_BYTES / 8 + 1024],
+    /// The stack from `lead` words below `base` upwards. One copy may end a page behind the limit.
+    pub copy: [u64; STACK_COPY_BYTES / 8 + 1024 + STACK_WORDS],
 }
+
+impl Scratch {
+    /// The word of the copy that lies so many words above `base`; it must be among the valid ones.
+    #[inline(always)]
+    pub fn word(&self, number: u64) -> u64 {
+        element::<0x1fff, _, _>(&self.copy, number.wrapping_add(self.lead))
+    }
+}
+
+/// Words further above `base` than this are none of [`Scratch::word`]'s.
+pub const COPY_LIMIT: u64 = (STACK_COPY_BYTES - STACK_LEAD_BYTES) as u64;
 
 /// `Scratch::end` while the walk goes on.
 pub const WALKING: u32 = u32::MAX;

@@ -1,17 +1,17 @@
 //! Places inside a function that gives memory; see [`memtrace_common::midway`].
 
-use core::ffi::c_void;
-use core::mem::MaybeUninit;
-
 use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::generated::bpf_probe_read_user;
+use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::programs::ProbeContext;
 use memtrace_common::counter::Counter;
+use memtrace_common::event::{Alloc, Kind};
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::alloc::{attach_cookie, current_slot, is_nested, send_acquired};
+use crate::emit::{Context, header_of};
 use crate::maps::{FRONTS, NOTED, count};
+use crate::unwind::{self, Held};
 
 /// The current thread is at such a place.
 #[inline(always)]
@@ -53,46 +53,53 @@ pub fn passed(ctx: &ProbeContext) -> Option<()> {
         }
         return None;
     }
-    let (api, caller) = caller(regs, cookie)?;
+    let Call { api, caller, held } = call(regs, cookie)?;
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible, held);
     // Calls with an alignment are not watched from inside.
-    send_acquired(slot, api, 0, ptr, size, caller);
+    let header = header_of(slot.tid as u32, Kind::Alloc, api, 0);
+    send_acquired(Alloc { header, ptr, size, stack });
     Some(())
 }
 
-/// As what the call counts, and the registers as they will be when the function has returned; `None`
-/// if a core was called by another than its fronts.
+/// The call that the current thread is in.
+struct Call {
+    /// As what it counts.
+    api: u8,
+    /// The registers as they will be when the function has returned.
+    caller: Regs,
+    /// A copy of the stack.
+    held: Held,
+}
+
+/// Finds out about the call; `None` if a core was called by another than its fronts.
 #[inline(always)]
-fn caller(regs: &pt_regs, cookie: Cookie) -> Option<(u8, Regs)> {
+fn call(regs: &pt_regs, cookie: Cookie) -> Option<Call> {
     // Volatile, lest the choice below becomes one between two addresses, which the verifier refuses.
     // SAFETY: the kernel's registers.
     let rbp = unsafe { core::ptr::read_volatile(&raw const regs.rbp) };
     let is_core = cookie.action() == action::CORE;
     // Of a core, its own frame is not needed.
     let first = if is_core { regs.rsp + cookie.caller_word() as u64 * 8 } else { regs.rsp };
-    // Not set to zero, which would be a function that does so byte by byte.
-    let mut words = MaybeUninit::<[u64; STACK_WORDS]>::uninit();
-    // SAFETY: the helper checks the address.
-    let failed = unsafe {
-        bpf_probe_read_user(
-            words.as_mut_ptr().cast(),
-            size_of_val(&words) as u32,
-            first as *const c_void,
-        )
+    let Some(held) = Held::with_copy_from(first) else {
+        // The stack as it is here, which has a frame of the allocator, is better than none.
+        let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: rbp, pc_kind: PcKind::Exact };
+        let api = if is_core {
+            // SAFETY: the helper checks the address.
+            let return_address = unsafe { bpf_probe_read_user(first as *const u64) }.unwrap_or(0);
+            front(cookie.fronts(), return_address.wrapping_sub(regs.rip))?.api
+        } else {
+            cookie.api()
+        };
+        return Some(Call { api, caller, held: Held::NONE });
     };
-    if failed != 0 {
-        count(Counter::UnreadableStack);
-        if is_core {
-            return None;
-        }
-        let here = Regs { pc: regs.rip, sp: regs.rsp, fp: rbp, pc_kind: PcKind::Exact };
-        return Some((cookie.api(), here));
-    }
-    let word = |number: u32| {
-        // SAFETY: the helper has written all of it; the mask keeps the index below the length.
-        unsafe { *words.assume_init_ref().get_unchecked(number as usize & (STACK_WORDS - 1)) }
-    };
+    let words = held.words()?;
+    // SAFETY: the mask keeps the number below what the copy has at least.
+    let word = |number: u32| unsafe { *words.add(number as usize & (STACK_WORDS - 1)) };
     let (api, caller_word, rbp_word) = if is_core {
-        let front = front(cookie.fronts(), word(0).wrapping_sub(regs.rip))?;
+        let Some(front) = front(cookie.fronts(), word(0).wrapping_sub(regs.rip)) else {
+            held.release();
+            return None;
+        };
         (front.api, front.caller_word as u32, front.rbp_word as u32)
     } else {
         (cookie.api(), cookie.caller_word(), cookie.rbp_word())
@@ -103,7 +110,7 @@ fn caller(regs: &pt_regs, cookie: Cookie) -> Option<(u8, Regs)> {
         fp: if rbp_word == IN_REGISTER { rbp } else { word(rbp_word) },
         pc_kind: PcKind::ReturnAddress,
     };
-    Some((api, caller))
+    Some(Call { api, caller, held })
 }
 
 /// The front of a core that an address belongs to, so many bytes behind the place in the core.

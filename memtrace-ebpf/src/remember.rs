@@ -66,7 +66,6 @@ pub extern "C" fn recall(index: u64) -> u64 {
     let Some(scratch) = SCRATCH.get_ptr_mut(index as u32) else { return 0 };
     // SAFETY: claimed by the caller.
     let (family, has_one_member) = unsafe {
-        (*scratch).copied = 0;
         let Some(family) = Fork::find((*scratch).family) else { return 0 };
         if !copy(&mut *scratch, family.span()) {
             return 0;
@@ -85,14 +84,22 @@ pub extern "C" fn recall(index: u64) -> u64 {
     unsafe { compare(&*scratch, (*set).ways.get_unchecked(bounded::<7>(way) as usize)) }
 }
 
-/// Copies `span` bytes of the stack; false if they cannot all be read.
+/// Copies `span` bytes of the stack, of which some may be copied; false if they cannot all be read.
 #[inline(always)]
 fn copy(s: &mut Scratch, span: u32) -> bool {
-    let span = bounded::<0xffff>(span as u64);
-    // SAFETY: the copy is larger than the largest span.
+    let (span, lead) = (span as u64, bounded::<0x1f>(s.lead) * 8);
+    s.expected = span + lead;
+    if s.copied >= span {
+        return true;
+    }
+    // No more than what was read ahead.
+    let copied = bounded::<0xfff>(s.copied);
+    let rest = bounded::<0xffff>(span - copied);
+    // SAFETY: the copy is larger than that.
     let failed = unsafe {
-        let to = s.copy.as_mut_ptr().cast();
-        generated::bpf_probe_read_user(to, span as u32, s.base as *const c_void)
+        let to = s.copy.as_mut_ptr().cast::<u8>().add((lead + copied) as usize);
+        let from = s.base.wrapping_add(copied);
+        generated::bpf_probe_read_user(to.cast(), rest as u32, from as *const c_void)
     };
     if failed == 0 {
         s.copied = span;
@@ -119,8 +126,8 @@ fn compare(s: &Scratch, remembered: &Remembered) -> u64 {
         let offsets: &[u16; 8] = eight::<0xf8, _, _>(&remembered.slot_offset_by_8, i as u64);
         let mut j = 0;
         while j < 8 {
-            let even = element::<0x1fff, _, _>(&s.copy, offsets[j] as u64);
-            let odd = element::<0x1fff, _, _>(&s.copy, offsets[j + 1] as u64);
+            let even = s.word(offsets[j] as u64);
+            let odd = s.word(offsets[j + 1] as u64);
             words = words.and(even, odd);
             j += 2;
         }

@@ -10,17 +10,17 @@ use core::ffi::c_void;
 use aya_ebpf::helpers::{bpf_get_smp_processor_id, generated};
 use memtrace_common::config::{
     MAX_FRAMES, MAX_REMEMBERED_SLOTS, Process, RAW_STACK_BYTES, SCRATCH_PIECES, SENT_STACKS,
-    STACK_COPY_BYTES,
+    STACK_COPY_BYTES, STACK_LEAD_BYTES,
 };
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Kind, Stack, StackRest};
 use memtrace_common::unwind::{End, PcKind, Regs, Row, Step, cfa, step};
 
-use crate::bounds::{bounded, element, set_element};
+use crate::bounds::{bounded, set_element};
 use crate::emit::{self, Context, Urgency};
 use crate::lookup::{find_row, tables_are_behind};
 use crate::maps::{
-    PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
+    COPY_LIMIT, PROCESSES, SCRATCH, SENT, Scratch, WALKING, count, release, store_regs, try_claim,
 };
 use crate::remember::{is_worthwhile, learn, mix, recall, remember};
 use crate::task::hijacked_address;
@@ -28,12 +28,89 @@ use crate::task::hijacked_address;
 /// How many pieces of scratch a walk tries to claim, starting at its CPU's.
 const CLAIM_TRIES: u32 = 16;
 
+/// The most bytes that are copied before it is known how far the stack is needed.
+const MOST_AHEAD: u64 = 2048;
+
 /// Bytes of a page: a copy never crosses from one into the next, which may be missing.
 const PAGE_BYTES: u64 = 4096;
 
-/// The id of the stack that `regs` is the innermost frame of; 0 if it could not be walked at all.
+/// A piece of scratch that a program has claimed, with a copy of the stack: its index and 1, or 0 for
+/// none.
+#[derive(Clone, Copy)]
+pub struct Held(u64);
+
+impl Held {
+    /// None.
+    pub const NONE: Held = Held(0);
+
+    /// Claims one and copies the stack from `first` on, as far as it is likely to be needed.
+    #[inline(always)]
+    pub fn with_copy_from(first: u64) -> Option<Held> {
+        let held = hold_copy(first);
+        if held == 0 { None } else { Some(Held(held)) }
+    }
+
+    /// The words of the copy, [`STACK_WORDS`] at least.
+    #[inline(always)]
+    pub fn words(self) -> Option<*const u64> {
+        let scratch = SCRATCH.get_ptr(self.index())?;
+        // SAFETY: a map value.
+        Some(unsafe { &raw const (*scratch).copy }.cast())
+    }
+
+    /// Gives it back unused.
+    #[inline(always)]
+    pub fn release(self) {
+        if let Some(scratch) = SCRATCH.get_ptr_mut(self.index()) {
+            // SAFETY: a map value that this program has claimed.
+            unsafe { release(&raw mut (*scratch).claimed) };
+        }
+    }
+
+    #[inline(always)]
+    fn index(self) -> u32 {
+        (self.0 as u32).wrapping_sub(1)
+    }
+}
+
+/// [`Held::with_copy_from`], verified once.
+#[unsafe(no_mangle)]
+#[inline(never)]
+pub extern "C" fn hold_copy(first: u64) -> u64 {
+    let Some((index, scratch)) = claim() else {
+        count(Counter::NoScratch);
+        return 0;
+    };
+    // SAFETY: claimed, so nobody else writes to it.
+    let s = unsafe { &mut *scratch };
+    s.base = first;
+    // One that reaches too far fails as a whole.
+    if !read_ahead(s, s.expected.min(MOST_AHEAD)) && !read_ahead(s, 0) {
+        count(Counter::UnreadableStack);
+        // SAFETY: a map value that this program has claimed.
+        unsafe { release(&raw mut s.claimed) };
+        return 0;
+    }
+    index as u64 + 1
+}
+
+/// Copies so many bytes from `base` on, or what a probe may refer to if that is more.
 #[inline(always)]
-pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
+fn read_ahead(s: &mut Scratch, bytes: u64) -> bool {
+    let bytes = bounded::<0xfff>(bytes.max(STACK_LEAD_BYTES as u64));
+    // SAFETY: the copy is larger than that.
+    let failed = unsafe {
+        let to = s.copy.as_mut_ptr().cast();
+        generated::bpf_probe_read_user(to, bytes as u32, s.base as *const c_void)
+    };
+    s.copied = bytes;
+    failed == 0
+}
+
+/// The id of the stack that `regs` is the innermost frame of; 0 if it could not be walked at all.
+/// What is `held` is given back.
+#[inline(always)]
+pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context, held: Held) -> u64 {
     let Regs { pc, sp, fp, pc_kind } = regs;
     let is_preemptible = matches!(context, Context::Preemptible) as u64;
     capture_stack(
@@ -41,7 +118,7 @@ pub fn capture(tgid: u32, process: u32, regs: Regs, context: Context) -> u64 {
         pc,
         sp,
         fp,
-        is_preemptible << 1 | pc_kind as u64,
+        held.0 << 2 | is_preemptible << 1 | pc_kind as u64,
     )
 }
 
@@ -54,7 +131,16 @@ pub extern "C" fn capture_stack(of: u64, pc: u64, sp: u64, fp: u64, how: u64) ->
     let (tgid, process) = ((of >> 32) as u32, of as u32);
     let pc_kind = if how & 1 != 0 { PcKind::Exact } else { PcKind::ReturnAddress };
     let context = if how & 2 != 0 { Context::Preemptible } else { Context::Tracepoint };
-    let Some((index, scratch)) = claim() else {
+    let held = Held(how >> 2);
+    let claimed = match held.0 {
+        0 => claim().inspect(|(_, scratch)| {
+            // SAFETY: claimed, so nobody else writes to it.
+            let s = unsafe { &mut **scratch };
+            (s.base, s.copied) = (sp, 0);
+        }),
+        _ => SCRATCH.get_ptr_mut(held.index()).map(|scratch| (held.index(), scratch)),
+    };
+    let Some((index, scratch)) = claimed else {
         count(Counter::NoScratch);
         return 0;
     };
@@ -136,6 +222,9 @@ fn capture_with(
 /// Notes where the stack starts, which is what it is recognised by.
 #[inline(always)]
 fn set_start(s: &mut Scratch, owner: u64, regs: Regs) {
+    let lead = regs.sp.wrapping_sub(s.base);
+    s.lead = bounded::<0x1f>(lead / 8);
+    s.copied = s.copied.saturating_sub(lead);
     s.base = regs.sp;
     s.start_fp = regs.fp;
     s.family = mix(owner ^ mix(regs.sp ^ mix(regs.pc)));
@@ -202,12 +291,13 @@ fn send_raw(s: &mut Scratch, tgid: u32, context: Context) -> u64 {
     // What is left of the stack is not in the hash, so the id stands for this event alone.
     let id = mix(s.hash ^ mix(header.time_ns ^ s.base)) | 1;
     s.stack = Stack { header, id, pid: tgid, frames: s.frame_count };
+    let lead = s.lead * 8;
     s.rest = StackRest {
         pc: s.pc,
         sp: s.sp,
         fp: s.fp,
-        base: s.base,
-        copied: s.copied,
+        base: s.base.wrapping_sub(lead),
+        copied: s.copied + lead,
         pc_kind: s.pc_exact as u64,
     };
     let bytes = size_of::<Stack>() + MAX_FRAMES * 8 + size_of::<StackRest>() + RAW_STACK_BYTES;
@@ -321,11 +411,7 @@ fn note_frame_pointer(s: &mut Scratch, row: Row, regs: Regs) {
 fn note_slot(s: &mut Scratch, address: u64, value: u64) {
     let offset = address.wrapping_sub(s.base);
     let count = s.slot_count;
-    if count as usize >= MAX_REMEMBERED_SLOTS
-        // Not the last word of the copy either: a span of all 64 KiB would not fit `recall`'s mask.
-        || offset >= STACK_COPY_BYTES as u64 - 8
-        || offset & 7 != 0
-    {
+    if count as usize >= MAX_REMEMBERED_SLOTS || offset >= COPY_LIMIT - 8 || offset & 7 != 0 {
         s.slot_count = MAX_REMEMBERED_SLOTS as u32 + 1;
         return;
     }
@@ -351,8 +437,8 @@ fn copy_page(s: &mut Scratch) {
     let from = s.base.wrapping_add(copied);
     let size = PAGE_BYTES - (from & (PAGE_BYTES - 1));
     let size = bounded::<0x1fff>(size);
-    let at = bounded::<0xfff8>(copied);
-    // SAFETY: `at` < 64 KiB and `size` < 8 KiB lie in the copy, which is 72 KiB.
+    let at = bounded::<0xfff8>(copied) + bounded::<0x1f>(s.lead) * 8;
+    // SAFETY: `at` < 64 KiB + 248 and `size` < 8 KiB lie in the copy, which is larger than 72 KiB.
     let failed = unsafe {
         let to = s.copy.as_mut_ptr().cast::<u8>().add(at as usize);
         generated::bpf_probe_read_user(to.cast(), size as u32, from as *const c_void)
@@ -367,8 +453,8 @@ fn copy_page(s: &mut Scratch) {
 #[inline(always)]
 fn read_stack(s: &Scratch, address: u64) -> Option<u64> {
     let offset = address.wrapping_sub(s.base);
-    if offset & 7 == 0 && offset < s.copied && offset < STACK_COPY_BYTES as u64 {
-        return Some(element::<0x1fff, _, _>(&s.copy, offset >> 3));
+    if offset & 7 == 0 && offset < s.copied && offset < COPY_LIMIT {
+        return Some(s.word(offset >> 3));
     }
     let mut word = 0u64;
     // SAFETY: the helper checks the user address.

@@ -117,7 +117,7 @@ fn returned(number: u64, regs: &pt_regs, result: u64, context: Context) -> Optio
     let stack = if has_stack(number, regs, result) {
         let tgid = (bpf_get_current_pid_tgid() >> 32) as u32;
         let at = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::Exact };
-        unwind::capture(tgid, process, at, context)
+        unwind::capture(tgid, process, at, context, unwind::Held::NONE)
     } else {
         0
     };
