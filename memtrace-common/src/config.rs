@@ -120,6 +120,18 @@ pub mod process_flag {
     pub const STOP_FOR_CODE: u32 = 1;
     /// Stop new children before their first instruction, until the daemon has attached to them.
     pub const FOLLOW_CHILDREN: u32 = 2;
+
+    /// The flags that say which of the process's probes count: those of the set with this number, as
+    /// their cookies have it. While probes are placed anew, one call may hit an old and a new one.
+    pub const fn probe_set(set: u8) -> u32 {
+        (set as u32) << 8
+    }
+
+    /// The number in [`probe_set`].
+    #[inline(always)]
+    pub const fn probe_set_of(flags: u32) -> u32 {
+        flags >> 8 & 0xff
+    }
 }
 
 /// What the daemon tells the kernel programs before they are loaded.

@@ -15,8 +15,8 @@
 //! The daemon finds such places (`live::placement::midway`) and makes [`Cookie`]s of them.
 //!
 //! ```text
-//!   bit       0      8      12        16      24     28      32       40      48
-//!   | Api 8   | size 4 | block 4 | flags 8 | when 4 | action 4 | caller 8 | rbp 8 |
+//!   bit       0      8      12        16      24     28      32       40      48      56
+//!   | Api 8   | size 4 | block 4 | flags 8 | when 4 | action 4 | caller 8 | rbp 8 | set 8 |
 //! ```
 //!
 //! Several functions may leave the search to one, the *core*, in which a place serves all of them,
@@ -152,8 +152,8 @@ impl Midway {
     }
 
     /// What the kernel is told of it; never 0. The blocks are counted as those of `api`; a core has
-    /// the number of its fronts there.
-    pub const fn cookie(self, api: u8) -> u64 {
+    /// the number of its fronts there. `set` is that of the process's probes.
+    pub const fn cookie(self, api: u8, set: u8) -> u64 {
         let cookie = match self {
             Midway::Note { size } => (size as u64) << SIZE | (action::NOTE as u64) << ACTION,
             Midway::Core { size, block, when, caller_word, fronts: _ } => {
@@ -182,7 +182,7 @@ impl Midway {
                     | (rbp_word as u64) << RBP
             }
         };
-        cookie | api as u64
+        cookie | (set as u64) << SET | api as u64
     }
 }
 
@@ -193,6 +193,7 @@ const ANY_SET: u32 = 24;
 const ACTION: u32 = 28;
 const CALLER: u32 = 32;
 const RBP: u32 = 40;
+const SET: u32 = 48;
 
 /// What [`Cookie::action`] gives.
 pub mod action {
@@ -241,6 +242,13 @@ impl Cookie {
         any_set as u64 == self.0 >> ANY_SET & 1
     }
 
+    /// The number of the set of probes that it belongs to; see
+    /// [`probe_set`](crate::config::process_flag::probe_set).
+    #[inline(always)]
+    pub fn set(self) -> u32 {
+        (self.0 >> SET) as u32 & 0xff
+    }
+
     /// One of [`action`].
     #[inline(always)]
     pub fn action(self) -> u32 {
@@ -277,7 +285,7 @@ mod tests {
             rbp_word: Some(3),
         };
 
-        let cookie = Cookie(known.cookie(Api::Malloc as u8));
+        let cookie = Cookie(known.cookie(Api::Malloc as u8, 0));
 
         assert_eq!((cookie.api(), cookie.action()), (Api::Malloc as u8, action::KNOWN));
         assert_eq!((cookie.size(), cookie.block()), (Register::Rbx as u32, Register::Rax as u32));
@@ -295,7 +303,7 @@ mod tests {
             rbp_word: None,
         };
 
-        let cookie = Cookie(known.cookie(Api::New as u8));
+        let cookie = Cookie(known.cookie(Api::New as u8, 0));
 
         assert_eq!((cookie.size(), cookie.block()), (NO_REGISTER, 0));
         assert_eq!((cookie.caller_word(), cookie.rbp_word()), (0, IN_REGISTER));
@@ -304,7 +312,7 @@ mod tests {
 
     #[test]
     fn note_says_where_the_size_is() {
-        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8));
+        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8, 0));
 
         assert_eq!((cookie.action(), cookie.size()), (action::NOTE, Register::Rsi as u32));
     }
@@ -319,9 +327,9 @@ mod tests {
             fronts: Fronts::default(),
         };
 
-        let cookie = Cookie(core.cookie(201));
+        let cookie = Cookie(core.cookie(201, 7));
 
-        assert_eq!((cookie.fronts(), cookie.action()), (201, action::CORE));
+        assert_eq!((cookie.fronts(), cookie.action(), cookie.set()), (201, action::CORE, 7));
         assert_eq!((cookie.size(), cookie.block()), (Register::R12 as u32, Register::Rcx as u32));
         assert_eq!(cookie.caller_word(), 11);
         assert!(cookie.holds(ZF) && !cookie.holds(0));
@@ -336,7 +344,7 @@ mod tests {
             caller_word: 0,
             rbp_word: None,
         };
-        let cookie = Cookie(known.cookie(Api::Malloc as u8));
+        let cookie = Cookie(known.cookie(Api::Malloc as u8, 0));
 
         let held = [0, 1, ZF, 1 | ZF, 2].map(|flags| cookie.holds(flags));
 

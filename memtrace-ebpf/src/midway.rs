@@ -3,6 +3,7 @@
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::programs::ProbeContext;
+use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Kind};
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
@@ -10,7 +11,7 @@ use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::alloc::{attach_cookie, current_slot, is_nested, send_acquired};
 use crate::emit::{Context, header_of};
-use crate::maps::{FRONTS, NOTED, count};
+use crate::maps::{FRONTS, NOTED, PROCESSES, count};
 use crate::unwind::{self, Held};
 
 /// The current thread is at such a place.
@@ -25,6 +26,9 @@ pub fn passed(ctx: &ProbeContext) -> Option<()> {
     let slot = current_slot()?;
     // SAFETY: a map value; a thread is in one program at a time.
     let slot = unsafe { &mut *slot };
+    if process_flag::probe_set_of(PROCESSES.get(slot.process)?.flags) != cookie.set() {
+        return None;
+    }
     if is_nested(slot, regs.rsp) {
         return None;
     }

@@ -144,11 +144,12 @@ impl Probe {
         Probe { target, site, midway: None }
     }
 
-    /// What the kernel is told of it; `fronts` is the number under which it has a core's fronts.
-    pub fn cookie(&self, fronts: u8) -> u64 {
+    /// What the kernel is told of it, as one of the process's probes in this set; `fronts` is the number
+    /// under which it has a core's fronts.
+    pub fn cookie(&self, set: u8, fronts: u8) -> u64 {
         match (self.midway, self.target.call.api()) {
-            (Some(midway @ Midway::Core { .. }), _) => midway.cookie(fronts),
-            (Some(midway), Some(api)) => midway.cookie(api as u8),
+            (Some(midway @ Midway::Core { .. }), _) => midway.cookie(fronts, set),
+            (Some(midway), Some(api)) => midway.cookie(api as u8, set),
             _ => self.target.call.cookie_at(self.site.depth),
         }
     }

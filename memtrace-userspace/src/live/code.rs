@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, HashSet};
 
 use memtrace_common::addr::{Avma, FileOffset, Svma};
-use memtrace_common::config;
+use memtrace_common::config::{self, process_flag};
 use memtrace_common::unwind::Row;
 
 use super::images::{ImageId, Images, Key, Reading};
@@ -228,7 +228,7 @@ impl Tracer {
     }
 
     /// Gives the kernel the modules of `pid`, in a new generation.
-    fn write_modules(&mut self, pid: Pid) -> Result<(), TracerError> {
+    pub(super) fn write_modules(&mut self, pid: Pid) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
         let modules: Vec<config::Module> = traced
             .modules
@@ -251,7 +251,7 @@ impl Tracer {
             generation: self.generation,
             modules: region.first,
             module_count: region.count,
-            flags: traced.flags,
+            flags: traced.flags | process_flag::probe_set(traced.probed.set()),
             code_changes: traced.code_changes,
         };
         self.kernel.set_process(traced.index, process)?;

@@ -253,20 +253,21 @@ impl Kernel {
 
     /// Places probes for functions with one role. One that is refused does not cost the others.
     pub fn attach(&mut self, program: Program, role: Role, place: &Place<'_>) -> Attached {
-        let points: Result<Vec<_>, _> = place.probes.iter().map(|p| self.point(p)).collect();
+        let points: Result<Vec<_>, _> =
+            place.probes.iter().map(|p| self.point(p, place.set)).collect();
         match points {
             Ok(points) => self.probes.attach(&mut self.ebpf, program, role, place, &points),
             Err(error) => Attached::none(place.probes.len(), &error),
         }
     }
 
-    /// Where a probe goes, and what the programs are told of it.
-    fn point(&mut self, probe: &Probe) -> Result<Point, LoadError> {
+    /// Where a probe of a set goes, and what the programs are told of it.
+    fn point(&mut self, probe: &Probe, set: u8) -> Result<Point, LoadError> {
         let number = match probe.midway.as_ref().and_then(Midway::fronts) {
             Some(fronts) => self.number_of(fronts)?,
             None => 0,
         };
-        Ok(Point { offset: probe.offset(), cookie: probe.cookie(number) })
+        Ok(Point { offset: probe.offset(), cookie: probe.cookie(set, number) })
     }
 
     /// The number of a core's fronts, which are written if they are new.

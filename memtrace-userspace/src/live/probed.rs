@@ -33,6 +33,8 @@ pub(super) struct Probed {
     task: Tid,
     /// Whether the first thread has ended.
     first_thread_ended: bool,
+    /// The number of this set of probes: the process may have had others, which are being closed.
+    set: u8,
     /// The probes, by the file that they stand in; also files whose probes were refused.
     links: BTreeMap<ImageId, Vec<Link>>,
     /// The probes of functions that are not an allocator's, likewise, and by their role.
@@ -43,7 +45,13 @@ impl Probed {
     /// No probes.
     pub(super) fn new(pid: Pid) -> Self {
         let task = Tid(pid.0);
-        Probed { task, first_thread_ended: false, links: BTreeMap::new(), others: BTreeMap::new() }
+        let (links, others) = (BTreeMap::new(), BTreeMap::new());
+        Probed { task, first_thread_ended: false, set: 0, links, others }
+    }
+
+    /// The number of this set of probes.
+    pub(super) fn set(&self) -> u8 {
+        self.set
     }
 
     /// Whether there are none.
@@ -72,7 +80,8 @@ impl Probed {
         if !self.first_thread_ended {
             return Vec::new();
         }
-        std::mem::replace(self, Probed::new(pid)).into_links()
+        let next = Probed { set: self.set.wrapping_add(1), ..Probed::new(pid) };
+        std::mem::replace(self, next).into_links()
     }
 }
 
@@ -98,7 +107,7 @@ impl Tracer {
             let placed = placed.insert(Vec::new());
             let probes = image.plan.in_placing_order();
             for probes in probes.chunk_by(|a, b| a.target.role == b.target.role) {
-                let place = Place { pid, task: probed.task, file, probes };
+                let place = Place { pid, task: probed.task, set: probed.set, file, probes };
                 let role = probes[0].target.role;
                 let Attached { links, outcomes } =
                     self.kernel.attach(self.options.program, role, &place);
@@ -169,7 +178,7 @@ impl Tracer {
             if probes.is_empty() {
                 continue;
             }
-            let place = Place { pid, task: probed.task, file, probes: &probes };
+            let place = Place { pid, task: probed.task, set: probed.set, file, probes: &probes };
             let Attached { links, outcomes } =
                 self.kernel.attach(self.options.program, role, &place);
             placed.insert(links);
@@ -180,8 +189,8 @@ impl Tracer {
 
     /// The first thread has ended, perhaps not the last.
     ///
-    /// The probes are placed anew through one of the threads that are left, before the old ones are
-    /// removed: a call that hits both counts once.
+    /// The probes are placed anew through one of the threads that are left. The old ones, which the
+    /// kernel finds for nobody any more, are removed behind.
     pub(super) fn leader_exited(&mut self, pid: Pid) -> Result<(), TracerError> {
         let Some(traced) = self.processes.get_mut(&pid) else { return Ok(()) };
         traced.probed.first_thread_ended = true;
@@ -191,6 +200,8 @@ impl Tracer {
         };
         traced.probed.task = thread.tid;
         let outdated = traced.probed.take_unless(|_| false);
+        traced.probed.set = traced.probed.set.wrapping_add(1);
+        self.write_modules(pid)?;
         let placed = self.place_probes(pid);
         self.closer.close(outdated);
         self.survive(placed)
@@ -220,7 +231,7 @@ impl Tracer {
             let Some(image) = self.images.get(id) else { continue };
             let Some(file) = &image.file else { continue };
             let probes: Vec<&Probe> = image.plan.all_probes().collect();
-            let place = Place { pid, task: Tid(pid.0), file, probes: &probes };
+            let place = Place { pid, task: Tid(pid.0), set: 0, file, probes: &probes };
             // What is refused here was refused before, and counted.
             let Attached { links, outcomes: _ } =
                 self.kernel.attach(Program::Empty, Role::Release, &place);

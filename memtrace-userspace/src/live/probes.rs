@@ -98,6 +98,8 @@ pub struct Place<'a> {
     pub pid: Pid,
     /// The thread that the kernel is to find it by: the first one, if that lives.
     pub task: Tid,
+    /// Which of the process's sets they belong to: those of one count at a time.
+    pub set: u8,
     /// The file.
     pub file: &'a File,
     /// The probes.
@@ -181,7 +183,7 @@ impl Probes {
         ebpf: &mut Ebpf,
         program: Program,
         role: Role,
-        &Place { pid, task, file, probes: _ }: &Place<'_>,
+        &Place { pid, task, set: _, file, probes: _ }: &Place<'_>,
         points: &[Point],
     ) -> Attached {
         let names: &[&str] = match (program, role) {
