@@ -294,6 +294,7 @@ pub const ALL: &[Program] = &[
     CROSS_THREAD_MUSL,
     REALLOC_CHAIN,
     CALLOC_BLOCKS,
+    ALLOCATOR_PATHS,
     ALIGNED,
     RECURSION,
     MANY_PATHS,

@@ -1,13 +1,11 @@
 //! Every number of every test program, launched and attached to, with and without frame pointers.
 
-use std::path::Path;
-
 use anyhow::Result;
 use memtrace_tests::compare::{Stacks, compare};
 use memtrace_tests::privileged;
 use memtrace_tests::program::{self, FramePointers, Program, Startup};
 use memtrace_tests::recording::{
-    record_attached, record_attached_with, record_launched, report, trace_path,
+    memtrace, record_attached, record_attached_with, record_launched, report, run, trace_path,
 };
 
 fn launched(program: Program, frame_pointers: FramePointers, stacks: Stacks) -> Result<()> {
@@ -101,9 +99,11 @@ fn allocator_that_fills_its_memory_is_exact() -> Result<()> {
     privileged!();
     let executable = program::ALLOCATOR_PATHS.build(FramePointers::Omitted)?;
     let trace = trace_path("launched-allocator_paths-filled")?;
-    let fill = Path::new("GLIBC_TUNABLES=glibc.malloc.perturb=165");
+    let mut record = memtrace()?;
+    record.env("GLIBC_TUNABLES", "glibc.malloc.perturb=165");
 
-    record_launched(&trace, &[Path::new("/usr/bin/env"), fill, &executable])?;
+    record.args(["record", "-o"]).arg(&trace).arg("--").arg(&executable);
+    run(&mut record)?.require_success("memtrace record")?;
 
     compare(&program::ALLOCATOR_PATHS.table()?, &report(&trace)?, Stacks::Complete)
 }
