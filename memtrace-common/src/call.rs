@@ -226,7 +226,8 @@ pub fn depth(cookie: u64) -> u64 {
     cookie >> DEPTH & 0xffff
 }
 
-/// The lower half of an attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0 for none.
+/// The lower half of an attach cookie, as the kernel reads it. Its arguments are numbers + 1, or 0
+/// for none.
 #[derive(Clone, Copy, PartialEq, Eq)]
 #[repr(transparent)]
 pub struct Cookie(pub u32);

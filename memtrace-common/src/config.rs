@@ -10,9 +10,9 @@
 //! Buckets and rows lie in array maps whose values are whole pages, and which the daemon shares: a
 //! table is written without system calls, and looked up without a helper call.
 
-use crate::midway::STACK_WORDS;
 use zerocopy::{FromBytes, Immutable, IntoBytes, KnownLayout};
 
+use crate::midway::STACK_WORDS;
 use crate::unwind::Row;
 
 /// The most frames that a walk records; deeper stacks end as `FrameLimit`.

@@ -156,14 +156,6 @@ impl Midway {
     pub const fn cookie(self, api: u8, set: u8) -> u64 {
         let cookie = match self {
             Midway::Note { size } => (size as u64) << SIZE | (action::NOTE as u64) << ACTION,
-            Midway::Core { size, block, when, caller_word, fronts: _ } => {
-                (size as u64) << SIZE
-                    | (block as u64) << BLOCK
-                    | (when.flags as u64) << FLAGS
-                    | (when.any_set as u64) << ANY_SET
-                    | (action::CORE as u64) << ACTION
-                    | (caller_word as u64) << CALLER
-            }
             Midway::Known { size, block, when, caller_word, rbp_word } => {
                 let size = match size {
                     Some(register) => register as u32,
@@ -173,17 +165,24 @@ impl Midway {
                     Some(word) => word as u32,
                     None => IN_REGISTER,
                 };
-                (size as u64) << SIZE
-                    | (block as u64) << BLOCK
-                    | (when.flags as u64) << FLAGS
-                    | (when.any_set as u64) << ANY_SET
-                    | (action::KNOWN as u64) << ACTION
-                    | (caller_word as u64) << CALLER
-                    | (rbp_word as u64) << RBP
+                known(action::KNOWN, size, block, when, caller_word) | (rbp_word as u64) << RBP
+            }
+            Midway::Core { size, block, when, caller_word, fronts: _ } => {
+                known(action::CORE, size as u32, block, when, caller_word)
             }
         };
         cookie | (set as u64) << SET | api as u64
     }
+}
+
+/// What the cookies of a place at which the block is known have in common.
+const fn known(action: u32, size: u32, block: Register, when: When, caller_word: u8) -> u64 {
+    (size as u64) << SIZE
+        | (block as u64) << BLOCK
+        | (when.flags as u64) << FLAGS
+        | (when.any_set as u64) << ANY_SET
+        | (action as u64) << ACTION
+        | (caller_word as u64) << CALLER
 }
 
 const SIZE: u32 = 8;

@@ -45,7 +45,8 @@ pub(super) fn take<'data>(
     targets: &mut Vec<Target>,
     glibc: &BTreeMap<Svma, Vec<Svma>>,
 ) -> Inside {
-    let functions = Functions::of(file);
+    // Only of glibc's is more asked than their own code.
+    let functions = if glibc.is_empty() { None } else { Functions::of(file) };
     let candidates: Vec<Candidate<'_>> = targets
         .iter()
         .filter_map(|target| Candidate::of(file, &functions, target, glibc))
