@@ -112,15 +112,25 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let alignment = if call.alignment() != 0 { slot.alignment } else { 0 };
-    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible, Held::NONE);
-    let header = header_of(tid, Kind::Alloc, call.api(), alignment);
-    send_acquired(Alloc { header, ptr, size: slot.size, stack });
+    send_acquired(slot, call.api(), alignment, ptr, slot.size, caller, Held::NONE);
     Some(())
 }
 
-/// Tells of a block that the current thread has got.
+/// Tells of a block that the current thread has got; `caller` is who asked for it. What is `held` is
+/// given back.
 #[inline(always)]
-pub fn send_acquired(event: Alloc) {
+pub fn send_acquired(
+    slot: &Slot,
+    api: u8,
+    alignment: u16,
+    ptr: u64,
+    size: u64,
+    caller: Regs,
+    held: Held,
+) {
+    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible, held);
+    let header = header_of(slot.tid as u32, Kind::Alloc, api, alignment);
+    let event = Alloc { header, ptr, size, stack };
     emit::send(event, Counter::LostAllocs, Urgency::Normal, Context::Preemptible);
     emit::hold_back();
 }

@@ -5,14 +5,12 @@ use aya_ebpf::helpers::bpf_probe_read_user;
 use aya_ebpf::programs::ProbeContext;
 use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
-use memtrace_common::event::{Alloc, Kind};
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::alloc::{attach_cookie, current_slot, is_nested, send_acquired};
-use crate::emit::{Context, header_of};
 use crate::maps::{FRONTS, NOTED, PROCESSES, count};
-use crate::unwind::{self, Held};
+use crate::unwind::Held;
 
 /// The current thread is at such a place.
 #[inline(always)]
@@ -58,10 +56,8 @@ pub fn passed(ctx: &ProbeContext) -> Option<()> {
         return None;
     }
     let Call { api, caller, held } = call(regs, cookie)?;
-    let stack = unwind::capture(slot.tgid, slot.process, caller, Context::Preemptible, held);
     // Calls with an alignment are not watched from inside.
-    let header = header_of(slot.tid as u32, Kind::Alloc, api, 0);
-    send_acquired(Alloc { header, ptr, size, stack });
+    send_acquired(slot, api, 0, ptr, size, caller, held);
     Some(())
 }
 
