@@ -12,6 +12,17 @@
 //!                    jne  corrupted                       Known unless ZF … and the size in rbx
 //! ```
 //!
+//! A function that gives a block for another, such as `realloc`, has a probe where it takes the old one,
+//! and another where it knows whether there is a new one.
+//!
+//! ```text
+//!   realloc(block, size)  …  test rbx, rbx
+//!                            je   malloc            NULL is left to malloc's probes
+//!                         …  jne  mapped            Retire: the block is in rbx, the size in rbp
+//!                         …  test rax, rax
+//!                            je   no_memory         Replaced unless ZF: the new one is in rax
+//! ```
+//!
 //! The daemon finds such places (`live::placement::midway`) and makes [`Cookie`]s of them.
 //!
 //! ```text
@@ -103,6 +114,13 @@ pub struct When {
 impl When {
     /// Either way.
     pub const ALWAYS: When = When { flags: 0, any_set: false };
+    /// Neither way.
+    pub const NEVER: When = When { flags: 0, any_set: true };
+
+    /// In all other cases.
+    pub const fn not(self) -> When {
+        When { any_set: !self.any_set, ..self }
+    }
 }
 
 /// What a probe inside a function does.
@@ -127,6 +145,27 @@ pub enum Midway {
         /// Where the caller's `rbp` is, likewise; `None` if still in `rbp`.
         rbp_word: Option<u8>,
     },
+    /// A block is taken, for which there may be another.
+    Retire {
+        /// Where the size is that is asked for.
+        size: Register,
+        /// Where the block's address is, which is not NULL.
+        block: Register,
+        /// Where the function's return address is: so many words above `rsp`, less than
+        /// [`STACK_WORDS`].
+        caller_word: u8,
+    },
+    /// There is another, or the one that was taken stays.
+    Replaced {
+        /// Where the new block's address is.
+        block: Register,
+        /// Whether it is; else it stays.
+        when: When,
+        /// As [`Midway::Known`] has it.
+        caller_word: u8,
+        /// Likewise.
+        rbp_word: Option<u8>,
+    },
     /// The block is there, in a core.
     Core {
         /// Where the size is.
@@ -147,7 +186,10 @@ impl Midway {
     pub const fn fronts(&self) -> Option<&Fronts> {
         match self {
             Midway::Core { fronts, .. } => Some(fronts),
-            Midway::Note { .. } | Midway::Known { .. } => None,
+            Midway::Note { .. }
+            | Midway::Known { .. }
+            | Midway::Retire { .. }
+            | Midway::Replaced { .. } => None,
         }
     }
 
@@ -161,21 +203,23 @@ impl Midway {
                     Some(register) => register as u32,
                     None => NO_REGISTER,
                 };
-                let rbp_word = match rbp_word {
-                    Some(word) => word as u32,
-                    None => IN_REGISTER,
-                };
-                known(action::KNOWN, size, block, when, caller_word) | (rbp_word as u64) << RBP
+                known(action::KNOWN, size, block, when, caller_word) | rbp(rbp_word)
+            }
+            Midway::Retire { size, block, caller_word } => {
+                known(action::RETIRE, size as u32, block, When::ALWAYS, caller_word)
+            }
+            Midway::Replaced { block, when, caller_word, rbp_word } => {
+                known(action::REPLACED, NO_REGISTER, block, when, caller_word) | rbp(rbp_word)
             }
             Midway::Core { size, block, when, caller_word, fronts: _ } => {
                 known(action::CORE, size as u32, block, when, caller_word)
             }
         };
-        cookie | (set as u64) << SET | api as u64
+        cookie | INSIDE | (set as u64) << SET | api as u64
     }
 }
 
-/// What the cookies of a place at which the block is known have in common.
+/// What the cookies of a place at which a block is known have in common.
 const fn known(action: u32, size: u32, block: Register, when: When, caller_word: u8) -> u64 {
     (size as u64) << SIZE
         | (block as u64) << BLOCK
@@ -183,6 +227,14 @@ const fn known(action: u32, size: u32, block: Register, when: When, caller_word:
         | (when.any_set as u64) << ANY_SET
         | (action as u64) << ACTION
         | (caller_word as u64) << CALLER
+}
+
+const fn rbp(word: Option<u8>) -> u64 {
+    let word = match word {
+        Some(word) => word as u32,
+        None => IN_REGISTER,
+    };
+    (word as u64) << RBP
 }
 
 const SIZE: u32 = 8;
@@ -194,6 +246,9 @@ const CALLER: u32 = 32;
 const RBP: u32 = 40;
 const SET: u32 = 48;
 
+/// Set in these cookies, and in those of whole calls not ([`crate::call`]).
+const INSIDE: u64 = 1 << 63;
+
 /// What [`Cookie::action`] gives.
 pub mod action {
     /// [`super::Midway::Note`].
@@ -202,6 +257,10 @@ pub mod action {
     pub const KNOWN: u32 = 2;
     /// [`super::Midway::Core`].
     pub const CORE: u32 = 3;
+    /// [`super::Midway::Retire`].
+    pub const RETIRE: u32 = 4;
+    /// [`super::Midway::Replaced`].
+    pub const REPLACED: u32 = 5;
 }
 
 /// An attach cookie, as the kernel reads it.
@@ -210,6 +269,12 @@ pub mod action {
 pub struct Cookie(pub u64);
 
 impl Cookie {
+    /// Whether it is one, or that of a whole call ([`crate::call::Cookie`]).
+    #[inline(always)]
+    pub fn is_inside(self) -> bool {
+        self.0 & INSIDE != 0
+    }
+
     /// An [`Api`](crate::event::Api).
     #[inline(always)]
     pub fn api(self) -> u8 {
@@ -332,6 +397,45 @@ mod tests {
         assert_eq!((cookie.size(), cookie.block()), (Register::R12 as u32, Register::Rcx as u32));
         assert_eq!(cookie.caller_word(), 11);
         assert!(cookie.holds(ZF) && !cookie.holds(0));
+    }
+
+    #[test]
+    fn exchange_says_where_both_blocks_are() {
+        let (block, caller_word) = (Register::R12, 11);
+        let retire = Midway::Retire { size: Register::Rbp, block, caller_word };
+        let when = When { flags: ZF as u8, any_set: false };
+        let replaced = Midway::Replaced { block, when, caller_word, rbp_word: Some(6) };
+
+        let [retire, replaced] =
+            [retire, replaced].map(|midway| Cookie(midway.cookie(Api::Realloc as u8, 3)));
+
+        assert_eq!((retire.action(), retire.size()), (action::RETIRE, Register::Rbp as u32));
+        assert_eq!((replaced.action(), replaced.rbp_word()), (action::REPLACED, 6));
+        assert!(replaced.holds(0) && !replaced.holds(ZF));
+        for cookie in [retire, replaced] {
+            assert_eq!((cookie.block(), cookie.caller_word()), (Register::R12 as u32, 11));
+            assert_eq!((cookie.api(), cookie.set()), (Api::Realloc as u8, 3));
+        }
+    }
+
+    #[test]
+    fn never_and_always_do_not_look_at_the_flags() {
+        let holds = |when| {
+            let block = Register::Rax;
+            let replaced = Midway::Replaced { block, when, caller_word: 0, rbp_word: None };
+            [0, ZF, u64::MAX].map(|flags| Cookie(replaced.cookie(0, 0)).holds(flags))
+        };
+
+        assert_eq!(holds(When::ALWAYS), [true; 3]);
+        assert_eq!(holds(When::NEVER), [false; 3]);
+    }
+
+    #[test]
+    fn cookie_of_a_place_is_told_from_that_of_a_call() {
+        let note = Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8, 0);
+
+        assert!(Cookie(note).is_inside());
+        assert!(!Cookie(crate::call::Call::Ignore.cookie_at(u16::MAX)).is_inside());
     }
 
     #[test]

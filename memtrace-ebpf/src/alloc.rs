@@ -12,14 +12,14 @@ use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
 use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
-use aya_ebpf::programs::{ProbeContext, RetProbeContext};
+use aya_ebpf::programs::ProbeContext;
 use memtrace_common::call::{Cookie, action, alignment, depth};
 use memtrace_common::counter::Counter;
 use memtrace_common::event::{Alloc, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header_of};
-use crate::maps::{PROCESS_INDEX, Slot, count};
+use crate::maps::{INSIDE, PROCESS_INDEX, Slot, count};
 use crate::unwind::Held;
 use crate::{slots, task, unwind};
 
@@ -58,16 +58,14 @@ pub fn enter_call(ctx: &ProbeContext) -> Option<()> {
     if slot.ptr != 0 {
         let acquires = call.action() == action::ACQUIRE || call.action() == action::RESIZE;
         let kind = if acquires { Kind::Retire } else { Kind::Free };
-        send_block(slot.tid as u32, kind, call, slot.ptr);
+        send_block(slot.tid as u32, kind, call.api(), slot.ptr);
     }
     Some(())
 }
 
 /// A function whose return is probed as well has returned.
 #[inline(always)]
-pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
-    // SAFETY: the kernel gives a uretprobe program the registers.
-    let regs = unsafe { &*ctx.regs };
+pub fn leave_call(regs: &pt_regs) -> Option<()> {
     let tid = bpf_get_current_pid_tgid() as u32;
     let Some(slot) = slots::find(tid) else {
         count(Counter::OrphanReturns);
@@ -105,7 +103,7 @@ pub fn leave_call(ctx: &RetProbeContext) -> Option<()> {
     if ptr == 0 {
         // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
         if slot.ptr != 0 && slot.size != 0 {
-            send_block(tid, Kind::Restore, call, slot.ptr);
+            send_block(tid, Kind::Restore, call.api(), slot.ptr);
         }
         count(Counter::FailedCalls);
         return None;
@@ -152,7 +150,7 @@ pub fn enter_release(ctx: &ProbeContext) -> Option<()> {
     if is_nested(slot, regs.rsp + depth(cookie)) {
         return None;
     }
-    send_block(slot.tid as u32, Kind::Free, call, ptr);
+    send_block(slot.tid as u32, Kind::Free, call.api(), ptr);
     Some(())
 }
 
@@ -169,16 +167,19 @@ pub fn unwind_starts(ctx: &ProbeContext) -> Option<()> {
     // SAFETY: a map value; a thread is in one program at a time.
     let slot = unsafe { &mut *slot };
     if is_nested(slot, regs.rsp) {
-        task::restore_return_addresses(regs.rsp, slot.entry_sp, slot.trampoline);
+        if slot.call != INSIDE {
+            task::restore_return_addresses(regs.rsp, slot.entry_sp, slot.trampoline);
+        }
         slot.call = 0;
         count(Counter::AbandonedCalls);
     }
     Some(())
 }
 
+/// Tells of a block that the current thread gives back, or keeps after all.
 #[inline(always)]
-fn send_block(tid: u32, kind: Kind, call: Cookie, ptr: u64) {
-    let header = header_of(tid, kind, call.api(), 0);
+pub fn send_block(tid: u32, kind: Kind, api: u8, ptr: u64) {
+    let header = header_of(tid, kind, api, 0);
     emit::send(Free { header, ptr }, Counter::LostFrees, Urgency::Normal, Context::Preemptible);
     // Its nanoseconds are as good as a counter that all threads share.
     if header.time_ns.is_multiple_of(RELEASES_BETWEEN_LOOKS) {
@@ -211,13 +212,19 @@ pub fn is_nested(slot: &mut Slot, sp: u64) -> bool {
         return false;
     }
     if sp <= slot.entry_sp {
-        // The trampoline stands in the return address's place as long as the call is on the stack.
-        if slot.trampoline == 0 {
-            slot.trampoline = task::trampoline();
-        }
+        // As long as the call is on the stack, there is its return address or, in the place of that,
+        // the trampoline.
+        let expected = if slot.call == INSIDE {
+            slot.given
+        } else {
+            if slot.trampoline == 0 {
+                slot.trampoline = task::trampoline();
+            }
+            slot.trampoline
+        };
         // SAFETY: the helper checks the address.
         let word = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);
-        if word == slot.trampoline {
+        if word == expected {
             return true;
         }
     }

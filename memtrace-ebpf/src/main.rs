@@ -1,8 +1,8 @@
 //! memtrace's kernel programs: entry points only.
 //!
 //! ```text
-//!   uprobes       call_enter, call_return, release_enter      the allocator's functions
-//!                 midway_enter                               places inside them
+//!   uprobes       call_enter, release_enter                  the allocator's functions
+//!                 acquired, call_return                      their returns, and places inside them
 //!                 unwind_enter                               exceptions that leave them
 //!                 end_enter                                  the end of the program
 //!   functions     {mmap,munmap,mremap,brk,…}_{enter,exit}    mappings
@@ -34,6 +34,8 @@ use aya_ebpf::programs::{
     BtfTracePointContext, FEntryContext, FExitContext, ProbeContext, RetProbeContext,
 };
 
+use memtrace_common::midway::Cookie;
+
 use crate::maps::never_taken;
 use crate::vm::syscall;
 
@@ -45,11 +47,27 @@ pub fn call_enter(ctx: ProbeContext) -> u32 {
     0
 }
 
-/// `malloc` and its kin, and what the user has named, have returned.
+/// `malloc` and its kin have returned, or are at a place inside where they know the block, or still
+/// know its size.
+///
+/// One program for both, which the kernel has to verify once. Links of many probes may be of returns
+/// whatever the program is.
+#[uprobe]
+pub fn acquired(ctx: ProbeContext) -> u32 {
+    never_taken(&ctx);
+    let cookie = Cookie(alloc::attach_cookie(&ctx));
+    // SAFETY: the kernel gives a uprobe program the registers.
+    let regs = unsafe { &*ctx.regs };
+    let _ = if cookie.is_inside() { midway::passed(regs, cookie) } else { alloc::leave_call(regs) };
+    0
+}
+
+/// `malloc` and its kin, and what the user has named, have returned: for links of one probe.
 #[uretprobe]
 pub fn call_return(ctx: RetProbeContext) -> u32 {
     never_taken(&ctx);
-    let _ = alloc::leave_call(&ctx);
+    // SAFETY: the kernel gives a uretprobe program the registers.
+    let _ = alloc::leave_call(unsafe { &*ctx.regs });
     0
 }
 
@@ -58,14 +76,6 @@ pub fn call_return(ctx: RetProbeContext) -> u32 {
 pub fn release_enter(ctx: ProbeContext) -> u32 {
     never_taken(&ctx);
     let _ = alloc::enter_release(&ctx);
-    0
-}
-
-/// `malloc` and its kin are at a place where they know the block, or still know its size.
-#[uprobe]
-pub fn midway_enter(ctx: ProbeContext) -> u32 {
-    never_taken(&ctx);
-    let _ = midway::passed(&ctx);
     0
 }
 

@@ -159,7 +159,8 @@ pub struct Slot {
     pub process: u32,
     /// That process's tgid: not the thread's own after `vfork`.
     pub tgid: u32,
-    /// A [`memtrace_common::call::Cookie`]: the outermost allocator call that has not returned; 0 if there is none.
+    /// A [`memtrace_common::call::Cookie`]: the outermost allocator call that has not returned; 0 if
+    /// there is none; [`INSIDE`] if it is watched at places inside it.
     pub call: u32,
     /// How many probed functions that call has jumped to: all return at once. [`NOTED`] if there is
     /// no call, but a size that was noted on the way through a function.
@@ -173,11 +174,14 @@ pub struct Slot {
     pub size: u64,
     /// `realloc` and its kin: the block that is taken back.
     pub ptr: u64,
-    /// `posix_memalign` and its kin: where the address goes.
+    /// `posix_memalign` and its kin: where the address goes. If `call` is [`INSIDE`], its return address.
     pub given: u64,
     /// Address of the return-probe trampoline, once it is known; else 0.
     pub trampoline: u64,
 }
+
+/// `Slot::call` while the thread is between two places of one function: no cookie has all bits set.
+pub const INSIDE: u32 = u32::MAX;
 
 /// `Slot::tail_calls` while the slot holds a noted size.
 pub const NOTED: u16 = u16::MAX;

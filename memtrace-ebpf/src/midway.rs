@@ -2,23 +2,21 @@
 
 use aya_ebpf::bindings::pt_regs;
 use aya_ebpf::helpers::bpf_probe_read_user;
-use aya_ebpf::programs::ProbeContext;
 use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
+use memtrace_common::event::Kind;
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::alloc::{attach_cookie, current_slot, is_nested, send_acquired};
-use crate::maps::{FRONTS, NOTED, PROCESSES, count};
+use crate::alloc::{current_slot, is_nested, send_acquired, send_block};
+use crate::maps::{FRONTS, INSIDE, NOTED, PROCESSES, Slot, count};
 use crate::unwind::Held;
 
 /// The current thread is at such a place.
 #[inline(always)]
-pub fn passed(ctx: &ProbeContext) -> Option<()> {
-    // SAFETY: the kernel gives a uprobe program the registers.
-    let regs = unsafe { &*ctx.regs };
-    let cookie = Cookie(attach_cookie(ctx));
-    if cookie.action() != action::NOTE && !cookie.holds(regs.eflags) {
+pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
+    let (action, holds) = (cookie.action(), cookie.holds(regs.eflags));
+    if (action == action::KNOWN || action == action::CORE) && !holds {
         return None;
     }
     let slot = current_slot()?;
@@ -27,38 +25,97 @@ pub fn passed(ctx: &ProbeContext) -> Option<()> {
     if process_flag::probe_set_of(PROCESSES.get(slot.process)?.flags) != cookie.set() {
         return None;
     }
-    if is_nested(slot, regs.rsp) {
-        return None;
-    }
-    if cookie.action() == action::NOTE {
-        slot.tail_calls = NOTED;
-        slot.entry_sp = regs.rsp;
-        slot.size = register(regs, cookie.size());
-        return None;
-    }
-    let size = if cookie.size() == NO_REGISTER {
-        if slot.tail_calls != NOTED || slot.entry_sp != regs.rsp {
-            // The call began before the probes were in place.
-            count(Counter::OrphanReturns);
+    let block = register(regs, cookie.block());
+    let size = if action == action::REPLACED {
+        let is_there = holds && block != 0;
+        replaced(slot, regs.rsp, cookie, is_there)?
+    } else {
+        if is_nested(slot, regs.rsp) {
             return None;
         }
-        slot.tail_calls = 0;
-        slot.size
-    } else {
-        register(regs, cookie.size())
+        let size = register(regs, cookie.size());
+        match action {
+            action::NOTE => return note(slot, regs.rsp, size),
+            action::RETIRE => return retire(slot, regs.rsp, cookie, block, size),
+            _ => {}
+        }
+        let size = if cookie.size() == NO_REGISTER { noted(slot, regs.rsp)? } else { size };
+        if block == 0 {
+            // A front may ask its core again.
+            if action != action::CORE {
+                count(Counter::FailedCalls);
+            }
+            return None;
+        }
+        size
     };
-    let ptr = register(regs, cookie.block());
-    if ptr == 0 {
-        // A front may ask its core again.
-        if cookie.action() != action::CORE {
-            count(Counter::FailedCalls);
+    let Call { api, caller, held } = call(regs, cookie)?;
+    // Calls with an alignment are not watched from inside.
+    send_acquired(slot, api, 0, block, size, caller, held);
+    Some(())
+}
+
+/// Notes the size that a call asks for.
+#[inline(always)]
+fn note(slot: &mut Slot, sp: u64, size: u64) -> Option<()> {
+    slot.tail_calls = NOTED;
+    slot.entry_sp = sp;
+    slot.size = size;
+    None
+}
+
+/// The size that the call has noted.
+#[inline(always)]
+fn noted(slot: &mut Slot, sp: u64) -> Option<u64> {
+    if slot.tail_calls != NOTED || slot.entry_sp != sp {
+        // The call began before the probes were in place.
+        count(Counter::OrphanReturns);
+        return None;
+    }
+    slot.tail_calls = 0;
+    Some(slot.size)
+}
+
+/// A call takes a block, and what it does from now on is part of it.
+#[inline(always)]
+fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) -> Option<()> {
+    slot.call = INSIDE;
+    slot.tail_calls = 0;
+    slot.entry_sp = entry_sp(sp, cookie);
+    // SAFETY: the helper checks the address.
+    slot.given = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);
+    slot.size = size;
+    slot.ptr = block;
+    send_block(slot.tid as u32, Kind::Retire, cookie.api(), block);
+    None
+}
+
+/// A call that has taken a block has another, if that `is_there`: gives its size.
+#[inline(always)]
+fn replaced(slot: &mut Slot, sp: u64, cookie: Cookie, is_there: bool) -> Option<u64> {
+    if slot.call != INSIDE || slot.entry_sp != entry_sp(sp, cookie) {
+        // It is part of another call, or began before the probes were in place.
+        if slot.call == 0 {
+            count(Counter::OrphanReturns);
         }
         return None;
     }
-    let Call { api, caller, held } = call(regs, cookie)?;
-    // Calls with an alignment are not watched from inside.
-    send_acquired(slot, api, 0, ptr, size, caller, held);
-    Some(())
+    slot.call = 0;
+    if is_there {
+        return Some(slot.size);
+    }
+    // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
+    if slot.size != 0 {
+        send_block(slot.tid as u32, Kind::Restore, cookie.api(), slot.ptr);
+    }
+    count(Counter::FailedCalls);
+    None
+}
+
+/// Where the return address of the function is.
+#[inline(always)]
+fn entry_sp(sp: u64, cookie: Cookie) -> u64 {
+    sp + cookie.caller_word() as u64 * 8
 }
 
 /// The call that the current thread is in.
@@ -79,7 +136,7 @@ fn call(regs: &pt_regs, cookie: Cookie) -> Option<Call> {
     let rbp = unsafe { core::ptr::read_volatile(&raw const regs.rbp) };
     let is_core = cookie.action() == action::CORE;
     // Of a core, its own frame is not needed.
-    let first = if is_core { regs.rsp + cookie.caller_word() as u64 * 8 } else { regs.rsp };
+    let first = if is_core { entry_sp(regs.rsp, cookie) } else { regs.rsp };
     let Some(held) = Held::with_copy_from(first) else {
         // The stack as it is here, which has a frame of the allocator, is better than none.
         let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: rbp, pc_kind: PcKind::Exact };

@@ -27,7 +27,7 @@ use memtrace_common::addr::FileOffset;
 
 use super::allocators::{Probe, Role};
 use super::loader::{LoadError, Program};
-use super::uprobe_multi::{self, Programs};
+use super::uprobe_multi::{self, Moment, Programs};
 use crate::record::{Pid, Tid};
 
 /// The program that puts return addresses back. It is loaded when it is needed and not before: the
@@ -39,6 +39,28 @@ const END: &str = "end_enter";
 
 /// The map that programs mention to be spared a private stack.
 const NO_PROGRAMS: &str = "NO_PROGRAMS";
+
+/// What a function's probe at one moment runs.
+struct Half {
+    /// The program for multi links.
+    multi: &'static str,
+    /// The program for perf links.
+    perf: &'static str,
+    /// When.
+    moment: Moment,
+}
+
+impl Half {
+    /// At an instruction.
+    const fn entry(name: &'static str) -> Half {
+        Half { multi: name, perf: name, moment: Moment::Entry }
+    }
+}
+
+const RETURN: Half = Half { multi: "acquired", perf: "call_return", moment: Moment::Return };
+const EMPTY: Half = Half::entry("empty_enter");
+const EMPTY_RETURN: Half =
+    Half { multi: "empty_enter", perf: "empty_return", moment: Moment::Return };
 
 /// How probes are attached.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,8 +182,9 @@ impl Probes {
                 .map_err(LoadError::refused)?;
                 let no_programs = no_programs.fd().as_fd().try_clone_to_owned();
                 maps.insert(NO_PROGRAMS.to_owned(), no_programs.map_err(LoadError::refused)?);
-                let programs = Programs::load(object, &maps, |name| name != UNWIND && name != END)
-                    .map_err(LoadError::refused)?;
+                let at_first = |name: &str| name != UNWIND && name != END;
+                let programs =
+                    Programs::load(object, &maps, at_first).map_err(LoadError::refused)?;
                 Ok(Probes::Multi { programs, object, maps })
             }
             LinkKind::Perf => Ok(Probes::Perf),
@@ -186,19 +209,21 @@ impl Probes {
         &Place { pid, task, set: _, file, probes: _ }: &Place<'_>,
         points: &[Point],
     ) -> Attached {
-        let names: &[&str] = match (program, role) {
+        let links: &[Half] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
-            (Program::Trace, Role::Acquire | Role::Enclose) => &["call_return", "call_enter"],
-            (Program::Trace, Role::Release) => &["release_enter"],
-            (Program::Trace, Role::Midway) => &["midway_enter"],
-            (Program::Empty, Role::Acquire | Role::Enclose) => &["empty_return", "empty_enter"],
-            (Program::Empty, Role::Release | Role::Midway) => &["empty_enter"],
+            (Program::Trace, Role::Acquire | Role::Enclose) => &[RETURN, Half::entry("call_enter")],
+            (Program::Trace, Role::Release) => &[Half::entry("release_enter")],
+            (Program::Trace, Role::Midway) => &[Half::entry("acquired")],
+            (Program::Empty, Role::Acquire | Role::Enclose) => &[EMPTY_RETURN, EMPTY],
+            (Program::Empty, Role::Release | Role::Midway) => &[EMPTY],
             // Empty programs have return probes that an exception must not meet, either.
-            (Program::Trace | Program::Empty, Role::Unwind) => &[UNWIND],
-            (Program::Trace | Program::Empty, Role::End) => &[END],
+            (Program::Trace | Program::Empty, Role::Unwind) => &[Half::entry(UNWIND)],
+            (Program::Trace | Program::Empty, Role::End) => &[Half::entry(END)],
         };
-        if let (Probes::Multi { programs, object, maps }, [wanted @ (UNWIND | END)]) =
-            (&mut *self, names)
+        if let (
+            Probes::Multi { programs, object, maps },
+            [Half { multi: wanted @ (UNWIND | END), .. }],
+        ) = (&mut *self, links)
             && !programs.has(wanted)
         {
             match Programs::load(object, maps, |name| name == *wanted) {
@@ -213,8 +238,9 @@ impl Probes {
             Probes::Multi { programs, .. } if task.0 == pid.0 => {
                 let path = CString::new(path).expect("there is no zero in it");
                 let links = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
-                    let link = |name: &&str| programs.attach(name, pid, &path, points);
-                    let links: Result<Vec<_>, _> = names.iter().map(link).collect();
+                    let link =
+                        |half: &Half| programs.attach(half.multi, half.moment, pid, &path, points);
+                    let links: Result<Vec<_>, _> = links.iter().map(link).collect();
                     Ok(links.map_err(LoadError::refused)?.into_iter().map(Link::Multi).collect())
                 };
                 match links(points) {
@@ -225,7 +251,7 @@ impl Probes {
                 }
             }
             Probes::Multi { .. } | Probes::Perf => one_by_one(points, |point| {
-                names.iter().map(|name| perf_link(ebpf, name, task, &path, point)).collect()
+                links.iter().map(|half| perf_link(ebpf, half.perf, task, &path, point)).collect()
             }),
         }
     }

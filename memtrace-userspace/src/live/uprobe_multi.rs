@@ -20,7 +20,8 @@ use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
 use aya_obj::btf::{Btf, BtfError, BtfFeatures, BtfKind};
 use aya_obj::generated::{
-    BPF_F_UPROBE_MULTI_RETURN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn, bpf_prog_type,
+    BPF_F_UPROBE_MULTI_RETURN, BPF_OBJ_NAME_LEN, bpf_attach_type, bpf_attr, bpf_cmd, bpf_insn,
+    bpf_prog_type,
 };
 use aya_obj::relocation::EbpfRelocationError;
 use aya_obj::{Function, Object, ParseError, ProgramSection, copy_instructions};
@@ -83,17 +84,31 @@ pub enum Lacking {
     OtherThreads,
 }
 
-/// The uprobe programs of an object, by name.
-pub(super) struct Programs(HashMap<String, Program>);
-
-struct Program {
-    fd: OwnedFd,
-    /// Flags of its links: at the return, or not.
-    flags: u32,
+/// When probes are hit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Moment {
+    /// When their instruction is about to run.
+    Entry,
+    /// When the function that begins there returns.
+    Return,
 }
+
+impl Moment {
+    fn flags(self) -> u32 {
+        match self {
+            Moment::Entry => 0,
+            Moment::Return => BPF_F_UPROBE_MULTI_RETURN,
+        }
+    }
+}
+
+/// The uprobe programs of an object, by name.
+pub(super) struct Programs(HashMap<String, OwnedFd>);
 
 impl Programs {
     /// Loads those uprobe programs of `object` that are `wanted`, with these maps, by name.
+    ///
+    /// Not its uretprobe programs: links of returns take the same ones.
     pub(super) fn load(
         object: &[u8],
         maps: &HashMap<String, OwnedFd>,
@@ -118,13 +133,10 @@ impl Programs {
         let programs: Result<_, MultiError> = object
             .programs
             .par_iter()
-            .filter(|(name, _)| wanted(name))
-            .filter_map(|(name, program)| {
-                let flags = match program.section {
-                    ProgramSection::UProbe { .. } => 0,
-                    ProgramSection::URetProbe { .. } => BPF_F_UPROBE_MULTI_RETURN,
-                    _ => return None,
-                };
+            .filter(|(name, program)| {
+                matches!(program.section, ProgramSection::UProbe { .. }) && wanted(name)
+            })
+            .map(|(name, program)| {
                 let function = object
                     .functions
                     .get(&program.function_key())
@@ -134,10 +146,10 @@ impl Programs {
                     license: &program.license,
                     types: types.as_ref().map(|types| (types, function)),
                 };
-                Some(match load_program(&code, &mut []) {
-                    Ok(fd) => Ok((name.clone(), Program { fd, flags })),
+                match load_program(name, &code, &mut []) {
+                    Ok(fd) => Ok((name.clone(), fd)),
                     Err(source) => Err(refused(name, &code, source)),
-                })
+                }
             })
             .collect();
         programs.map(Programs)
@@ -157,12 +169,13 @@ impl Programs {
     pub(super) fn attach(
         &self,
         name: &str,
+        moment: Moment,
         pid: Pid,
         file: &CStr,
         points: &[Point],
     ) -> Result<OwnedFd, MultiError> {
         let program = self.0.get(name).expect("the object has this program");
-        create_link(program, file, pid.0, points).map_err(MultiError::LinkRefused)
+        create_link(program, moment, file, pid.0, points).map_err(MultiError::LinkRefused)
     }
 }
 
@@ -173,9 +186,11 @@ impl Programs {
 pub fn support() -> io::Result<Result<(), Lacking>> {
     let instructions = copy_instructions(&RETURN_0).expect("two whole instructions");
     let code = Code { instructions: &instructions, license: c"GPL", types: None };
-    let program = Program { fd: load_program(&code, &mut [])?, flags: 0 };
+    let program = load_program("memtrace_asks", &code, &mut [])?;
     let point = Point { offset: FileOffset(0), cookie: Call::Ignore.cookie() };
-    let answer = |pid| create_link(&program, c"/", pid, &[point]).map_err(|e| e.raw_os_error());
+    let answer = |pid| {
+        create_link(&program, Moment::Entry, c"/", pid, &[point]).map_err(|e| e.raw_os_error())
+    };
     // A kernel with these links looks at the file, and a directory cannot be probed.
     if !matches!(answer(0), Err(Some(libc::EBADF))) {
         return Ok(Err(Lacking::Links));
@@ -224,7 +239,7 @@ struct Code<'a> {
 fn refused(program: &str, code: &Code<'_>, source: io::Error) -> MultiError {
     let mut log = vec![0; LOG_BYTES];
     // Its answer is known, or that the log is longer.
-    let _ = load_program(code, &mut log);
+    let _ = load_program(program, code, &mut log);
     let log = String::from_utf8_lossy(&log).trim_end_matches('\0').trim_end().to_owned();
     MultiError::ProgramRefused { program: program.to_owned(), source, log }
 }
@@ -238,9 +253,15 @@ fn load_types(btf: &[u8]) -> io::Result<OwnedFd> {
 }
 
 /// Loads a program; the verifier's log goes into `log`, if there is room in it.
-fn load_program(code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
+fn load_program(name: &str, code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     let Code { instructions, license, types } = code;
     let mut attributes = no_attributes();
+    // SAFETY: all fields of this union's other members are zero, and so are this one's.
+    let shown = unsafe { &mut attributes.__bindgen_anon_3.prog_name };
+    // It ends with a zero.
+    for (to, from) in shown.iter_mut().zip(name.bytes().take(BPF_OBJ_NAME_LEN as usize - 1)) {
+        *to = from as _;
+    }
     attributes.__bindgen_anon_3.prog_type = bpf_prog_type::BPF_PROG_TYPE_KPROBE as u32;
     attributes.__bindgen_anon_3.expected_attach_type =
         bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
@@ -276,17 +297,23 @@ fn load_program(code: &Code<'_>, log: &mut [u8]) -> io::Result<OwnedFd> {
     }
 }
 
-fn create_link(program: &Program, file: &CStr, pid: u32, points: &[Point]) -> io::Result<OwnedFd> {
+fn create_link(
+    program: &OwnedFd,
+    moment: Moment,
+    file: &CStr,
+    pid: u32,
+    points: &[Point],
+) -> io::Result<OwnedFd> {
     let offsets: Vec<u64> = points.iter().map(|point| point.offset.0).collect();
     let cookies: Vec<u64> = points.iter().map(|point| point.cookie).collect();
     let mut attributes = no_attributes();
-    attributes.link_create.__bindgen_anon_1.prog_fd = program.fd.as_raw_fd() as u32;
+    attributes.link_create.__bindgen_anon_1.prog_fd = program.as_raw_fd() as u32;
     attributes.link_create.attach_type = bpf_attach_type::BPF_TRACE_UPROBE_MULTI as u32;
     attributes.link_create.__bindgen_anon_3.uprobe_multi.path = file.as_ptr() as u64;
     attributes.link_create.__bindgen_anon_3.uprobe_multi.offsets = address(&offsets);
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cookies = address(&cookies);
     attributes.link_create.__bindgen_anon_3.uprobe_multi.cnt = count(points);
-    attributes.link_create.__bindgen_anon_3.uprobe_multi.flags = program.flags;
+    attributes.link_create.__bindgen_anon_3.uprobe_multi.flags = moment.flags();
     attributes.link_create.__bindgen_anon_3.uprobe_multi.pid = pid;
     // SAFETY: the path ends with a zero; both arrays have as many elements as `points`.
     unsafe { bpf(bpf_cmd::BPF_LINK_CREATE, &attributes) }
