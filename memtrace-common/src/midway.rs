@@ -157,10 +157,12 @@ pub enum Midway {
     },
     /// There is another, or the one that was taken stays.
     Replaced {
-        /// Where the new block's address is.
+        /// Where the new block's address is; NULL if the old one stays.
         block: Register,
-        /// Whether it is; else it stays.
+        /// Whether it is.
         when: When,
+        /// Whether the old one stays otherwise; else that is not known yet.
+        or_stays: bool,
         /// As [`Midway::Known`] has it.
         caller_word: u8,
         /// Likewise.
@@ -208,8 +210,9 @@ impl Midway {
             Midway::Retire { size, block, caller_word } => {
                 known(action::RETIRE, size as u32, block, When::ALWAYS, caller_word)
             }
-            Midway::Replaced { block, when, caller_word, rbp_word } => {
-                known(action::REPLACED, NO_REGISTER, block, when, caller_word) | rbp(rbp_word)
+            Midway::Replaced { block, when, or_stays, caller_word, rbp_word } => {
+                let action = if or_stays { action::REPLACED_OR_NOT } else { action::REPLACED };
+                known(action, NO_REGISTER, block, when, caller_word) | rbp(rbp_word)
             }
             Midway::Core { size, block, when, caller_word, fronts: _ } => {
                 known(action::CORE, size as u32, block, when, caller_word)
@@ -261,6 +264,8 @@ pub mod action {
     pub const RETIRE: u32 = 4;
     /// [`super::Midway::Replaced`].
     pub const REPLACED: u32 = 5;
+    /// [`super::Midway::Replaced`], or the old block stays.
+    pub const REPLACED_OR_NOT: u32 = 6;
 }
 
 /// An attach cookie, as the kernel reads it.
@@ -404,15 +409,17 @@ mod tests {
         let (block, caller_word) = (Register::R12, 11);
         let retire = Midway::Retire { size: Register::Rbp, block, caller_word };
         let when = When { flags: ZF as u8, any_set: false };
-        let replaced = Midway::Replaced { block, when, caller_word, rbp_word: Some(6) };
+        let replaced =
+            |or_stays| Midway::Replaced { block, when, or_stays, caller_word, rbp_word: Some(6) };
 
-        let [retire, replaced] =
-            [retire, replaced].map(|midway| Cookie(midway.cookie(Api::Realloc as u8, 3)));
+        let [retire, replaced, or_not] = [retire, replaced(false), replaced(true)]
+            .map(|midway| Cookie(midway.cookie(Api::Realloc as u8, 3)));
 
         assert_eq!((retire.action(), retire.size()), (action::RETIRE, Register::Rbp as u32));
         assert_eq!((replaced.action(), replaced.rbp_word()), (action::REPLACED, 6));
+        assert_eq!((or_not.action(), or_not.rbp_word()), (action::REPLACED_OR_NOT, 6));
         assert!(replaced.holds(0) && !replaced.holds(ZF));
-        for cookie in [retire, replaced] {
+        for cookie in [retire, replaced, or_not] {
             assert_eq!((cookie.block(), cookie.caller_word()), (Register::R12 as u32, 11));
             assert_eq!((cookie.api(), cookie.set()), (Api::Realloc as u8, 3));
         }
@@ -422,7 +429,8 @@ mod tests {
     fn never_and_always_do_not_look_at_the_flags() {
         let holds = |when| {
             let block = Register::Rax;
-            let replaced = Midway::Replaced { block, when, caller_word: 0, rbp_word: None };
+            let (or_stays, caller_word, rbp_word) = (true, 0, None);
+            let replaced = Midway::Replaced { block, when, or_stays, caller_word, rbp_word };
             [0, ZF, u64::MAX].map(|flags| Cookie(replaced.cookie(0, 0)).holds(flags))
         };
 

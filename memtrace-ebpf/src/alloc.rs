@@ -15,7 +15,7 @@ use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::ProbeContext;
 use memtrace_common::call::{Cookie, action, alignment, depth};
 use memtrace_common::counter::Counter;
-use memtrace_common::event::{Alloc, Free, Kind};
+use memtrace_common::event::{Alloc, Api, Free, Kind};
 use memtrace_common::unwind::{PcKind, Regs};
 
 use crate::emit::{self, Context, Urgency, header_of};
@@ -110,7 +110,10 @@ pub fn leave_call(regs: &pt_regs) -> Option<()> {
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
     let alignment = if call.alignment() != 0 { slot.alignment } else { 0 };
-    send_acquired(slot, call.api(), alignment, ptr, slot.size, caller, Held::NONE);
+    // `realloc(NULL, n)` is `malloc(n)`, which it goes on as where it is watched from inside.
+    let is_realloc = call.api() == Api::Realloc as u8;
+    let api = if is_realloc && slot.ptr == 0 { Api::Malloc as u8 } else { call.api() };
+    send_acquired(slot, api, alignment, ptr, slot.size, caller, Held::NONE);
     Some(())
 }
 

@@ -16,7 +16,8 @@ use crate::unwind::Held;
 #[inline(always)]
 pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
     let (action, holds) = (cookie.action(), cookie.holds(regs.eflags));
-    if (action == action::KNOWN || action == action::CORE) && !holds {
+    let is_answer = action == action::KNOWN || action == action::CORE || action == action::REPLACED;
+    if is_answer && !holds {
         return None;
     }
     let slot = current_slot()?;
@@ -26,10 +27,15 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
         return None;
     }
     let block = register(regs, cookie.block());
-    let size = if action == action::REPLACED {
+    let size = if action == action::REPLACED || action == action::REPLACED_OR_NOT {
         let is_there = holds && block != 0;
         replaced(slot, regs.rsp, cookie, is_there)?
     } else {
+        if action == action::RETIRE && is_open(slot, regs.rsp, cookie) {
+            // Its second place was not seen, and this is another call.
+            slot.call = 0;
+            count(Counter::AbandonedCalls);
+        }
         if is_nested(slot, regs.rsp) {
             return None;
         }
@@ -93,7 +99,7 @@ fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) -> Op
 /// A call that has taken a block has another, if that `is_there`: gives its size.
 #[inline(always)]
 fn replaced(slot: &mut Slot, sp: u64, cookie: Cookie, is_there: bool) -> Option<u64> {
-    if slot.call != INSIDE || slot.entry_sp != entry_sp(sp, cookie) {
+    if !is_open(slot, sp, cookie) {
         // It is part of another call, or began before the probes were in place.
         if slot.call == 0 {
             count(Counter::OrphanReturns);
@@ -110,6 +116,12 @@ fn replaced(slot: &mut Slot, sp: u64, cookie: Cookie, is_there: bool) -> Option<
     }
     count(Counter::FailedCalls);
     None
+}
+
+/// Whether the call at the place of a cookie is between its two places.
+#[inline(always)]
+fn is_open(slot: &Slot, sp: u64, cookie: Cookie) -> bool {
+    slot.call == INSIDE && slot.entry_sp == entry_sp(sp, cookie)
 }
 
 /// Where the return address of the function is.

@@ -3,7 +3,8 @@
 // its own. First with one thread, then in a second one, which has an arena.
 //
 // realloc and posix_memalign find theirs in the same function, and count as themselves. What is no
-// block is not given back.
+// block is not given back. realloc starts from NULL, moves a block into a mapping of its own, has that
+// moved and cut short, fails, and ends at zero.
 //
 // expect: function=from_cache api=malloc allocations=242 allocated_bytes=9922 frees=242 freed_bytes=9922 live_blocks=0 live_bytes=0
 // expect: function=from_small_bins api=malloc allocations=160 allocated_bytes=9760 frees=80 freed_bytes=4880 live_blocks=80 live_bytes=4880
@@ -13,9 +14,14 @@
 // expect: function=cleared api=calloc allocations=202 allocated_bytes=668822 frees=0 freed_bytes=0 live_blocks=202 live_bytes=668822
 // expect: function=moved api=malloc allocations=204 allocated_bytes=322422 frees=204 freed_bytes=322422 live_blocks=0 live_bytes=0
 // expect: function=moved api=realloc allocations=102 allocated_bytes=230622 frees=0 freed_bytes=0 live_blocks=102 live_bytes=230622
+// expect: function=exchanged api=malloc allocations=22 allocated_bytes=11000 frees=22 freed_bytes=11000 live_blocks=0 live_bytes=0
+// expect: function=exchanged api=realloc allocations=66 allocated_bytes=61606600 frees=66 freed_bytes=61606600 live_blocks=0 live_bytes=0
+// expect: function=from_another_arena api=malloc allocations=3 allocated_bytes=3000 frees=3 freed_bytes=3000 live_blocks=0 live_bytes=0
+// expect: function=from_another_arena api=realloc allocations=3 allocated_bytes=300000003 frees=0 freed_bytes=0 live_blocks=3 live_bytes=300000003
 // expect: function=aligned api=posix_memalign allocations=62 allocated_bytes=313162 frees=0 freed_bytes=0 live_blocks=62 live_bytes=313162
 // absent: function=too_large
 #include "memtrace_test.h"
+#include <malloc.h>
 #include <pthread.h>
 #include <stdint.h>
 
@@ -87,6 +93,35 @@ NOINLINE static void moved(void) {
     }
 }
 
+NOINLINE static void exchanged(void) {
+    for (int i = 0; i < 11; i++) {
+        char *block = realloc((void *)opaque(0), 500);
+        keep(block);
+        block = realloc(block, 900000);
+        keep(block);
+        block = realloc(block, 1900000);
+        keep(block);
+        block = realloc(block, 300);
+        keep(block);
+        require(realloc(block, opaque(PTRDIFF_MAX - 4096)) == NULL, 15);
+        require(realloc(block, opaque(SIZE_MAX)) == NULL, 16);
+        require(realloc(block, opaque(0)) == NULL, 17);
+    }
+}
+
+// More than the arena of a second thread can hold, and no mapping: realloc asks malloc, and that
+// the arena of the first thread.
+NOINLINE static void from_another_arena(void) {
+    require(mallopt(M_MMAP_MAX, 0) == 1, 18);
+    for (int i = 0; i < 3; i++) {
+        void *block = malloc(1000);
+        keep(block);
+        block = realloc(block, 100000001);
+        require(block != NULL, 19);
+        keep(block);
+    }
+}
+
 NOINLINE static void aligned(void) {
     for (int i = 0; i < 31; i++) {
         void *block = NULL;
@@ -102,7 +137,7 @@ NOINLINE static void too_large(void) {
     }
 }
 
-static void *all(void *unused) {
+static void all(void) {
     from_cache();
     from_small_bins();
     from_large_bins();
@@ -110,16 +145,22 @@ static void *all(void *unused) {
     from_system();
     cleared();
     moved();
+    exchanged();
     aligned();
     too_large();
+}
+
+static void *second(void *unused) {
+    all();
+    from_another_arena();
     return unused;
 }
 
 int main(int argc, char **argv) {
     rendezvous(argc, argv, "ready");
-    all(NULL);
+    all();
     pthread_t thread;
-    require(pthread_create(&thread, NULL, all, NULL) == 0, 13);
+    require(pthread_create(&thread, NULL, second, NULL) == 0, 13);
     require(pthread_join(thread, NULL) == 0, 14);
     rendezvous(argc, argv, "done");
     return 0;

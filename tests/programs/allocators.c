@@ -4,7 +4,8 @@
 //
 // expect: function=use_malloc api=malloc allocations=101 allocated_bytes=7373 frees=50 freed_bytes=3650 live_blocks=51 live_bytes=3723
 // expect: function=use_calloc api=calloc allocations=31 allocated_bytes=4805 frees=31 freed_bytes=4805 live_blocks=0 live_bytes=0
-// expect: function=use_realloc api=realloc allocations=20 allocated_bytes=6090 frees=20 freed_bytes=6090 live_blocks=0 live_bytes=0
+// expect: function=use_realloc api=malloc allocations=1 allocated_bytes=29 frees=1 freed_bytes=29 live_blocks=0 live_bytes=0
+// expect: function=use_realloc api=realloc allocations=19 allocated_bytes=6061 frees=19 freed_bytes=6061 live_blocks=0 live_bytes=0
 // expect: function=use_posix_memalign api=posix_memalign allocations=23 allocated_bytes=2300 frees=23 freed_bytes=2300 live_blocks=0 live_bytes=0
 // expect: function=use_aligned_alloc api=aligned_alloc|memalign allocations=19 allocated_bytes=4864 frees=0 freed_bytes=0 live_blocks=19 live_bytes=4864
 // expect: function=use_memalign api=memalign|aligned_alloc allocations=17 allocated_bytes=2873 frees=17 freed_bytes=2873 live_blocks=0 live_bytes=0

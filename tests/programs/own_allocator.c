@@ -5,7 +5,8 @@
 //
 // expect: function=use_own_malloc api=malloc allocations=97 allocated_bytes=13483 frees=50 freed_bytes=6950 live_blocks=47 live_bytes=6533
 // expect: function=use_own_calloc api=calloc allocations=59 allocated_bytes=9735 frees=0 freed_bytes=0 live_blocks=59 live_bytes=9735
-// expect: function=use_own_realloc api=realloc allocations=20 allocated_bytes=6090 frees=19 freed_bytes=5510 live_blocks=1 live_bytes=580
+// expect: function=use_own_realloc api=malloc allocations=1 allocated_bytes=29 frees=1 freed_bytes=29 live_blocks=0 live_bytes=0
+// expect: function=use_own_realloc api=realloc allocations=19 allocated_bytes=6061 frees=18 freed_bytes=5481 live_blocks=1 live_bytes=580
 // expect: function=after_the_jump api=malloc allocations=61 allocated_bytes=9089 frees=61 freed_bytes=9089 live_blocks=0 live_bytes=0
 // absent: function=run_out_of_memory
 // totals: allocations=237 allocated_bytes=38397 frees=130 freed_bytes=21549 live_blocks=107 live_bytes=16848

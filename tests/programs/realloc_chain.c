@@ -1,9 +1,11 @@
 // realloc that grows, shrinks, fails, starts from NULL and ends at zero; and blocks of no size.
 //
 // A realloc that succeeds frees the old block and allocates the new one, whether it moved or
-// not. One that fails changes nothing. `realloc(p, 0)` of glibc frees `p`.
+// not. One that fails changes nothing. `realloc(NULL, n)` is `malloc(n)`, and `realloc(p, 0)` of glibc
+// frees `p`.
 //
-// expect: function=grow_chain api=realloc allocations=60 allocated_bytes=31110 frees=60 freed_bytes=31110 live_blocks=0 live_bytes=0
+// expect: function=grow_chain api=malloc allocations=1 allocated_bytes=17 frees=1 freed_bytes=17 live_blocks=0 live_bytes=0
+// expect: function=grow_chain api=realloc allocations=59 allocated_bytes=31093 frees=59 freed_bytes=31093 live_blocks=0 live_bytes=0
 // expect: function=shrink_chain api=malloc allocations=1 allocated_bytes=9973 frees=1 freed_bytes=9973 live_blocks=0 live_bytes=0
 // expect: function=shrink_chain api=realloc allocations=9 allocated_bytes=44757 frees=8 freed_bytes=43784 live_blocks=1 live_bytes=973
 // expect: function=fail_to_grow api=malloc allocations=13 allocated_bytes=4303 frees=0 freed_bytes=0 live_blocks=13 live_bytes=4303

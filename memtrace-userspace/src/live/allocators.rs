@@ -260,16 +260,19 @@ impl Plan {
     /// The probes in the order in which a running process gets them: what takes memory back first.
     ///
     /// Placing them takes a while, and the process runs on. A block that is acquired in view and
-    /// released out of it would be live for ever.
+    /// released out of it would be live for ever. A call that begins in view and ends out of it would
+    /// stay open.
     pub fn in_placing_order(&self) -> Vec<&Probe> {
         let mut probes: Vec<&Probe> = self.probes.iter().collect();
-        probes.sort_by_key(|probe| match (probe.target.role, probe.target.call) {
-            (Role::Release, _) => 0,
-            (Role::Enclose, _) => 1,
-            (Role::Acquire, Call::Acquire { block: Some(_), .. }) => 2,
-            (Role::Acquire, _) => 3,
-            (Role::Midway, _) => 4,
-            (Role::Unwind | Role::End, _) => 5,
+        probes.sort_by_key(|probe| match (probe.target.role, probe.target.call, probe.midway) {
+            (Role::Release, ..) => 0,
+            (Role::Enclose, ..) => 1,
+            (Role::Acquire, Call::Acquire { block: Some(_), .. }, _) => 2,
+            (Role::Acquire, ..) => 3,
+            (Role::Midway, _, Some(Midway::Replaced { .. })) => 4,
+            (Role::Midway, _, Some(Midway::Retire { .. })) => 5,
+            (Role::Midway, ..) => 6,
+            (Role::Unwind | Role::End, ..) => 7,
         });
         probes
     }

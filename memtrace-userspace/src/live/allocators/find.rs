@@ -31,8 +31,8 @@ pub(super) struct Found {
     pub(super) unwinders: Vec<Target>,
     /// The functions that end the process, by address.
     pub(super) ends: Vec<Target>,
-    /// glibc's own `malloc` and `calloc`, whose calls stay inside the library, and where each may
-    /// jump to `memset`.
+    /// glibc's own `malloc`, `calloc` and `realloc`, whose calls stay inside the library, and where
+    /// each may jump to `memset`.
     pub(super) glibc: BTreeMap<Svma, Vec<Svma>>,
 }
 
@@ -84,7 +84,7 @@ pub(super) fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, Allocators
     Ok(found)
 }
 
-/// glibc's `malloc` and `calloc`, in its shared library or linked into a program.
+/// glibc's `malloc`, `calloc` and `realloc`, in its shared library or linked into a program.
 ///
 /// tcmalloc calls its own `__libc_malloc`, too.
 fn glibc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> BTreeMap<Svma, Vec<Svma>> {
@@ -94,7 +94,9 @@ fn glibc<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> BTreeMap<Svma, Vec<Sv
         return BTreeMap::new();
     }
     // Its `calloc` has only this name where it is the shared library's.
-    let is_one = |name: &str| matches!(name, "__libc_malloc" | "__libc_calloc" | "calloc");
+    let is_one = |name: &str| {
+        matches!(name, "__libc_malloc" | "__libc_calloc" | "calloc" | "__libc_realloc" | "realloc")
+    };
     // Both symbol tables have them, `calloc` under two names: each is looked at once.
     let functions: BTreeMap<Svma, Symbol<'_>> = elf
         .defined_symbols()

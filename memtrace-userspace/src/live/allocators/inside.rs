@@ -1,13 +1,13 @@
 //! Which functions are watched from inside, and at which places.
 //!
-//! A function like `malloc` or `calloc` is; [`midway`] finds the places. Where glibc's `malloc` needs
+//! A function like `malloc`, `calloc` or `realloc` is; [`midway`] finds the places. Where glibc's `malloc` needs
 //! two of them on one path, because it loses the size when it calls `_int_malloc`, that is a *core*:
 //! places in it serve all functions that leave the search for memory to it.
 //!
 //! ```text
 //!   malloc    places of its own (the thread's cache)  ┐
 //!   calloc    none of its own                         ├─ and those of _int_malloc
-//!   realloc   entry and return: not a front, so its calls of _int_malloc do not count
+//!   realloc   places of its own: not a front, so its calls of _int_malloc do not count
 //! ```
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -49,7 +49,7 @@ pub(super) fn take<'data>(
     let functions = if glibc.is_empty() { None } else { Functions::of(file) };
     let candidates: Vec<Candidate<'_>> = targets
         .iter()
-        .filter_map(|target| Candidate::of(file, &functions, target, glibc))
+        .filter_map(|target| Candidate::of(file, &functions, target, targets, glibc))
         .collect();
     let mut found: Vec<(Target, Sites)> = candidates
         .iter()
@@ -91,6 +91,7 @@ impl<'a> Candidate<'a> {
         file: impl ReadRef<'a>,
         functions: &Option<Functions<'a, impl ReadRef<'a>>>,
         target: &Target,
+        targets: &[Target],
         glibc: &BTreeMap<Svma, Vec<Svma>>,
     ) -> Option<Candidate<'a>> {
         let size = size(target.call)?;
@@ -101,8 +102,10 @@ impl<'a> Candidate<'a> {
             }
             _ => (Calls::Unknown, [].as_slice(), Vec::new()),
         };
-        let fills = memset.iter().map(|to| to.0.wrapping_sub(target.svma.0)).collect();
-        let function = Function { size, calls, fills, ends, core: None };
+        let from_start = |svma: Svma| svma.0.wrapping_sub(target.svma.0);
+        let fills = memset.iter().map(|to| from_start(*to)).collect();
+        let probed = targets.iter().map(|other| from_start(other.svma)).collect();
+        let function = Function { size, calls, fills, ends, core: None, probed };
         Some(Candidate { api: target.call.api()?, code, function, target: target.clone() })
     }
 
@@ -164,8 +167,11 @@ impl Core {
         candidates: &[Candidate<'_>],
         found: &[(Target, Sites)],
     ) -> Option<Core> {
-        let glibc =
-            || candidates.iter().filter(|candidate| candidate.function.calls == Calls::Inner);
+        // One that takes a block is no front: what the core gives it may not be what it returns.
+        let may_be_front = |candidate: &&Candidate<'_>| {
+            candidate.function.calls == Calls::Inner && candidate.function.size != Size::InExchange
+        };
+        let glibc = || candidates.iter().filter(may_be_front);
         let svma = glibc().find_map(|candidate| {
             let (target, sites) = found.iter().find(|(t, _)| t.svma == candidate.target.svma)?;
             let core = midway::core(candidate.code, sites)?;
@@ -221,15 +227,19 @@ fn front_of(candidate: &Candidate<'_>, frame: Frame, place: u64) -> Option<Front
     })
 }
 
-/// How a function that is like `malloc` or `calloc` is asked for a size: nothing else in, a block
-/// out, and no alignment asked for.
+/// How a function that is like `malloc`, `calloc` or `realloc` is asked for a size: nothing else in but
+/// the block that it takes, a block out, and no alignment asked for.
 fn size(call: Call) -> Option<Size> {
-    let Call::Acquire { api: _, size, times, block: None, given: Given::Returned, alignment: None } =
+    let Call::Acquire { api: _, size, times, block, given: Given::Returned, alignment: None } =
         call
     else {
         return None;
     };
     let arguments = [Argument::new(0), Argument::new(1)];
+    if block.is_some() {
+        let is_realloc = times.is_none() && [block, Some(size)] == arguments;
+        return is_realloc.then_some(Size::InExchange);
+    }
     match times {
         None if Some(size) == arguments[0] => Some(Size::Argument),
         Some(times) if [Some(size), Some(times)] == arguments => Some(Size::Product),

@@ -18,6 +18,9 @@
 //! of its own. A path that ends in a jump to another function gets a probe at the entry and at the
 //! return after all, at that jump. A path that returns NULL or ends the program gets none.
 //!
+//! A function that gives a block for another, as `realloc` does, has a place where it takes the one,
+//! on each path on which that is not NULL ([`exchange`]), and goes on from there with the cut.
+//!
 //! Where a path loses the size before the block is there, two places are needed. If it does so in a
 //! call of a function that finds the block, as glibc's `_int_malloc`, that one is a *core*: a place in
 //! it knows both, for all functions that call it.
@@ -27,6 +30,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Decoder, DecoderOptions, FlowControl};
 use memtrace_common::midway::{Fronts, Midway, Register, STACK_WORDS, When};
 
+mod exchange;
 mod graph;
 mod outcome;
 #[cfg(test)]
@@ -60,6 +64,8 @@ pub(crate) enum Size {
     Second,
     /// `calloc(count, size)`.
     Product,
+    /// `realloc(block, size)`.
+    InExchange,
 }
 
 /// What is known of a function besides its code.
@@ -76,6 +82,9 @@ pub(crate) struct Function {
     pub ends: Vec<u64>,
     /// Where the core is that has places of its own, likewise.
     pub core: Option<u64>,
+    /// Where the functions are that have probes of their own, likewise. One that gives a block for
+    /// another may call them.
+    pub probed: Vec<u64>,
 }
 
 /// Where to probe. All of it is emulated by the kernel; places are bytes from the function's start.
@@ -105,7 +114,11 @@ pub(crate) fn find(code: &[u8], function: &Function) -> Option<Sites> {
     let mut graph = Graph::of(code, function)?;
     let values = values::of(&mut graph, function)?;
     let outcomes = outcome::of(&graph, &values);
-    Cut { function, graph: &graph, values: &values, outcomes: &outcomes }.make()
+    let cut = Cut { function, graph: &graph, values: &values, outcomes: &outcomes };
+    match function.size {
+        Size::InExchange => cut.make_behind(cut.taken()?),
+        Size::Argument | Size::Second | Size::Product => cut.make_behind(Taken::nothing()),
+    }
 }
 
 /// The function that is called where `sites` note a size, in bytes from the start of the one whose
@@ -126,7 +139,8 @@ pub(crate) fn find_in_core(
     fronts: impl Fn(u64) -> Option<Fronts>,
 ) -> Option<Vec<(u64, Midway)>> {
     let (size, calls) = (Size::Second, Calls::Inner);
-    let core = Function { size, calls, fills: Vec::new(), ends, core: None };
+    let (fills, probed) = (Vec::new(), Vec::new());
+    let core = Function { size, calls, fills, ends, core: None, probed };
     let Sites { midway, tail_calls, frame: _ } = find(code, &core)?;
     if !tail_calls.is_empty() {
         return None;
@@ -147,11 +161,41 @@ struct Cut<'a> {
     outcomes: &'a BTreeMap<u64, Outcome>,
 }
 
+/// Where a function takes a block, before it gives another.
+struct Taken {
+    /// The sites.
+    sites: BTreeMap<u64, Midway>,
+    /// Where the ways go on that have passed one.
+    behind: Vec<u64>,
+    /// What is in front of them, and on ways that take no block.
+    before: BTreeSet<u64>,
+}
+
+impl Taken {
+    /// Nowhere: it takes none.
+    fn nothing() -> Taken {
+        Taken { sites: BTreeMap::new(), behind: vec![0], before: BTreeSet::new() }
+    }
+}
+
+/// What can be told of a call: where its block is, or that there is none.
+type Answer = Option<Register>;
+
+/// What is told at a place.
+#[derive(Clone, Copy)]
+struct Told {
+    answer: Answer,
+    when: When,
+    /// Whether there is no block otherwise; else that is told later.
+    or_none: bool,
+}
+
 impl Cut<'_> {
-    fn make(&self) -> Option<Sites> {
+    /// The sites behind those at which a block is taken, and these.
+    fn make_behind(&self, taken: Taken) -> Option<Sites> {
         let mut late = BTreeSet::new();
         loop {
-            match self.attempt(&late)? {
+            match self.attempt(&taken, &late)? {
                 Ok(sites) => return Some(sites),
                 Err(at) => {
                     let before = late.len();
@@ -166,16 +210,19 @@ impl Cut<'_> {
 
     /// The sites, none of which may tell of a block at a way to one of the `late` instructions; or one
     /// at which it is told on some paths and not on others, so that it has to be told behind.
-    fn attempt(&self, late: &BTreeSet<u64>) -> Option<Result<Sites, u64>> {
-        let block_at = |at| if late.contains(&at) { None } else { self.block_at(at) };
-        let mut sites = BTreeMap::new();
+    fn attempt(&self, taken: &Taken, late: &BTreeSet<u64>) -> Option<Result<Sites, u64>> {
+        let answer_at = |at| if late.contains(&at) { None } else { self.answer_at(at) };
+        let mut sites = taken.sites.clone();
         let mut tail_calls = Vec::new();
         let mut frame = None;
         // Whether the block is known and told by then, which must be so on all paths or on none.
         let mut told = BTreeMap::new();
-        let mut pending = vec![(0, false)];
+        let mut pending: Vec<(u64, bool)> = taken.behind.iter().map(|at| (*at, false)).collect();
         while let Some((at, is_told)) = pending.pop() {
-            let is_told = is_told || self.ends_without_a_block(at);
+            if taken.before.contains(&at) {
+                return None;
+            }
+            let is_told = is_told || self.has_nothing_to_tell(at);
             match told.insert(at, is_told) {
                 Some(before) if before != is_told => return Some(Err(at)),
                 Some(_) => continue,
@@ -205,27 +252,20 @@ impl Cut<'_> {
                     tail_calls.push(at);
                 }
                 Flow::Fork { next, target, flags } if node.is_emulated => {
-                    let (stay, jump) = (block_at(next), block_at(target));
-                    let when = match (stay, jump, flags) {
-                        (Some(a), Some(b), _) if a == b => Some((a, When::ALWAYS)),
-                        (Some(block), None, Some(taken)) => {
-                            Some((block, When { any_set: !taken.any_set, ..taken }))
-                        }
-                        (None, Some(block), Some(taken)) => Some((block, taken)),
-                        _ => None,
-                    };
-                    if let Some((block, when)) = when {
-                        self.tell(&mut sites, at, block, when)?;
+                    let (stay, jump) = (answer_at(next), answer_at(target));
+                    let told = told_at_fork(stay, jump, flags);
+                    if let Some(told) = told {
+                        self.tell(&mut sites, at, told)?;
                     }
-                    pending.push((next, when.is_some() && stay.is_some()));
-                    pending.push((target, when.is_some() && jump.is_some()));
+                    pending.push((next, told.is_some() && stay.is_some()));
+                    pending.push((target, told.is_some() && jump.is_some()));
                 }
                 Flow::Jump { target: next } | Flow::Next { next } if node.is_emulated => {
-                    let block = block_at(next);
-                    if let Some(block) = block {
-                        self.tell(&mut sites, at, block, When::ALWAYS)?;
+                    let answer = answer_at(next);
+                    if let Some(answer) = answer {
+                        self.tell(&mut sites, at, Told::always(answer))?;
                     }
-                    pending.push((next, block.is_some()));
+                    pending.push((next, answer.is_some()));
                 }
                 _ => pending.extend(node.successors().map(|next| (next, false))),
             }
@@ -234,6 +274,11 @@ impl Cut<'_> {
             return None;
         }
         Some(Ok(Sites { midway: sites.into_iter().collect(), tail_calls, frame }))
+    }
+
+    /// Whether the function gives a block for another: then it is to be told, too, that there is none.
+    fn exchanges(&self) -> bool {
+        self.function.size == Size::InExchange
     }
 
     /// The frame at a call of the core that is asked for the size.
@@ -276,15 +321,20 @@ impl Cut<'_> {
         true
     }
 
-    /// Whether every path from here returns NULL or ends the program.
-    fn ends_without_a_block(&self, at: u64) -> bool {
-        matches!(self.outcomes.get(&at), Some(Outcome::Nothing | Outcome::Null))
+    /// Whether every path from here ends the program, or returns NULL where that need not be told.
+    fn has_nothing_to_tell(&self, at: u64) -> bool {
+        match self.outcomes.get(&at) {
+            Some(Outcome::Nothing) => true,
+            Some(Outcome::Null) => !self.exchanges(),
+            Some(Outcome::In(_) | Outcome::Unknown) | None => false,
+        }
     }
 
-    /// The register that holds what is returned, if it is known there.
-    fn block_at(&self, at: u64) -> Option<Register> {
+    /// What is returned, if it is known there and to be told.
+    fn answer_at(&self, at: u64) -> Option<Answer> {
         match self.outcomes.get(&at)? {
-            Outcome::In(place) => place.register(),
+            Outcome::In(place) => place.register().map(Some),
+            Outcome::Null if self.exchanges() => Some(None),
             Outcome::Nothing | Outcome::Null | Outcome::Unknown => None,
         }
     }
@@ -293,15 +343,21 @@ impl Cut<'_> {
         &self,
         sites: &mut BTreeMap<u64, Midway>,
         at: u64,
-        block: Register,
-        when: When,
+        Told { answer, when, or_none }: Told,
     ) -> Option<()> {
         let values = self.values.get(&at)?;
-        let caller_word = u8::try_from(values.depth() / 8).ok()?;
+        let caller_word = caller_word(values)?;
         let rbp_word = values.rbp_word()?;
-        if usize::from(caller_word) >= STACK_WORDS {
-            return None;
+        if self.exchanges() {
+            // Where there is none, no register is looked at.
+            let block = answer.unwrap_or(Register::Rax);
+            sites.insert(
+                at,
+                Midway::Replaced { block, when, or_stays: or_none, caller_word, rbp_word },
+            );
+            return Some(());
         }
+        let block = answer?;
         let size = values.size_register();
         if size.is_none() {
             let (note, size) = self.note(at)?;
@@ -331,4 +387,31 @@ impl Cut<'_> {
         }
         None
     }
+}
+
+impl Told {
+    /// On all ways.
+    fn always(answer: Answer) -> Told {
+        let when = if answer.is_some() { When::ALWAYS } else { When::NEVER };
+        Told { answer, when, or_none: answer.is_none() }
+    }
+}
+
+/// What is told at a fork, behind which the ways have these answers; `taken` is when it jumps.
+fn told_at_fork(stay: Option<Answer>, jump: Option<Answer>, taken: Option<When>) -> Option<Told> {
+    let block = |answer, when, or_none| Some(Told { answer, when, or_none });
+    match (stay, jump, taken) {
+        (Some(a), Some(b), _) if a == b => Some(Told::always(a)),
+        (Some(a @ Some(_)), Some(None), Some(taken)) => block(a, taken.not(), true),
+        (Some(None), Some(b @ Some(_)), Some(taken)) => block(b, taken, true),
+        (Some(a @ Some(_)), None, Some(taken)) => block(a, taken.not(), false),
+        (None, Some(b @ Some(_)), Some(taken)) => block(b, taken, false),
+        _ => None,
+    }
+}
+
+/// Where the return address is, in words above `rsp`, if a probe can refer to it.
+fn caller_word(values: &Values) -> Option<u8> {
+    let word = u8::try_from(values.depth() / 8).ok()?;
+    (usize::from(word) < STACK_WORDS).then_some(word)
 }

@@ -59,9 +59,17 @@ fn glibc_2_36_of_debian_12() {
             ("malloc", 343, Emulated),       // jne: from the thread's cache, unless it is corrupted
             ("posix_memalign", 7, Emulated), // push
             ("pvalloc", 7, Emulated),        // push
-            ("realloc", 0, Emulated),
+            ("realloc", 97, Emulated),       // jne: takes the block
+            ("realloc", 272, Emulated),      // je: no memory, with one thread
+            ("realloc", 455, Emulated),      // je: no memory in the arena; else it has a block
+            ("realloc", 610, Emulated),      // je: a mapping that need not grow
+            ("realloc", 691, Emulated), // jne: one that the system has made larger, unless corrupted
+            ("realloc", 802, Emulated), // jae: one that it has not, but is large enough
+            ("realloc", 822, Emulated), // je: one that was copied, or could not be
+            ("realloc", 878, Emulated), // jmp: larger than anything
+            ("realloc", 1026, Emulated), // je: from another arena
             ("reallocarray", 0, Stepped), // mul clobbers rdx before the first branch
-            ("valloc", 7, Emulated),      // push
+            ("valloc", 7, Emulated),    // push
         ]
     );
 }

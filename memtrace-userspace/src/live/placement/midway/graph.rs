@@ -2,9 +2,10 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use iced_x86::{ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
-use memtrace_common::midway::When;
+use iced_x86::{Code, ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
+use memtrace_common::midway::{Register, When};
 
+use super::values::register;
 use super::{Calls, Function};
 use crate::live::placement::{branch_target, is_emulated};
 
@@ -14,7 +15,7 @@ const MAX_CODE_BYTES: usize = 1 << 16;
 /// Bits of `rflags`.
 const CF: u8 = 1;
 const PF: u8 = 1 << 2;
-const ZF: u8 = 1 << 6;
+pub(super) const ZF: u8 = 1 << 6;
 const SF: u8 = 1 << 7;
 
 /// Where the processor goes from an instruction. Places are bytes from the function's start.
@@ -55,6 +56,12 @@ impl Node {
             Flow::Return | Flow::TailCall { .. } | Flow::End => (None, None),
         };
         first.into_iter().chain(second)
+    }
+
+    /// The register that it tests for zero.
+    pub(super) fn tests(&self) -> Option<Register> {
+        let [a, b] = [self.instruction.op0_register(), self.instruction.op1_register()];
+        (self.instruction.code() == Code::Test_rm64_r64 && a == b).then(|| register(a))?
     }
 
     /// Whether it is a call of what is there.

@@ -5,6 +5,7 @@ use proptest::prelude::*;
 use super::*;
 
 mod cores;
+mod exchanges;
 mod frame_pointers;
 
 use cores::sites_of_front;
@@ -33,7 +34,8 @@ fn unless_zero() -> When {
 
 /// Like `malloc`.
 fn plain(calls: Calls) -> Function {
-    Function { size: Size::Argument, calls, fills: Vec::new(), ends: Vec::new(), core: None }
+    let (fills, ends, probed) = (Vec::new(), Vec::new(), Vec::new());
+    Function { size: Size::Argument, calls, fills, ends, core: None, probed }
 }
 
 /// The sites in a function like `malloc`.
@@ -382,7 +384,7 @@ fn calloc(product: impl FnOnce(&mut CodeAssembler) -> Written) -> Vec<u8> {
 fn product() -> Function {
     // What `ELSEWHERE` is to code that is assembled at this address.
     let fills = vec![ELSEWHERE.wrapping_sub(CODE)];
-    Function { size: Size::Product, calls: Calls::Inner, fills, ends: Vec::new(), core: None }
+    Function { size: Size::Product, fills, ..plain(Calls::Inner) }
 }
 
 #[test]

@@ -3,14 +3,15 @@
 //! `calloc`'s size is a product: its factors are followed until they are multiplied.
 //!
 //! A forward analysis: before each instruction, which registers and which words of the frame hold
-//! the one and the other on all paths. Also what a core has returned (see [`super`]).
+//! the one and the other on all paths. Also what a core has returned, and the block that is given in
+//! exchange, and whether that is NULL (see [`super`]).
 
 use std::collections::{BTreeMap, BTreeSet};
 
 use iced_x86::{Code, Instruction, InstructionInfoFactory, Mnemonic, OpKind, Register as Iced};
-use memtrace_common::midway::{Register, STACK_WORDS};
+use memtrace_common::midway::{Register, STACK_WORDS, When};
 
-use super::graph::{Flow, Graph, Node};
+use super::graph::{Flow, Graph, Node, ZF};
 use super::{Function, Size};
 use crate::live::placement::{stack_change, writes};
 
@@ -68,9 +69,24 @@ impl Places {
         }
     }
 
+    fn register(self) -> Option<Register> {
+        REGISTERS.into_iter().find(|register| self.has(Place::Register(*register)))
+    }
+
     fn both(self, other: Places) -> Places {
         Places { registers: self.registers & other.registers, words: self.words & other.words }
     }
+}
+
+/// What is known of the block that a function is given in exchange.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Given {
+    /// It is NULL.
+    Null,
+    /// It is a block.
+    Block,
+    /// It may be either.
+    Unknown,
 }
 
 /// What is known before an instruction.
@@ -86,18 +102,32 @@ pub(super) struct Values {
     rbp: Places,
     /// What the core has returned.
     block: Places,
+    /// What is given in exchange.
+    given: Places,
+    given_is: Given,
+    /// Whether the instruction before has tested that for NULL.
+    is_tested: bool,
 }
 
 impl Values {
-    const fn on_entry(size: Size) -> Values {
+    fn on_entry(size_of: Size) -> Values {
         let first = Places::only(Register::Rdi);
-        let (size, factors) = match size {
+        let (size, factors) = match size_of {
             Size::Argument => (first, [Places::NONE; 2]),
-            Size::Second => (Places::only(Register::Rsi), [Places::NONE; 2]),
+            Size::Second | Size::InExchange => (Places::only(Register::Rsi), [Places::NONE; 2]),
             Size::Product => (Places::NONE, [first, Places::only(Register::Rsi)]),
         };
-        let rbp = Places::only(Register::Rbp);
-        Values { depth: 0, frame: None, size, factors, rbp, block: Places::NONE }
+        Values {
+            depth: 0,
+            frame: None,
+            size,
+            factors,
+            rbp: Places::only(Register::Rbp),
+            block: Places::NONE,
+            given: if size_of == Size::InExchange { first } else { Places::NONE },
+            given_is: Given::Unknown,
+            is_tested: false,
+        }
     }
 
     pub(super) fn depth(&self) -> u64 {
@@ -106,7 +136,17 @@ impl Values {
 
     /// A register that holds the size.
     pub(super) fn size_register(&self) -> Option<Register> {
-        REGISTERS.into_iter().find(|register| self.size.has(Place::Register(*register)))
+        self.size.register()
+    }
+
+    /// A register that holds what is given in exchange.
+    pub(super) fn given_register(&self) -> Option<Register> {
+        self.given.register()
+    }
+
+    /// What is known of that.
+    pub(super) fn given_is(&self) -> Given {
+        self.given_is
     }
 
     /// Whether this register holds the size.
@@ -198,13 +238,16 @@ impl Values {
             ],
             rbp: self.rbp.both(other.rbp),
             block: self.block.both(other.block),
+            given: self.given.both(other.given),
+            given_is: if self.given_is == other.given_is { self.given_is } else { Given::Unknown },
+            is_tested: self.is_tested && other.is_tested,
         })
     }
 
     /// The places of each value.
-    fn all(&mut self) -> [&mut Places; 5] {
+    fn all(&mut self) -> [&mut Places; 6] {
         let [first, second] = &mut self.factors;
-        [&mut self.size, first, second, &mut self.rbp, &mut self.block]
+        [&mut self.size, first, second, &mut self.rbp, &mut self.block, &mut self.given]
     }
 
     fn forget(&mut self, place: Place) {
@@ -217,6 +260,20 @@ impl Values {
         for places in self.all() {
             places.set(to, places.has(from));
         }
+    }
+
+    /// What is known at `next` behind a node, where the way from there leads.
+    fn on_way_to(mut self, next: u64, node: &Node) -> Values {
+        if let Flow::Fork { next: stay, target, flags: Some(When { flags: ZF, any_set }) } =
+            node.flow
+            && stay != target
+            && self.is_tested
+        {
+            let is_null = any_set == (next == target);
+            self.given_is = if is_null { Given::Null } else { Given::Block };
+        }
+        self.is_tested = node.tests().is_some_and(|tested| self.given.has(Place::Register(tested)));
+        self
     }
 
     /// What is known behind a node; `None` if it does what is not followed. `core` is where one is.
@@ -397,8 +454,9 @@ pub(super) fn of(graph: &mut Graph, function: &Function) -> Option<BTreeMap<u64,
         }
         let before = *known.get(&at)?;
         let after = before.behind(node, function.core)?;
-        let successors: Vec<u64> = node.successors().collect();
-        for next in successors {
+        let successors: Vec<_> =
+            node.successors().map(|next| (next, after.on_way_to(next, node))).collect();
+        for (next, after) in successors {
             let merged = match known.get(&next).map(|other| after.both(*other)) {
                 Some(Some(both)) => both,
                 Some(None) if is_call => {
