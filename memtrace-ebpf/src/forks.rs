@@ -96,7 +96,8 @@ pub fn part(key: u64, telling: u32) {
     }
 }
 
-/// [`key_of`] a stack that was walked, so that it is known on which of its words that depended.
+/// [`key_of`] a stack that was walked, so that it is known on which of its words that depended; 0 of
+/// another.
 pub const WALKED: u64 = 1;
 
 /// What the stack in the scratch at `index` is kept under: where its words lead from fork to fork.
@@ -115,7 +116,9 @@ pub extern "C" fn key_of(index: u64, walked: u64) -> u64 {
         if telling == 0 || telling * 8 + 8 > s.copied {
             break;
         }
-        if walked == WALKED && element::<0x1fff, _, _>(&s.last_walk, telling) != s.walk {
+        // Without a branch on `walked`: the verifier would follow both to the end.
+        let last_walk = element::<0x1fff, _, _>(&s.last_walk, telling * walked);
+        if (last_walk ^ s.walk) as u64 * walked != 0 {
             // The next stack of those below that is walked finds where this one leaves them.
             fork.set_telling(0);
             break;

@@ -26,7 +26,9 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
     if process_flag::probe_set_of(PROCESSES.get(slot.process)?.flags) != cookie.set() {
         return None;
     }
-    let block = register(regs, cookie.block());
+    let mut values = [0; 2];
+    registers(regs, cookie.block(), cookie.size(), &mut values);
+    let [block, size] = values;
     let size = if action == action::REPLACED || action == action::REPLACED_OR_NOT {
         let is_there = holds && block != 0;
         replaced(slot, regs.rsp, cookie, is_there)?
@@ -39,7 +41,6 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
         if is_nested(slot, regs.rsp) {
             return None;
         }
-        let size = register(regs, cookie.size());
         match action {
             action::NOTE => return note(slot, regs.rsp, size),
             action::RETIRE => return retire(slot, regs.rsp, cookie, block, size),
@@ -191,16 +192,21 @@ fn front(number: u32, from_place: u64) -> Option<&'static Front> {
         .find(|front| from_place.wrapping_sub(front.from_place as i64 as u64) < front.length as u64)
 }
 
-/// The register with this number; 0 for [`NO_REGISTER`].
+/// The registers with these numbers, of the first sixteen; 0 for [`NO_REGISTER`].
 ///
 /// They are copied to an array for the reason that `alloc`'s arguments are, and in a function of its
 /// own because that array and a walk do not fit the stack together.
 #[inline(never)]
-fn register(regs: &pt_regs, number: u32) -> u64 {
+fn registers(regs: &pt_regs, first: u32, second: u32, values: &mut [u64; 2]) {
     let registers = [
         regs.r15, regs.r14, regs.r13, regs.r12, regs.rbp, regs.rbx, regs.r11, regs.r10, regs.r9,
         regs.r8, regs.rax, regs.rcx, regs.rdx, regs.rsi, regs.rdi, 0,
     ];
-    // SAFETY: the mask keeps the index below 16.
-    unsafe { *registers.get_unchecked(number as usize & 15) }
+    // SAFETY: the masks keep the indices below 16.
+    unsafe {
+        *values = [
+            *registers.get_unchecked(first as usize & 15),
+            *registers.get_unchecked(second as usize & 15),
+        ];
+    }
 }
