@@ -29,7 +29,16 @@ pub(crate) fn run(command: &mut Command) -> Result<()> {
 }
 
 /// Runs a command, passes its stdout on and shows each line of it to `read`.
-pub(crate) fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Result<()> {
+pub(crate) fn stream(command: &mut Command, read: impl FnMut(&str)) -> Result<()> {
+    stream_as("", command, read)
+}
+
+/// The same, with `prefix` in front of each line that is passed on.
+pub(crate) fn stream_as(
+    prefix: &str,
+    command: &mut Command,
+    mut read: impl FnMut(&str),
+) -> Result<()> {
     let mut child = command.stdout(Stdio::piped()).spawn().context("cannot start it")?;
     let stdout = child.stdout.take().expect("stdout is piped");
     let mut reader = BufReader::new(stdout);
@@ -38,7 +47,7 @@ pub(crate) fn stream(command: &mut Command, mut read: impl FnMut(&str)) -> Resul
     while reader.read_until(b'\n', &mut line).context("cannot read its output")? != 0 {
         let text = String::from_utf8_lossy(&line);
         let text = text.strip_suffix('\n').unwrap_or(&text);
-        println!("{text}");
+        println!("{prefix}{text}");
         read(text);
         line.clear();
     }

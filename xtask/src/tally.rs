@@ -45,6 +45,13 @@ impl Tally {
         self.failures.push(name.to_owned());
     }
 
+    /// Adds what was counted elsewhere.
+    pub(crate) fn add(&mut self, other: Tally) {
+        self.passed += other.passed;
+        self.failed += other.failed;
+        self.failures.extend(other.failures);
+    }
+
     /// Runs tests, which read their lines into this; if they fail otherwise, that is one failure.
     pub(crate) fn count(&mut self, name: &str, run: impl FnOnce(&mut Self) -> Result<()>) {
         eprintln!("\n== {name}");

@@ -27,7 +27,7 @@ use crate::{
     privilege::Privilege,
     setup, shell,
     tally::Tally,
-    vm_test::{self, Guest, Qemu, Series},
+    vm_test::{self, Guest, Kernel, Qemu, Series},
 };
 
 #[derive(clap::Args)]
@@ -219,11 +219,12 @@ impl Session {
             Guest::pack(qemu, &attaching.memtrace, &attaching.tests, None)
         });
         let Some(guest) = guest else { return };
-        for series in Series::ALL {
-            let name = format!("kernel {series}");
-            if let Some(kernel) = self.needs(&name, vm_test::fetch(*series)) {
-                self.tally.count(&name, |tally| guest.run(&kernel, tally));
-            }
+        let kernels: Vec<Kernel> = Series::ALL
+            .iter()
+            .filter_map(|series| self.needs(&format!("kernel {series}"), vm_test::fetch(*series)))
+            .collect();
+        for machine in guest.run(&kernels) {
+            self.tally.add(machine.tally);
         }
     }
 

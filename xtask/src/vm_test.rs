@@ -21,9 +21,11 @@ mod qemu;
 
 use std::{
     fs,
+    panic::resume_unwind,
     path::{Path, PathBuf},
     process::ExitCode,
-    time::Instant,
+    thread,
+    time::{Duration, Instant},
 };
 
 use anyhow::{Context as _, Result, bail};
@@ -57,6 +59,7 @@ const SELECTION: &[(&str, &[&str])] = &[
         &[
             "leak::",
             "realloc_chain::",
+            "left_realloc::",
             "aligned::",
             "recursion::",
             "signal_handler::",
@@ -152,13 +155,34 @@ impl Guest {
         Ok(Self { qemu, initramfs: path })
     }
 
+    /// Boots all kernels and counts their tests.
+    ///
+    /// Side by side: an emulated machine keeps one processor busy, however many it has itself.
+    pub(crate) fn run<'k>(&self, kernels: &'k [Kernel]) -> Vec<Ran<'k>> {
+        let boot = |kernel: &'k Kernel| {
+            let started = Instant::now();
+            let mut tally = Tally::default();
+            let name = format!("kernel {}", kernel.series);
+            tally.count(&name, |tally| self.boot(kernel, tally));
+            Ran { kernel, tally, time: started.elapsed() }
+        };
+        thread::scope(|scope| {
+            let machines: Vec<_> =
+                kernels.iter().map(|kernel| scope.spawn(move || boot(kernel))).collect();
+            machines
+                .into_iter()
+                .map(|machine| machine.join().unwrap_or_else(|panic| resume_unwind(panic)))
+                .collect()
+        })
+    }
+
     /// Boots a kernel and counts its tests as they pass and fail.
-    pub(crate) fn run(&self, kernel: &Kernel, tally: &mut Tally) -> Result<()> {
+    fn boot(&self, kernel: &Kernel, tally: &mut Tally) -> Result<()> {
         let console = kernel.directory.join("console.log");
         let mut qemu = machine::command(&self.qemu, &kernel.image, &self.initramfs, &console)?;
-        let before = tally.passed() + tally.failed();
         let mut ended = false;
-        let outcome = shell::stream(&mut qemu, |line| {
+        let prefix = format!("{}: ", kernel.series);
+        let outcome = shell::stream_as(&prefix, &mut qemu, |line| {
             ended |= line == END;
             tally.read(line);
         });
@@ -169,11 +193,18 @@ impl Guest {
         if !ended {
             bail!("the machine went down before its tests had ended{}", last_words(&console));
         }
-        if tally.passed() + tally.failed() == before {
+        if tally.passed() + tally.failed() == 0 {
             bail!("no test ran");
         }
         Ok(())
     }
+}
+
+/// What a kernel has run.
+pub(crate) struct Ran<'k> {
+    kernel: &'k Kernel,
+    pub(crate) tally: Tally,
+    time: Duration,
 }
 
 pub(crate) fn run(options: &Options) -> Result<ExitCode> {
@@ -183,17 +214,19 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let memtrace = cargo::build_memtrace(None)?;
     let tests = cargo::build_attaching_tests()?;
     let guest = Guest::pack(qemu, &memtrace, &tests, options.filter.as_deref())?;
+    let wanted =
+        Series::ALL.iter().copied().filter(|it| options.kernel.is_none_or(|only| only == *it));
+    let kernels = wanted.map(fetch).collect::<Result<Vec<Kernel>>>()?;
     let mut total = Tally::default();
-    for series in Series::ALL.iter().copied().filter(|it| options.kernel.is_none_or(|k| k == *it)) {
-        let before = (total.passed(), total.failed());
-        let started = Instant::now();
-        total.count(&format!("kernel {series}"), |tally| guest.run(&fetch(series)?, tally));
+    for Ran { kernel, tally, time } in guest.run(&kernels) {
         println!(
-            "kernel {series}: {} passed, {} failed in {:.0} s",
-            total.passed() - before.0,
-            total.failed() - before.1,
-            started.elapsed().as_secs_f64(),
+            "kernel {}: {} passed, {} failed in {:.0} s",
+            kernel.series,
+            tally.passed(),
+            tally.failed(),
+            time.as_secs_f64(),
         );
+        total.add(tally);
     }
     for name in total.failures() {
         eprintln!("failed: {name}");

@@ -37,6 +37,7 @@ impl fmt::Display for Series {
 
 /// A kernel that can be booted.
 pub(crate) struct Kernel {
+    pub(super) series: Series,
     /// Its `vmlinuz`.
     pub(super) image: PathBuf,
     /// Where it was unpacked.
@@ -48,14 +49,14 @@ pub(crate) fn fetch(series: Series) -> Result<Kernel> {
     let package = newest(series)?;
     let directory = shell::root().join("target/vm").join(&package);
     if let Some(image) = image(&directory) {
-        return Ok(Kernel { image, directory });
+        return Ok(Kernel { series, image, directory });
     }
     for file in download(&[&package], &directory)? {
         unpack(&file, &directory)?;
     }
     let image = image(&directory)
         .with_context(|| format!("the package {package} holds no boot/vmlinuz-*"))?;
-    Ok(Kernel { image, directory })
+    Ok(Kernel { series, image, directory })
 }
 
 /// The newest package of a series that apt knows.
