@@ -130,6 +130,8 @@ pub enum Midway {
     Note {
         /// Where it is.
         size: Register,
+        /// As [`Midway::Known`] has it.
+        caller_word: u8,
     },
     /// The block is there.
     Known {
@@ -199,7 +201,9 @@ impl Midway {
     /// the number of its fronts there. `set` is that of the process's probes.
     pub const fn cookie(self, api: u8, set: u8) -> u64 {
         let cookie = match self {
-            Midway::Note { size } => (size as u64) << SIZE | (action::NOTE as u64) << ACTION,
+            Midway::Note { size, caller_word } => {
+                known(action::NOTE, size as u32, Register::Rax, When::ALWAYS, caller_word)
+            }
             Midway::Known { size, block, when, caller_word, rbp_word } => {
                 let size = match size {
                     Some(register) => register as u32,
@@ -222,7 +226,7 @@ impl Midway {
     }
 }
 
-/// What the cookies of a place at which a block is known have in common.
+/// What cookies have in common.
 const fn known(action: u32, size: u32, block: Register, when: When, caller_word: u8) -> u64 {
     (size as u64) << SIZE
         | (block as u64) << BLOCK
@@ -381,9 +385,11 @@ mod tests {
 
     #[test]
     fn note_says_where_the_size_is() {
-        let cookie = Cookie(Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8, 0));
+        let note = Midway::Note { size: Register::Rsi, caller_word: 4 };
+        let cookie = Cookie(note.cookie(Api::Malloc as u8, 0));
 
         assert_eq!((cookie.action(), cookie.size()), (action::NOTE, Register::Rsi as u32));
+        assert_eq!(cookie.caller_word(), 4);
     }
 
     #[test]
@@ -440,7 +446,8 @@ mod tests {
 
     #[test]
     fn cookie_of_a_place_is_told_from_that_of_a_call() {
-        let note = Midway::Note { size: Register::Rsi }.cookie(Api::Malloc as u8, 0);
+        let note =
+            Midway::Note { size: Register::Rsi, caller_word: 0 }.cookie(Api::Malloc as u8, 0);
 
         assert!(Cookie(note).is_inside());
         assert!(!Cookie(crate::call::Call::Ignore.cookie_at(u16::MAX)).is_inside());

@@ -30,20 +30,25 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
     registers(regs, cookie.block(), cookie.size(), &mut values);
     let [block, size] = values;
     let size = if action == action::REPLACED || action == action::REPLACED_OR_NOT {
-        let is_there = holds && block != 0;
-        replaced(slot, regs.rsp, cookie, is_there)?
+        replaced(slot, regs.rsp, cookie, holds && block != 0)?
     } else {
         if action == action::RETIRE && is_open(slot, regs.rsp, cookie) {
             // Its second place was not seen, and this is another call.
             slot.call = 0;
             count(Counter::AbandonedCalls);
         }
-        if is_nested(slot, regs.rsp) {
+        if slot.call != 0 && is_part(slot, regs, cookie) {
             return None;
         }
         match action {
-            action::NOTE => return note(slot, regs.rsp, size),
-            action::RETIRE => return retire(slot, regs.rsp, cookie, block, size),
+            action::NOTE => {
+                note(slot, regs.rsp, size);
+                return None;
+            }
+            action::RETIRE => {
+                retire(slot, regs.rsp, cookie, block, size);
+                return None;
+            }
             _ => {}
         }
         let size = if cookie.size() == NO_REGISTER { noted(slot, regs.rsp)? } else { size };
@@ -62,13 +67,28 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
     Some(())
 }
 
+/// Whether the call at the place is part of the slot's, which has not returned.
+#[inline(always)]
+fn is_part(slot: &mut Slot, regs: &pt_regs, cookie: Cookie) -> bool {
+    let mut entry_sp = entry_sp(regs.rsp, cookie);
+    if cookie.action() == action::CORE {
+        // SAFETY: the helper checks the address.
+        let return_address = unsafe { bpf_probe_read_user(entry_sp as *const u64) }.unwrap_or(0);
+        // What another than a front has asked for does not count anyway.
+        let Some(front) = front(cookie.fronts(), return_address.wrapping_sub(regs.rip)) else {
+            return true;
+        };
+        entry_sp += front.caller_word as u64 * 8;
+    }
+    is_nested(slot, entry_sp)
+}
+
 /// Notes the size that a call asks for.
 #[inline(always)]
-fn note(slot: &mut Slot, sp: u64, size: u64) -> Option<()> {
+fn note(slot: &mut Slot, sp: u64, size: u64) {
     slot.tail_calls = NOTED;
     slot.entry_sp = sp;
     slot.size = size;
-    None
 }
 
 /// The size that the call has noted.
@@ -85,7 +105,7 @@ fn noted(slot: &mut Slot, sp: u64) -> Option<u64> {
 
 /// A call takes a block, and what it does from now on is part of it.
 #[inline(always)]
-fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) -> Option<()> {
+fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) {
     slot.call = INSIDE;
     slot.tail_calls = 0;
     slot.entry_sp = entry_sp(sp, cookie);
@@ -94,7 +114,6 @@ fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) -> Op
     slot.size = size;
     slot.ptr = block;
     send_block(slot.tid as u32, Kind::Retire, cookie.api(), block);
-    None
 }
 
 /// A call that has taken a block has another, if that `is_there`: gives its size.

@@ -161,6 +161,8 @@ pub const SIGNAL_IN_ALLOCATOR: Program =
     program("signal_in_allocator", "signal_in_allocator.c", Toolchain::C);
 /// `longjmp` past functions that have allocated.
 pub const LONGJMP: Program = program("longjmp", "longjmp.c", Toolchain::C);
+/// glibc's `realloc`, left by `longjmp`.
+pub const LEFT_REALLOC: Program = program("left_realloc", "left_realloc.c", Toolchain::C);
 /// An allocator in the executable, left by `longjmp`.
 pub const OWN_ALLOCATOR: Program = program("own_allocator", "own_allocator.c", Toolchain::C);
 /// A fork after which all sides allocate.
@@ -302,6 +304,7 @@ pub const ALL: &[Program] = &[
     SIGNAL_IN_VDSO,
     SIGNAL_IN_ALLOCATOR,
     LONGJMP,
+    LEFT_REALLOC,
     OWN_ALLOCATOR,
     FORK_BOTH,
     FORK_BOTH_MUSL,

@@ -79,6 +79,7 @@ tests_of! {
     signal_in_vdso: SIGNAL_IN_VDSO, Complete;
     signal_in_allocator: SIGNAL_IN_ALLOCATOR, Complete;
     longjmp: LONGJMP, Complete;
+    left_realloc: LEFT_REALLOC, Complete;
     own_allocator: OWN_ALLOCATOR, Complete;
     cxx_objects: CXX_OBJECTS, Complete;
     cxx_exception: CXX_EXCEPTION, Complete;

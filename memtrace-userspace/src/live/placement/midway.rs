@@ -33,6 +33,7 @@ use memtrace_common::midway::{Fronts, Midway, Register, STACK_WORDS, When};
 mod exchange;
 mod graph;
 mod outcome;
+mod places;
 #[cfg(test)]
 mod tests;
 mod values;
@@ -361,14 +362,14 @@ impl Cut<'_> {
         let size = values.size_register();
         if size.is_none() {
             let (note, size) = self.note(at)?;
-            sites.insert(note, Midway::Note { size });
+            sites.insert(note, Midway::Note { size, caller_word });
         }
         sites.insert(at, Midway::Known { size, block, when, caller_word, rbp_word });
         Some(())
     }
 
     /// The last place in front of `at` from which each path leads there, and where the size is
-    /// known.
+    /// known and `rsp` the same.
     fn note(&self, at: u64) -> Option<(u64, Register)> {
         let depth = self.values.get(&at)?.depth();
         let mut at = at;

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use iced_x86::{Code, ConditionCode, Decoder, DecoderOptions, FlowControl, Instruction, Mnemonic};
 use memtrace_common::midway::{Register, When};
 
-use super::values::register;
+use super::places::register;
 use super::{Calls, Function};
 use crate::live::placement::{branch_target, is_emulated};
 

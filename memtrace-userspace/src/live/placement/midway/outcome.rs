@@ -9,7 +9,8 @@ use iced_x86::{InstructionInfoFactory, Mnemonic, OpKind};
 use memtrace_common::midway::Register;
 
 use super::graph::{Flow, Graph, Node};
-use super::values::{CALLER_SAVED, Place, Values, register};
+use super::places::{CALLER_SAVED, Place, register};
+use super::values::Values;
 use crate::live::placement::writes;
 
 /// What comes of a call, seen from an instruction of it.

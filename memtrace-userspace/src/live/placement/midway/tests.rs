@@ -101,7 +101,7 @@ fn size_is_noted_at_the_call_that_loses_it() {
         caller_word: 1,
         rbp_word: Some(0),
     };
-    let sites = vec![(6, Midway::Note { size: Register::Rdi }), (14, expected)];
+    let sites = vec![(6, Midway::Note { size: Register::Rdi, caller_word: 1 }), (14, expected)];
     assert_eq!(midway(&code, Calls::Inner), Some(sites));
     assert_eq!(midway(&code, Calls::Unknown), None);
 }
