@@ -1,8 +1,8 @@
 //! Which functions are watched from inside, and at which places.
 //!
-//! A function like `malloc`, `calloc` or `realloc` is; [`midway`] finds the places. Where glibc's `malloc` needs
-//! two of them on one path, because it loses the size when it calls `_int_malloc`, that is a *core*:
-//! places in it serve all functions that leave the search for memory to it.
+//! A function like `malloc`, `calloc` or `realloc` is; [`midway`] finds the places. Where glibc's
+//! `malloc` needs two of them on one path, because it loses the size when it calls `_int_malloc`, that
+//! is a *core*: places in it serve all functions that leave the search for memory to it.
 //!
 //! ```text
 //!   malloc    places of its own (the thread's cache)  ┐

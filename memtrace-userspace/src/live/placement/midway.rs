@@ -400,13 +400,13 @@ impl Told {
 
 /// What is told at a fork, behind which the ways have these answers; `taken` is when it jumps.
 fn told_at_fork(stay: Option<Answer>, jump: Option<Answer>, taken: Option<When>) -> Option<Told> {
-    let block = |answer, when, or_none| Some(Told { answer, when, or_none });
+    let told = |answer, when, or_none| Some(Told { answer, when, or_none });
     match (stay, jump, taken) {
         (Some(a), Some(b), _) if a == b => Some(Told::always(a)),
-        (Some(a @ Some(_)), Some(None), Some(taken)) => block(a, taken.not(), true),
-        (Some(None), Some(b @ Some(_)), Some(taken)) => block(b, taken, true),
-        (Some(a @ Some(_)), None, Some(taken)) => block(a, taken.not(), false),
-        (None, Some(b @ Some(_)), Some(taken)) => block(b, taken, false),
+        (Some(a @ Some(_)), Some(None), Some(taken)) => told(a, taken.not(), true),
+        (Some(None), Some(b @ Some(_)), Some(taken)) => told(b, taken, true),
+        (Some(a @ Some(_)), None, Some(taken)) => told(a, taken.not(), false),
+        (None, Some(b @ Some(_)), Some(taken)) => told(b, taken, false),
         _ => None,
     }
 }

@@ -50,6 +50,8 @@ impl Cut<'_> {
     }
 
     /// Whether a function with probes of its own does from here on what is to be told.
+    ///
+    /// What is given for NULL has to be left by a jump: a call would make this function its caller.
     fn is_left_to_another(&self, node: &Node, given: Given) -> bool {
         let target = branch_target(&node.instruction);
         if !target.is_some_and(|target| self.function.probed.contains(&target)) {
