@@ -113,7 +113,7 @@ impl<'data> ReadRef<'data> for &'data LazyFile<'_> {
         while searched < end {
             let next = ((searched / BLOCK_BYTES + 1) * BLOCK_BYTES).min(end);
             let piece = self.bytes(searched..next).map_err(|Unreadable| ())?;
-            if let Some(at) = piece.iter().position(|byte| *byte == delimiter) {
+            if let Some(at) = memchr::memchr(delimiter, piece) {
                 return self.bytes(start..searched + at).map_err(|Unreadable| ());
             }
             searched = next;

@@ -49,7 +49,8 @@ pub(super) fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, Allocators
     let elf = Elf::parse(file)?;
     let mut found = Found::default();
     let mut candidates = Vec::new();
-    for (name, symbol) in named_symbols(&elf) {
+    let symbols = Symbols::of(&elf);
+    for (name, symbol) in symbols.allocators {
         if candidates.len() + found.skipped.len() >= MAX_FUNCTIONS {
             found.skip(symbol.name, Skip::TooMany);
             break;
@@ -74,8 +75,8 @@ pub(super) fn find<'data>(file: impl ReadRef<'data>) -> Result<Found, Allocators
             found.targets.push(target);
         }
     }
-    found.unwinders = not_of_an_allocator(&elf, Role::Unwind, names::unwinds);
-    found.ends = not_of_an_allocator(&elf, Role::End, names::ends);
+    found.unwinders = not_of_an_allocator(&elf, Role::Unwind, symbols.unwinders);
+    found.ends = not_of_an_allocator(&elf, Role::End, symbols.ends);
     if !found.targets.is_empty() {
         found.glibc = glibc(&elf);
     }
@@ -140,16 +141,15 @@ fn jumps_to_memset<'data, R: ReadRef<'data>>(
     targets.into_iter().filter(is_memset).collect()
 }
 
-/// The functions of this role, by their names: those that start to unwind the stack, or that end the
-/// process.
+/// The functions of this role.
 fn not_of_an_allocator<'data, R: ReadRef<'data>>(
     elf: &Elf<'data, R>,
     role: Role,
-    is_one: impl Fn(&str) -> bool,
+    symbols: Vec<Symbol<'_>>,
 ) -> Vec<Target> {
-    let mut found: Vec<Target> = elf
-        .defined_symbols()
-        .filter(|symbol| is_one(symbol.name) && symbol.kind == SymbolType::Function)
+    let mut found: Vec<Target> = symbols
+        .into_iter()
+        .filter(|symbol| symbol.kind == SymbolType::Function)
         .filter_map(|symbol| located(elf, symbol, Call::Ignore, role))
         .collect();
     found.sort_by_key(|target| target.svma);
@@ -158,17 +158,35 @@ fn not_of_an_allocator<'data, R: ReadRef<'data>>(
     found
 }
 
-/// The symbols that are defined in the file and named like an allocator's function.
-///
-/// The C++ operators are left out if the file does not define `malloc` as well.
-fn named_symbols<'data, R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Vec<(Name, Symbol<'data>)> {
-    let mut named: Vec<_> = elf
-        .defined_symbols()
-        .filter_map(|symbol| Some((names::classify(symbol.name)?, symbol)))
-        .collect();
-    let has_malloc = named.iter().any(|(name, _)| name.call.api() == Some(Api::Malloc));
-    named.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
-    named
+/// The symbols that are defined in a file and may have probes, by their names.
+struct Symbols<'data> {
+    /// Named like an allocator's function.
+    allocators: Vec<(Name, Symbol<'data>)>,
+    /// Functions that start to unwind the stack.
+    unwinders: Vec<Symbol<'data>>,
+    /// Functions that end the process.
+    ends: Vec<Symbol<'data>>,
+}
+
+impl<'data> Symbols<'data> {
+    /// Looks at each once: a large program has half a million.
+    ///
+    /// The C++ operators are left out if the file does not define `malloc` as well.
+    fn of<R: ReadRef<'data>>(elf: &Elf<'data, R>) -> Self {
+        let (mut allocators, mut unwinders, mut ends) = (Vec::new(), Vec::new(), Vec::new());
+        for symbol in elf.defined_symbols() {
+            if let Some(name) = names::classify(symbol.name) {
+                allocators.push((name, symbol));
+            } else if names::unwinds(symbol.name) {
+                unwinders.push(symbol);
+            } else if names::ends(symbol.name) {
+                ends.push(symbol);
+            }
+        }
+        let has_malloc = allocators.iter().any(|(name, _)| name.call.api() == Some(Api::Malloc));
+        allocators.retain(|(name, _)| has_malloc || name.family != Family::CxxOperator);
+        Symbols { allocators, unwinders, ends }
+    }
 }
 
 fn target<'data, R: ReadRef<'data>>(
