@@ -202,24 +202,24 @@ impl Midway {
     pub const fn cookie(self, api: u8, set: u8) -> u64 {
         let cookie = match self {
             Midway::Note { size, caller_word } => {
-                known(action::NOTE, size as u32, Register::Rax, When::ALWAYS, caller_word)
+                in_common(action::NOTE, size as u32, Register::Rax, When::ALWAYS, caller_word)
             }
             Midway::Known { size, block, when, caller_word, rbp_word } => {
                 let size = match size {
                     Some(register) => register as u32,
                     None => NO_REGISTER,
                 };
-                known(action::KNOWN, size, block, when, caller_word) | rbp(rbp_word)
+                in_common(action::KNOWN, size, block, when, caller_word) | rbp(rbp_word)
             }
             Midway::Retire { size, block, caller_word } => {
-                known(action::RETIRE, size as u32, block, When::ALWAYS, caller_word)
+                in_common(action::RETIRE, size as u32, block, When::ALWAYS, caller_word)
             }
             Midway::Replaced { block, when, or_stays, caller_word, rbp_word } => {
                 let action = if or_stays { action::REPLACED_OR_NOT } else { action::REPLACED };
-                known(action, NO_REGISTER, block, when, caller_word) | rbp(rbp_word)
+                in_common(action, NO_REGISTER, block, when, caller_word) | rbp(rbp_word)
             }
             Midway::Core { size, block, when, caller_word, fronts: _ } => {
-                known(action::CORE, size as u32, block, when, caller_word)
+                in_common(action::CORE, size as u32, block, when, caller_word)
             }
         };
         cookie | INSIDE | (set as u64) << SET | api as u64
@@ -227,7 +227,7 @@ impl Midway {
 }
 
 /// What cookies have in common.
-const fn known(action: u32, size: u32, block: Register, when: When, caller_word: u8) -> u64 {
+const fn in_common(action: u32, size: u32, block: Register, when: When, caller_word: u8) -> u64 {
     (size as u64) << SIZE
         | (block as u64) << BLOCK
         | (when.flags as u64) << FLAGS

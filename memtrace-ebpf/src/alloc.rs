@@ -10,8 +10,8 @@
 
 use aya_ebpf::EbpfContext;
 use aya_ebpf::bindings::pt_regs;
+use aya_ebpf::helpers::bpf_get_current_pid_tgid;
 use aya_ebpf::helpers::generated::bpf_get_attach_cookie;
-use aya_ebpf::helpers::{bpf_get_current_pid_tgid, bpf_probe_read_user};
 use aya_ebpf::programs::ProbeContext;
 use memtrace_common::call::{Cookie, action, alignment, depth};
 use memtrace_common::counter::Counter;
@@ -94,18 +94,13 @@ pub fn leave_call(regs: &pt_regs) -> Option<()> {
     } else if call.action() != action::ACQUIRE {
         return None;
     } else if call.given() != 0 {
-        // SAFETY: the helper checks the address.
-        let ptr = unsafe { bpf_probe_read_user(slot.given as *const u64) }.unwrap_or(0);
+        let ptr = task::user_word(slot.given);
         if regs.rax as u32 == 0 { ptr } else { 0 }
     } else {
         regs.rax
     };
     if ptr == 0 {
-        // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
-        if slot.ptr != 0 && slot.size != 0 {
-            send_block(tid, Kind::Restore, call.api(), slot.ptr);
-        }
-        count(Counter::FailedCalls);
+        call_failed(slot, call.api());
         return None;
     }
     let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: regs.rbp, pc_kind: PcKind::ReturnAddress };
@@ -115,6 +110,16 @@ pub fn leave_call(regs: &pt_regs) -> Option<()> {
     let api = if is_realloc && slot.ptr == 0 { Api::Malloc as u8 } else { call.api() };
     send_acquired(slot, api, alignment, ptr, slot.size, caller, Held::NONE);
     Some(())
+}
+
+/// The slot's call has given no block.
+#[inline(always)]
+pub fn call_failed(slot: &Slot, api: u8) {
+    // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
+    if slot.ptr != 0 && slot.size != 0 {
+        send_block(slot.tid as u32, Kind::Restore, api, slot.ptr);
+    }
+    count(Counter::FailedCalls);
 }
 
 /// Tells of a block that the current thread has got; `caller` is who asked for it. What is `held` is
@@ -225,9 +230,7 @@ pub fn is_nested(slot: &mut Slot, sp: u64) -> bool {
             }
             slot.trampoline
         };
-        // SAFETY: the helper checks the address.
-        let word = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);
-        if word == expected {
+        if task::user_word(slot.entry_sp) == expected {
             return true;
         }
     }

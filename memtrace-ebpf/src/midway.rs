@@ -1,15 +1,15 @@
 //! Places inside a function that gives memory; see [`memtrace_common::midway`].
 
 use aya_ebpf::bindings::pt_regs;
-use aya_ebpf::helpers::bpf_probe_read_user;
 use memtrace_common::config::process_flag;
 use memtrace_common::counter::Counter;
 use memtrace_common::event::Kind;
 use memtrace_common::midway::{Cookie, Front, IN_REGISTER, NO_REGISTER, STACK_WORDS, action};
 use memtrace_common::unwind::{PcKind, Regs};
 
-use crate::alloc::{current_slot, is_nested, send_acquired, send_block};
+use crate::alloc::{call_failed, current_slot, is_nested, send_acquired, send_block};
 use crate::maps::{FRONTS, INSIDE, NOTED, PROCESSES, Slot, count};
+use crate::task::user_word;
 use crate::unwind::Held;
 
 /// The current thread is at such a place.
@@ -72,12 +72,8 @@ pub fn passed(regs: &pt_regs, cookie: Cookie) -> Option<()> {
 fn is_part(slot: &mut Slot, regs: &pt_regs, cookie: Cookie) -> bool {
     let mut entry_sp = entry_sp(regs.rsp, cookie);
     if cookie.action() == action::CORE {
-        // SAFETY: the helper checks the address.
-        let return_address = unsafe { bpf_probe_read_user(entry_sp as *const u64) }.unwrap_or(0);
         // What another than a front has asked for does not count anyway.
-        let Some(front) = front(cookie.fronts(), return_address.wrapping_sub(regs.rip)) else {
-            return true;
-        };
+        let Some(front) = front(regs, cookie, user_word(entry_sp)) else { return true };
         entry_sp += front.caller_word as u64 * 8;
     }
     is_nested(slot, entry_sp)
@@ -109,8 +105,7 @@ fn retire(slot: &mut Slot, sp: u64, cookie: Cookie, block: u64, size: u64) {
     slot.call = INSIDE;
     slot.tail_calls = 0;
     slot.entry_sp = entry_sp(sp, cookie);
-    // SAFETY: the helper checks the address.
-    slot.given = unsafe { bpf_probe_read_user(slot.entry_sp as *const u64) }.unwrap_or(0);
+    slot.given = user_word(slot.entry_sp);
     slot.size = size;
     slot.ptr = block;
     send_block(slot.tid as u32, Kind::Retire, cookie.api(), block);
@@ -130,11 +125,7 @@ fn replaced(slot: &mut Slot, sp: u64, cookie: Cookie, is_there: bool) -> Option<
     if is_there {
         return Some(slot.size);
     }
-    // `realloc(p, 0)` frees and returns NULL; any other failure leaves the block alone.
-    if slot.size != 0 {
-        send_block(slot.tid as u32, Kind::Restore, cookie.api(), slot.ptr);
-    }
-    count(Counter::FailedCalls);
+    call_failed(slot, cookie.api());
     None
 }
 
@@ -172,20 +163,14 @@ fn call(regs: &pt_regs, cookie: Cookie) -> Option<Call> {
     let Some(held) = Held::with_copy_from(first) else {
         // The stack as it is here, which has a frame of the allocator, is better than none.
         let caller = Regs { pc: regs.rip, sp: regs.rsp, fp: rbp, pc_kind: PcKind::Exact };
-        let api = if is_core {
-            // SAFETY: the helper checks the address.
-            let return_address = unsafe { bpf_probe_read_user(first as *const u64) }.unwrap_or(0);
-            front(cookie.fronts(), return_address.wrapping_sub(regs.rip))?.api
-        } else {
-            cookie.api()
-        };
+        let api = if is_core { front(regs, cookie, user_word(first))?.api } else { cookie.api() };
         return Some(Call { api, caller, held: Held::NONE });
     };
     let words = held.words()?;
     // SAFETY: the mask keeps the number below what the copy has at least.
     let word = |number: u32| unsafe { *words.add(number as usize & (STACK_WORDS - 1)) };
     let (api, caller_word, rbp_word) = if is_core {
-        let Some(front) = front(cookie.fronts(), word(0).wrapping_sub(regs.rip)) else {
+        let Some(front) = front(regs, cookie, word(0)) else {
             held.release();
             return None;
         };
@@ -202,16 +187,17 @@ fn call(regs: &pt_regs, cookie: Cookie) -> Option<Call> {
     Some(Call { api, caller, held })
 }
 
-/// The front of a core that an address belongs to, so many bytes behind the place in the core.
+/// The front that has called the core in which the place of a cookie is, by the core's return address.
 #[inline(always)]
-fn front(number: u32, from_place: u64) -> Option<&'static Front> {
+fn front(regs: &pt_regs, cookie: Cookie, return_address: u64) -> Option<&'static Front> {
+    let from_place = return_address.wrapping_sub(regs.rip);
     FRONTS
-        .get(number)?
+        .get(cookie.fronts())?
         .iter()
         .find(|front| from_place.wrapping_sub(front.from_place as i64 as u64) < front.length as u64)
 }
 
-/// The registers with these numbers, of the first sixteen; 0 for [`NO_REGISTER`].
+/// The registers with these two numbers; 0 for [`NO_REGISTER`].
 ///
 /// They are copied to an array for the reason that `alloc`'s arguments are, and in a function of its
 /// own because that array and a walk do not fit the stack together.

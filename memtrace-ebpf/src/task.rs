@@ -47,11 +47,9 @@ pub fn restore_return_addresses(sp: u64, entry_sp: u64, trampoline: u64) {
         let stack = kernel_word(instance, setting!(offsets.return_instance_stack));
         let address = kernel_word(instance, setting!(offsets.return_instance_address));
         if stack >= sp && stack <= entry_sp && address != 0 {
-            // SAFETY: the helper checks the address.
-            let word = unsafe { bpf_probe_read_user(stack as *const u64) }.unwrap_or(0);
-            if word == trampoline {
+            if user_word(stack) == trampoline {
                 // Should it fail, the program ends as it would have without the attempt.
-                // SAFETY: as above.
+                // SAFETY: the helper checks the address.
                 let _ = unsafe { bpf_probe_write_user(stack as *mut u64, &address) };
             }
         }
@@ -82,4 +80,11 @@ pub fn kernel_word(structure: u64, offset: u32) -> u64 {
     // SAFETY: the helper checks the address.
     unsafe { bpf_probe_read_kernel(structure.wrapping_add(offset as u64) as *const u64) }
         .unwrap_or(0)
+}
+
+/// The word of the current process's memory at `address`; 0 if it cannot be read.
+#[inline(always)]
+pub fn user_word(address: u64) -> u64 {
+    // SAFETY: the helper checks the address.
+    unsafe { bpf_probe_read_user(address as *const u64) }.unwrap_or(0)
 }

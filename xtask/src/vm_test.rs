@@ -216,8 +216,17 @@ pub(crate) fn run(options: &Options) -> Result<ExitCode> {
     let guest = Guest::pack(qemu, &memtrace, &tests, options.filter.as_deref())?;
     let wanted =
         Series::ALL.iter().copied().filter(|it| options.kernel.is_none_or(|only| only == *it));
-    let kernels = wanted.map(fetch).collect::<Result<Vec<Kernel>>>()?;
     let mut total = Tally::default();
+    let mut kernels = Vec::new();
+    for series in wanted {
+        match fetch(series) {
+            Ok(kernel) => kernels.push(kernel),
+            Err(error) => {
+                eprintln!("error: kernel {series}: {error:#}");
+                total.fail(&format!("kernel {series}"));
+            }
+        }
+    }
     for Ran { kernel, tally, time } in guest.run(&kernels) {
         println!(
             "kernel {}: {} passed, {} failed in {:.0} s",

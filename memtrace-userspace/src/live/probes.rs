@@ -209,7 +209,7 @@ impl Probes {
         &Place { pid, task, set: _, file, probes: _ }: &Place<'_>,
         points: &[Point],
     ) -> Attached {
-        let links: &[Half] = match (program, role) {
+        let halves: &[Half] = match (program, role) {
             // The return probes first: an entry without its return would leave a call open.
             (Program::Trace, Role::Acquire | Role::Enclose) => &[RETURN, Half::entry("call_enter")],
             (Program::Trace, Role::Release) => &[Half::entry("release_enter")],
@@ -223,7 +223,7 @@ impl Probes {
         if let (
             Probes::Multi { programs, object, maps },
             [Half { multi: wanted @ (UNWIND | END), .. }],
-        ) = (&mut *self, links)
+        ) = (&mut *self, halves)
             && !programs.has(wanted)
         {
             match Programs::load(object, maps, |name| name == *wanted) {
@@ -240,7 +240,7 @@ impl Probes {
                 let links = |points: &[Point]| -> Result<Vec<Link>, LoadError> {
                     let link =
                         |half: &Half| programs.attach(half.multi, half.moment, pid, &path, points);
-                    let links: Result<Vec<_>, _> = links.iter().map(link).collect();
+                    let links: Result<Vec<_>, _> = halves.iter().map(link).collect();
                     Ok(links.map_err(LoadError::refused)?.into_iter().map(Link::Multi).collect())
                 };
                 match links(points) {
@@ -251,7 +251,7 @@ impl Probes {
                 }
             }
             Probes::Multi { .. } | Probes::Perf => one_by_one(points, |point| {
-                links.iter().map(|half| perf_link(ebpf, half.perf, task, &path, point)).collect()
+                halves.iter().map(|half| perf_link(ebpf, half.perf, task, &path, point)).collect()
             }),
         }
     }
