@@ -73,7 +73,7 @@ fn run(stage: &Stage, tool: &Tool, pairs: u64) -> Result<Run> {
     match tool {
         Tool::Bare => {
             let mut target = case.start(stage)?;
-            let cost = micro::batches(&mut target, pairs)?;
+            let cost = case.batches(&mut target, pairs)?;
             target.finish()?;
             Ok(Run { cost, daemon_ns: None, made: 0, counted: None })
         }
@@ -90,7 +90,7 @@ fn run(stage: &Stage, tool: &Tool, pairs: u64) -> Result<Run> {
 fn run_peer(stage: &Stage, peer: &Peer, pairs: u64) -> Result<Run> {
     let case = &micro::MALLOC;
     let loops = stage.loops(FramePointers::Omitted);
-    let made = micro::ops_of(pairs);
+    let made = case.ops_in_all(pairs);
     // A tool that launches is the loops' parent; their end is its end.
     let (mut target, session) = if peer.entry() == Entry::Launches {
         let mut command: Command = peer.launch(stage, &loops)?;
@@ -103,7 +103,7 @@ fn run_peer(stage: &Stage, peer: &Peer, pairs: u64) -> Result<Run> {
     };
     let daemon = peer.daemon(session.as_ref().unwrap_or(target.background()));
     let before_ns = daemon.map(background::cpu_ns).transpose()?;
-    let cost = micro::batches(&mut target, pairs)?;
+    let cost = case.batches(&mut target, pairs)?;
     let daemon_ns = match (daemon, before_ns) {
         (Some(daemon), Some(before_ns)) => {
             Some((background::settled_cpu_ns(daemon)? - before_ns) as f64 / made as f64)

@@ -42,6 +42,8 @@ pub(super) struct Case {
     depth: u32,
     pub(super) threads: u64,
     frame_pointers: FramePointers,
+    /// Operations before the first batch, if they are to be more than usual.
+    warm_up: u64,
     /// What memtrace may cost, in floors.
     target: f64,
 }
@@ -56,6 +58,7 @@ const USUAL: Case = Case {
     depth: 20,
     threads: 1,
     frame_pointers: FramePointers::Omitted,
+    warm_up: 0,
     target: TARGET,
 };
 
@@ -86,8 +89,13 @@ pub(super) const THREADS: &[Case] = &[
 /// Stacks that change from call to call.
 pub(super) const PATHS: &[Case] = &[
     Case { name: "1,000 call paths in turn", loop_name: "paths", depth: 10, ..USUAL },
-    Case { name: "recursion, depth 10 to 50", loop_name: "recursion", depth: 0, ..USUAL },
+    RECURSION,
+    Case { name: "the same, each path seen before", warm_up: 65_536, ..RECURSION },
 ];
+
+/// Most of its stacks come for the first time: the daemon has to learn each.
+const RECURSION: Case =
+    Case { name: "recursion, depth 10 to 50", loop_name: "recursion", depth: 0, ..USUAL };
 
 impl Case {
     pub(super) fn start(&self, stage: &Stage) -> Result<Loops> {
@@ -97,6 +105,28 @@ impl Case {
     /// The loop program's arguments.
     pub(super) fn arguments(&self) -> [String; 3] {
         [self.loop_name.to_owned(), self.depth.to_string(), self.threads.to_string()]
+    }
+
+    /// The first calls fault in the heap, the probes' pages and the tracer's tables.
+    fn warm_up(&self, target: &mut Loops, ops: u64) -> Result<()> {
+        target.run(self.warm_up_ops(ops), BATCH_PATIENCE)?;
+        Ok(())
+    }
+
+    /// How many those are, before batches of so many.
+    fn warm_up_ops(&self, ops: u64) -> u64 {
+        self.warm_up.max(ops.div_ceil(10))
+    }
+
+    /// How many operations [`Case::batches`] runs in one thread.
+    pub(super) fn ops_in_all(&self, ops: u64) -> u64 {
+        self.warm_up_ops(ops) + ops * u64::from(BATCHES)
+    }
+
+    /// Warms up, then runs the batches and takes the median.
+    pub(super) fn batches(&self, target: &mut Loops, ops: u64) -> Result<Cost> {
+        self.warm_up(target, ops)?;
+        timed(target, ops)
     }
 }
 
@@ -141,13 +171,13 @@ pub(super) fn measure(
 fn round(stage: &Stage, case: &Case, pairs: u64) -> Result<Round> {
     let ops = (pairs / case.threads).max(1);
     let mut target = case.start(stage)?;
-    let bare = batches(&mut target, ops * BARE_FACTOR)?;
+    let bare = case.batches(&mut target, ops * BARE_FACTOR)?;
     target.finish()?;
 
     let empty = |options: &[&str]| -> Result<Cost> {
         let mut target = case.start(stage)?;
         let tracer = stage.attach(target.pid(), options)?;
-        let cost = batches(&mut target, ops)?;
+        let cost = case.batches(&mut target, ops)?;
         target.finish()?;
         tracer.finish(PATIENCE)?;
         Ok(cost)
@@ -160,7 +190,7 @@ fn round(stage: &Stage, case: &Case, pairs: u64) -> Result<Round> {
 pub(super) fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
     let mut target = case.start(stage)?;
     let tracer = stage.attach(target.pid(), &[])?;
-    target.run(ops.div_ceil(10), BATCH_PATIENCE)?;
+    case.warm_up(&mut target, ops)?;
     let daemon = Stage::daemon(&tracer)?;
     let before_ns = background::settled_cpu_ns(daemon)?;
     let cost = timed(&mut target, ops)?;
@@ -171,15 +201,8 @@ pub(super) fn traced(stage: &Stage, case: &Case, ops: u64) -> Result<Traced> {
         cost,
         daemon_ns: daemon_ns as f64 / (ops * case.threads * u64::from(BATCHES)) as f64,
         recorded: stage.recorded()?,
-        made: (ops * u64::from(BATCHES) + ops.div_ceil(10)) * case.threads,
+        made: case.ops_in_all(ops) * case.threads,
     })
-}
-
-/// Warms up, then runs the batches and takes the median.
-pub(super) fn batches(target: &mut Loops, ops: u64) -> Result<Cost> {
-    // The first calls fault in the heap, the probes' pages and the tracer's tables.
-    target.run(ops.div_ceil(10), BATCH_PATIENCE)?;
-    timed(target, ops)
 }
 
 fn timed(target: &mut Loops, ops: u64) -> Result<Cost> {
@@ -189,11 +212,6 @@ fn timed(target: &mut Loops, ops: u64) -> Result<Cost> {
         cpu_ns: median(costs.iter().map(|cost| cost.cpu_ns)),
         wall_ns: median(costs.iter().map(|cost| cost.wall_ns)),
     })
-}
-
-/// How many operations [`batches`] runs in one thread.
-pub(super) fn ops_of(pairs: u64) -> u64 {
-    pairs * u64::from(BATCHES) + pairs.div_ceil(10)
 }
 
 /// A case's rounds, added up.

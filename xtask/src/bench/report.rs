@@ -118,10 +118,11 @@ function. (Where the kernel does not let its functions be watched, all of them c
 its system-call tracepoints, which return probes pay from 6.11 on: 140 ns here.) *× floor* is the
 median of the rounds' ratios, *rounds* the least and the greatest of them, *target* the bound that
 memtrace sets itself, in floors.
-*daemon* is memtrace's own CPU time in units of what it adds to the target's, 0.35 at most. *walked*:
-allocations whose stack was walked anew; the others were recognised. *complete*: allocations whose
-stack reaches the root. *B/event*: size of the trace. *count*: what memtrace counted, against what
-the loop did.
+*daemon* is memtrace's own CPU time in units of what it adds to the target's: 0.35 at most, except
+while most stacks are new to the daemon, which has to learn each once (in the recursion, two of three
+come for the first time). *walked*: allocations whose stack was walked anew; the others were
+recognised. *complete*: allocations whose stack reaches the root. *B/event*: size of the trace.
+*count*: what memtrace counted, against what the loop did.
 
 ";
 
