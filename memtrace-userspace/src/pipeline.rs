@@ -28,6 +28,7 @@
 mod account;
 mod address_space;
 mod anomalies;
+mod call_paths;
 mod detect;
 pub mod findings;
 mod freed;
@@ -38,6 +39,7 @@ mod jit_names;
 mod lifecycle;
 mod limits;
 mod live_set;
+mod load;
 mod mappings;
 mod marks;
 mod operations;
@@ -56,7 +58,6 @@ mod timeline;
 mod wire_ids;
 
 use std::collections::BTreeMap;
-use std::hint::black_box;
 use std::sync::Arc;
 
 use memtrace_common::addr::Avma;
@@ -74,13 +75,12 @@ pub(crate) use self::pair_accounts::PairAccounts;
 pub use self::stacks::SiteId;
 pub use self::threads::ThreadId;
 
-use self::account::{Account, Peak};
+use self::account::Peak;
 use self::anomalies::Anomalies;
 use self::detect::Detectors;
 use self::findings::{Leaks, MemoryLimit};
 use self::freed::Freed;
 use self::jit_names::JitNames;
-use self::live_set::LikelyBlock;
 use self::marks::Marks;
 use self::operations::Operations;
 use self::process_sites::ProcessSites;
@@ -91,7 +91,6 @@ use self::stacks::Stacks;
 use self::statistics::{Collected, LiveBlocks};
 use self::threads::Threads;
 use self::timeline::{Level, Timeline};
-use crate::batches::RECORDS_LOADED_TOGETHER;
 use crate::hash::Seed;
 use crate::modules::{Backing, Images, Modules};
 use crate::record::{self, EndReason, Image, Pid, Probe, Record, Session, Tid, Time, WireStackId};
@@ -375,19 +374,6 @@ impl Pipeline {
         self.stretch = Stretch { bytes, records: self.records, at: self.now };
     }
 
-    /// Takes in records, in order: faster than one by one when much is known.
-    ///
-    /// Blocks, stacks and accounts are scattered over memory. What a few events need is loaded
-    /// together first, so that they wait for the memory once.
-    pub fn apply_all(&mut self, records: &[Record]) {
-        for records in records.chunks(RECORDS_LOADED_TOGETHER) {
-            self.load(records);
-            for record in records {
-                self.apply(record);
-            }
-        }
-    }
-
     /// Takes in the next record, and puts what it changed in place of what `postings` holds.
     pub fn apply_with(&mut self, record: &Record, postings: &mut Vec<Posting>) {
         postings.clear();
@@ -434,42 +420,6 @@ impl Pipeline {
     /// The process of a thread that runs.
     pub fn process_of(&self, tid: Tid) -> Option<Pid> {
         self.threads.peek(tid).map(|actor| self.processes.running(actor.process).pid)
-    }
-
-    /// Reads what the records will change: one thing of all of them after the other, so that none
-    /// waits for the memory of another.
-    fn load(&self, records: &[Record]) {
-        let mut released = [LikelyBlock::default(); RECORDS_LOADED_TOGETHER];
-        let mut sites = [SiteId::default(); RECORDS_LOADED_TOGETHER];
-        for ((record, released), site) in records.iter().zip(&mut released).zip(&mut sites) {
-            match record {
-                &Record::Alloc { tid, ptr, stack, .. } => {
-                    *site = self.stacks.likely_site(stack);
-                    // What lies there is of no interest: its place is.
-                    black_box(self.likely_block(tid, ptr));
-                }
-                &Record::Free { tid, ptr, .. } | &Record::Retire { tid, ptr, .. } => {
-                    *released = self.likely_block(tid, ptr);
-                }
-                _ => {}
-            }
-        }
-        let account = |site| self.stacks.likely_account(site);
-        let held_bytes = |site| account(site).map_or(0, Account::held_bytes);
-        black_box(sites.map(held_bytes));
-        black_box(released.map(|block| held_bytes(block.site)));
-        black_box(released.map(|LikelyBlock { site, born }| {
-            let temporary = account(site).map_or(0, Account::temporary_allocations);
-            temporary ^ self.collected.released_so_far(site, born.age_units(self.now))
-        }));
-    }
-
-    #[inline(always)]
-    fn likely_block(&self, tid: Tid, ptr: Avma) -> LikelyBlock {
-        let actor = self.threads.peek(tid);
-        let block =
-            actor.and_then(|actor| self.processes.running(actor.process).heap.likely_block(ptr));
-        block.unwrap_or_default()
     }
 
     /// The state now. It costs a copy of what it shows.

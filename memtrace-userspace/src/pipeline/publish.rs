@@ -144,9 +144,9 @@ impl Pipeline {
         for (name, value) in self.anomalies.named() {
             add(name.to_owned(), value);
         }
-        add("unknown_stacks".to_owned(), self.stacks.awaited());
+        add("unknown_stacks".to_owned(), self.stacks.paths.awaited());
         add("process_sites_beyond_limit".to_owned(), self.process_sites.beyond_limit());
-        add("stacks_beyond_limit".to_owned(), self.stacks.beyond_limit());
+        add("stacks_beyond_limit".to_owned(), self.stacks.paths.beyond_limit());
         add("jit_symbols_beyond_limit".to_owned(), self.jit_names.symbols_beyond_limit());
         add("jit_addresses_beyond_limit".to_owned(), self.jit_names.addresses_beyond_limit());
         add("aligned_sites_beyond_limit".to_owned(), self.stacks.aligned_beyond_limit());
@@ -161,7 +161,7 @@ impl Pipeline {
             *sum = sum.wrapping_add(usage.allocations);
         }
         for &end in End::ALL.iter().filter(|&&end| end != End::Root) {
-            add(format!("stacks_ended_{}", end.name()), self.stacks.arrived(end));
+            add(format!("stacks_ended_{}", end.name()), self.stacks.paths.arrived(end));
             let name = format!("allocations_with_stack_ended_{}", end.name());
             add(name, allocations[end as usize]);
         }

@@ -104,7 +104,7 @@ impl Pipeline {
         self.now = self.now.max(from);
         self.events = 0;
         self.anomalies = Anomalies::default();
-        self.stacks.restart_counts();
+        self.stacks.paths.restart_counts();
         self.heap_peak.restart(self.now);
         self.mapped_peak.restart(self.now);
         self.peak_resident_bytes = self.resident_bytes;

@@ -1,4 +1,4 @@
-//! Call paths, the ids under which the kernel speaks of them, and what was charged to them.
+//! The ids under which the kernel speaks of call paths, and what was charged to these.
 //!
 //! In: the frames behind a stack id, at any time: before the events that name the id, after
 //! them, again, or never. Out: the [`SiteId`] of a call path and an API, to which memory is
@@ -13,33 +13,21 @@
 //!
 //! When the frames of id 19 arrive and are those of stack 2, site 4 stays where blocks refer to
 //! it and is shown as site 0 from then on. Stacks that never arrive are shown as one without
-//! frames, ended by [`End::Missing`].
+//! frames, ended by [`memtrace_common::unwind::End::Missing`].
 
 use std::collections::HashMap;
-use std::hash::{BuildHasher as _, Hash, Hasher};
 use std::sync::Arc;
 
 use memtrace_common::event::Api;
-use memtrace_common::unwind::End;
 
 use super::account::{Account, Epoch, add_usage};
+use super::call_paths::{CallPaths, StackId};
 use super::limits::Limits;
 use super::operations::OperationId;
 use super::snapshot::{Stack, StackUsage, Usage};
 use super::wire_ids::WireIds;
 use crate::hash::Seed;
 use crate::record::{Alignment, WireStackId};
-
-/// A call path in [`Stacks`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(super) struct StackId(u32);
-
-impl StackId {
-    /// The one that stands for all whose frames are not known.
-    const MISSING: StackId = StackId(0);
-    /// The one of [`WireStackId`] 0.
-    pub(super) const NONE: StackId = StackId(1);
-}
 
 /// A call path and an API. Default: the first one made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord, Default)]
@@ -52,38 +40,6 @@ impl SiteId {
         self.0 as usize
     }
 }
-
-/// What is known of a stack.
-#[derive(Debug)]
-enum Entry {
-    /// Its frames, and the operation that they belong to.
-    Known(Arc<Stack>, Option<OperationId>),
-    /// Its record has not come yet.
-    Awaited,
-    /// It was awaited, and turned out to be one that is known already.
-    Duplicate,
-}
-
-/// A call path and its hash: a table that grows would read the frames of all it has for them.
-#[derive(Debug)]
-struct Hashed {
-    hash: u64,
-    stack: Arc<Stack>,
-}
-
-impl Hash for Hashed {
-    fn hash<H: Hasher>(&self, state: &mut H) {
-        state.write_u64(self.hash);
-    }
-}
-
-impl PartialEq for Hashed {
-    fn eq(&self, other: &Hashed) -> bool {
-        self.hash == other.hash && self.stack == other.stack
-    }
-}
-
-impl Eq for Hashed {}
 
 /// A call path, an API and an alignment.
 #[derive(Debug)]
@@ -116,8 +72,8 @@ pub(super) struct Meaning {
 /// All stacks of a session.
 #[derive(Debug)]
 pub(super) struct Stacks {
-    entries: Vec<Entry>,
-    ids: HashMap<Hashed, StackId, Seed>,
+    /// The call paths themselves.
+    pub(super) paths: CallPaths,
     wire_ids: WireIds,
     sites: Vec<Site>,
     /// What was charged to each site.
@@ -131,20 +87,12 @@ pub(super) struct Stacks {
     has_custom_sites: bool,
     has_operations: bool,
     seed: Seed,
-    frames: usize,
-    limit: usize,
-    frame_limit: usize,
-    awaited: u64,
-    beyond_limit: u64,
-    /// How many stacks have arrived, by their [`End`].
-    arrived: [u64; End::ALL.len()],
 }
 
 impl Stacks {
     pub(super) fn new(limits: &Limits, seed: Seed) -> Stacks {
-        let mut stacks = Stacks {
-            entries: Vec::new(),
-            ids: HashMap::with_hasher(seed),
+        Stacks {
+            paths: CallPaths::new(limits, seed),
             wire_ids: WireIds::new(limits.stack_ids, seed),
             sites: Vec::new(),
             accounts: Vec::new(),
@@ -156,18 +104,7 @@ impl Stacks {
             has_custom_sites: false,
             has_operations: false,
             seed,
-            frames: 0,
-            limit: limits.stacks.clamp(2, u32::MAX as usize / 2 / Api::ALL.len()),
-            frame_limit: limits.stack_frames,
-            awaited: 0,
-            beyond_limit: 0,
-            arrived: [0; End::ALL.len()],
-        };
-        for end in [End::Missing, End::NoScratch] {
-            stacks.intern(Stack { end, frames: Vec::new() }, None);
         }
-        stacks.arrived = [0; End::ALL.len()];
-        stacks
     }
 
     /// The site of a stack id, an API and an alignment.
@@ -188,14 +125,7 @@ impl Stacks {
         }
         let stack = match self.wire_ids.get(wire) {
             Some(meaning) => meaning.stack,
-            None if self.entries.len() < self.limit => {
-                self.awaited += 1;
-                self.push(Entry::Awaited)
-            }
-            None => {
-                self.beyond_limit += 1;
-                StackId::MISSING
-            }
+            None => self.paths.await_frames(),
         };
         let site = self.aligned_site_of(stack, api, alignment);
         self.wire_ids.set(wire, Meaning { stack, recent: Some((api, alignment, site)) });
@@ -233,11 +163,9 @@ impl Stacks {
             return site;
         }
         self.has_custom_sites |= matches!(api, Api::CustomAlloc | Api::CustomRealloc);
-        let (shown_as, operation) = match self.entries[stack.0 as usize] {
-            Entry::Awaited => (Some(self.site_of(StackId::MISSING, api)), None),
-            Entry::Known(_, operation) => (None, operation),
-            Entry::Duplicate => (None, None),
-        };
+        let is_awaited = self.paths.is_awaited(stack);
+        let shown_as = is_awaited.then(|| self.site_of(StackId::MISSING, api));
+        let operation = self.paths.operation(stack);
         self.has_operations |= operation.is_some();
         // Fits: there are at most u32::MAX / APIs stacks.
         let id = SiteId(self.sites.len() as u32);
@@ -318,18 +246,13 @@ impl Stacks {
     /// The call path that a site is shown with.
     pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
         let shown_as = self.sites[site.0 as usize].shown_as;
-        match &self.entries[self.sites[shown_as.0 as usize].stack.0 as usize] {
-            Entry::Known(stack, _) => Arc::clone(stack),
-            Entry::Awaited | Entry::Duplicate => self.missing(),
-        }
+        let stack = self.paths.known(self.sites[shown_as.0 as usize].stack);
+        stack.map_or_else(|| self.missing(), Arc::clone)
     }
 
     /// The call path that stands for all whose frames are not known.
     fn missing(&self) -> Arc<Stack> {
-        match &self.entries[StackId::MISSING.0 as usize] {
-            Entry::Known(stack, _) => Arc::clone(stack),
-            Entry::Awaited | Entry::Duplicate => unreachable!("it is known from the start"),
-        }
+        Arc::clone(self.paths.known(StackId::MISSING).expect("it is known from the start"))
     }
 
     /// The site that an allocation with this stack is probably charged to.
@@ -357,87 +280,29 @@ impl Stacks {
         stack: Stack,
         operation: Option<OperationId>,
     ) {
-        let awaited = match self.wire_ids.get(wire).map(|meaning| meaning.stack) {
-            Some(id) if matches!(self.entries[id.0 as usize], Entry::Awaited) => Some(id),
-            _ => None,
-        };
-        let stack = match awaited {
-            Some(id) => self.arrive(id, stack, operation),
-            None => self.intern(stack, operation),
+        let stack = match self.wire_ids.get(wire) {
+            Some(Meaning { stack: id, .. }) if self.paths.is_awaited(id) => {
+                self.arrive(id, stack, operation)
+            }
+            _ => self.paths.intern(stack, operation),
         };
         self.wire_ids.set(wire, Meaning { stack, recent: None });
     }
 
-    /// Puts the frames into an awaited entry; returns the stack with these frames.
+    /// Gives an awaited stack its frames; returns the stack with these frames.
     fn arrive(&mut self, id: StackId, stack: Stack, operation: Option<OperationId>) -> StackId {
-        let stack = self.hashed(stack);
-        let mut known = self.ids.get(&stack).copied();
-        if known.is_none() && !self.has_room_for(&stack) {
-            self.beyond_limit += 1;
-            return id;
-        }
-        self.awaited -= 1;
-        self.entries[id.0 as usize] = Entry::Duplicate;
-        match known {
-            // Its sites are in no operation; what comes from now on is charged to others.
-            None if operation.is_some() && self.entries.len() < self.limit => {
-                known = Some(self.add(stack, operation));
-            }
-            None => self.fill(id, stack, operation),
-            Some(_) => {}
-        }
+        let Some(known) = self.paths.arrive(id, stack, operation) else { return id };
         for &api in Api::ALL {
             if let Some(&site) = self.site_ids.get(&(id, api)) {
-                self.sites[site.0 as usize].shown_as = match known {
-                    Some(known) => self.site_of(known, api),
-                    None => site,
-                };
+                let shown_as = if known == id { site } else { self.site_of(known, api) };
+                self.sites[site.0 as usize].shown_as = shown_as;
             }
         }
         for aligned in self.aligned.get(&id).map(Vec::as_slice).unwrap_or_default() {
             let plain = self.site_ids[&(id, aligned.api)];
             self.sites[aligned.site.0 as usize].shown_as = self.sites[plain.0 as usize].shown_as;
         }
-        known.unwrap_or(id)
-    }
-
-    fn intern(&mut self, stack: Stack, operation: Option<OperationId>) -> StackId {
-        let stack = self.hashed(stack);
-        if let Some(&id) = self.ids.get(&stack) {
-            return id;
-        }
-        if self.entries.len() >= self.limit || !self.has_room_for(&stack) {
-            self.beyond_limit += 1;
-            return StackId::MISSING;
-        }
-        self.add(stack, operation)
-    }
-
-    fn add(&mut self, stack: Hashed, operation: Option<OperationId>) -> StackId {
-        let id = self.push(Entry::Awaited);
-        self.fill(id, stack, operation);
-        id
-    }
-
-    fn push(&mut self, entry: Entry) -> StackId {
-        let id = StackId(self.entries.len() as u32);
-        self.entries.push(entry);
-        id
-    }
-
-    fn hashed(&self, stack: Stack) -> Hashed {
-        Hashed { hash: self.seed.hash_one(&stack), stack: Arc::new(stack) }
-    }
-
-    fn has_room_for(&self, Hashed { stack, .. }: &Hashed) -> bool {
-        self.frames + stack.frames.len() <= self.frame_limit
-    }
-
-    fn fill(&mut self, id: StackId, stack: Hashed, operation: Option<OperationId>) {
-        self.frames += stack.stack.frames.len();
-        self.arrived[stack.stack.end as usize] += 1;
-        self.entries[id.0 as usize] = Entry::Known(Arc::clone(&stack.stack), operation);
-        self.ids.insert(stack, id);
+        known
     }
 
     /// What was charged to each call path and API. `epoch_of` gives the peak that counts.
@@ -464,7 +329,7 @@ impl Stacks {
             }
             // What is shown as itself has frames, or stands for all that have none.
             if usage != Usage::default()
-                && let Entry::Known(stack, _) = &self.entries[site.stack.0 as usize]
+                && let Some(stack) = self.paths.known(site.stack)
             {
                 stacks.push(StackUsage { stack: Arc::clone(stack), api: site.api, usage });
             }
@@ -483,62 +348,21 @@ impl Stacks {
     /// The stack of a site, as it is shown.
     pub(super) fn stack_of(&self, site: SiteId) -> StackId {
         let Site { stack, shown_as, .. } = self.sites[site.0 as usize];
-        match self.entries[stack.0 as usize] {
-            Entry::Known(..) | Entry::Awaited => stack,
-            Entry::Duplicate => self.sites[shown_as.0 as usize].stack,
-        }
-    }
-
-    /// The API of a site.
-    pub(super) fn api_of(&self, site: SiteId) -> Api {
-        self.sites[site.0 as usize].api
-    }
-
-    /// The frames of a stack; `None` if they are not known.
-    pub(super) fn frames(&self, stack: StackId) -> Option<&Arc<Stack>> {
-        match &self.entries[stack.0 as usize] {
-            Entry::Known(frames, _) if stack != StackId::MISSING && stack != StackId::NONE => {
-                Some(frames)
-            }
-            Entry::Known(..) | Entry::Awaited | Entry::Duplicate => None,
-        }
-    }
-
-    /// Counts arrivals from now on.
-    pub(super) fn restart_counts(&mut self) {
-        self.arrived = [0; End::ALL.len()];
+        if self.paths.is_duplicate(stack) { self.sites[shown_as.0 as usize].stack } else { stack }
     }
 
     /// The API and the call path of a site; without the latter while its frames are awaited.
     pub(super) fn known_call_path(&self, site: SiteId) -> (Api, Option<&Arc<Stack>>) {
         let site = &self.sites[site.0 as usize];
         let shown = &self.sites[site.shown_as.0 as usize];
-        match &self.entries[shown.stack.0 as usize] {
-            // What is awaited is shown as the stack that stands for all missing ones.
-            Entry::Known(stack, _) if shown.stack != StackId::MISSING => (site.api, Some(stack)),
-            Entry::Known(..) | Entry::Awaited | Entry::Duplicate => (site.api, None),
-        }
+        // What is awaited is shown as the stack that stands for all missing ones.
+        (site.api, self.paths.known(shown.stack).filter(|_| shown.stack != StackId::MISSING))
     }
 
     /// The call path and API of a site; those that stand for all unknown ones, if it is unknown.
     pub(super) fn call_path(&self, site: SiteId) -> (Arc<Stack>, Api) {
         let (api, stack) = self.known_call_path(site);
         (stack.map_or_else(|| self.missing(), Arc::clone), api)
-    }
-
-    /// How many distinct stacks have arrived that ended like this.
-    pub(super) fn arrived(&self, end: End) -> u64 {
-        self.arrived[end as usize]
-    }
-
-    /// Stack ids that events have named and no record has explained.
-    pub(super) fn awaited(&self) -> u64 {
-        self.awaited
-    }
-
-    /// Times a stack found no room.
-    pub(super) fn beyond_limit(&self) -> u64 {
-        self.beyond_limit
     }
 
     /// Times a call path with another alignment found no room.

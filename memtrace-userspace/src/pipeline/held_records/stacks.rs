@@ -16,9 +16,10 @@ use memtrace_common::event::Api;
 
 use super::Purpose;
 use crate::pipeline::Pipeline;
+use crate::pipeline::call_paths::StackId;
 use crate::pipeline::processes::Running;
 use crate::pipeline::snapshot::{Place, Stack};
-use crate::pipeline::stacks::{SiteId, StackId};
+use crate::pipeline::stacks::SiteId;
 use crate::record::{Image, Module, Pid, Record, WireStackId};
 
 /// Where the first file is laid out: one past the highest address of a program.
@@ -77,14 +78,15 @@ impl StackNames {
             if is_new && let Some(id) = free.next() {
                 ids.insert(stack, id);
             }
-            if let Some(frames) = stacks.frames(stack)
+            if let Some(frames) = stacks.paths.frames(stack)
                 && (is_new || purpose == Purpose::Show)
             {
                 told.push((ids[&stack], Arc::clone(frames)));
             }
         }
         if purpose == Purpose::GoOn {
-            let known = all.iter().filter_map(|(id, stack)| Some((*id, stacks.frames(*stack)?)));
+            let known =
+                all.iter().filter_map(|(id, stack)| Some((*id, stacks.paths.frames(*stack)?)));
             told.extend(known.map(|(id, stack)| (id, Arc::clone(stack))));
         }
         told.sort_unstable_by_key(|(id, _)| *id);
@@ -94,7 +96,7 @@ impl StackNames {
     pub(super) fn of_site(&self, pipeline: &Pipeline, site: SiteId) -> (WireStackId, Api) {
         let stack = pipeline.stacks.stack_of(site);
         let id = if stack == StackId::NONE { None } else { self.ids.get(&stack) };
-        (id.copied().unwrap_or(WireStackId(0)), pipeline.stacks.api_of(site))
+        (id.copied().unwrap_or(WireStackId(0)), pipeline.stacks.api(site))
     }
 }
 

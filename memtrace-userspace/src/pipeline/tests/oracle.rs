@@ -260,7 +260,9 @@ impl Oracle {
                         Some(block) => {
                             self.blocks[block].state = State::Released;
                             let newest = &mut self.threads[thread].newest;
+                            // Of a copy, the child did not allocate what it releases.
                             if self.blocks[block].thread == thread
+                                && !self.blocks[block].inherited
                                 && let Some(place) = newest.iter().position(|at| *at == ptr.0)
                             {
                                 // Its place stays taken.
