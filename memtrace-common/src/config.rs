@@ -64,19 +64,22 @@ pub const MAX_PROCESSES: u32 = 1024;
 /// Text bytes that share a bucket, as a power of two.
 pub const BUCKET_SHIFT: u32 = 8;
 
-/// Rows in one value of the `ROWS` map: 4 KiB.
+/// Rows in one value of the maps in `ROWS`: 4 KiB.
 pub const ROWS_PER_CHUNK: usize = 512;
 
-/// Bucket entries in one value of the `BUCKETS` map: 4 KiB.
+/// Bucket entries in one value of the maps in `BUCKETS`: 4 KiB.
 pub const BUCKETS_PER_CHUNK: usize = 1024;
+
+/// Values in one map of either: 4 MiB.
+pub const CHUNKS_PER_SEGMENT: usize = 1024;
 
 /// The most executable mappings of one process.
 pub const MAX_MODULES: u32 = 4096;
 
-/// One value of the `ROWS` map.
+/// One value of the maps in `ROWS`.
 pub type RowChunk = [Row; ROWS_PER_CHUNK];
 
-/// One value of the `BUCKETS` map.
+/// One value of the maps in `BUCKETS`.
 pub type BucketChunk = [u32; BUCKETS_PER_CHUNK];
 
 /// An executable mapping, as the kernel's walk sees it.

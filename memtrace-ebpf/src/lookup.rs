@@ -4,7 +4,7 @@
 //! The result is kept, since the frames near a thread's root are those of every walk.
 
 use memtrace_common::config::{
-    BUCKET_SHIFT, BUCKETS_PER_CHUNK, Module, RECENT_ROW_PLACES, ROWS_PER_CHUNK,
+    BUCKET_SHIFT, BUCKETS_PER_CHUNK, CHUNKS_PER_SEGMENT, Module, RECENT_ROW_PLACES, ROWS_PER_CHUNK,
 };
 use memtrace_common::unwind::Row;
 
@@ -68,16 +68,21 @@ fn search(s: &mut Scratch, pc: u64) -> Option<Row> {
 
 #[inline(always)]
 fn bucket_entry(index: u32) -> Option<u32> {
-    let chunk = BUCKETS.get_ptr(index / BUCKETS_PER_CHUNK as u32)?;
-    // SAFETY: a map value, which programs only read.
-    Some(element::<0x3ff, _, _>(unsafe { &*chunk }, index as u64))
+    let (segment, chunk) = place_of(index, BUCKETS_PER_CHUNK);
+    Some(element::<0x3ff, _, _>(BUCKETS.get_value(segment, &chunk)?, index as u64))
 }
 
 #[inline(always)]
 fn row_at(index: u32) -> Option<Row> {
-    let chunk = ROWS.get_ptr(index / ROWS_PER_CHUNK as u32)?;
-    // SAFETY: a map value, which programs only read.
-    Some(element::<0x1ff, _, _>(unsafe { &*chunk }, index as u64))
+    let (segment, chunk) = place_of(index, ROWS_PER_CHUNK);
+    Some(element::<0x1ff, _, _>(ROWS.get_value(segment, &chunk)?, index as u64))
+}
+
+/// The segment that an entry is in, and its chunk in there.
+#[inline(always)]
+fn place_of(index: u32, per_chunk: usize) -> (u32, u32) {
+    let chunk = index / per_chunk as u32;
+    (chunk / CHUNKS_PER_SEGMENT as u32, chunk % CHUNKS_PER_SEGMENT as u32)
 }
 
 /// Puts the module that holds `pc` into the scratch.

@@ -5,12 +5,13 @@
 //! walk claims a piece of [`SCRATCH`], and everything shared is changed with atomics.
 
 use aya_ebpf::bindings::BPF_F_MMAPABLE;
-use aya_ebpf::macros::map;
+use aya_ebpf::btf_maps::{self, ArrayOfMaps};
+use aya_ebpf::macros::{btf_map, map};
 use aya_ebpf::maps::{Array, HashMap, PerCpuArray, ProgramArray, RingBuf};
 use core::arch::asm;
 
 use memtrace_common::config::{
-    BucketChunk, FORK_SETS, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES,
+    BucketChunk, CHUNKS_PER_SEGMENT, FORK_SETS, FORK_WAYS, MAX_FRAMES, MAX_MODULES, MAX_PROCESSES,
     MAX_REMEMBERED_SLOTS, MAX_THREADS, Module, Process, RECENT_ROW_PLACES, REMEMBERED_SETS,
     REMEMBERED_WAYS, RowChunk, SCRATCH_PIECES, SENT_STACKS, STACK_COPY_BYTES, STACK_LEAD_BYTES,
     Settings,
@@ -82,14 +83,17 @@ pub static PENDING: HashMap<u32, u32> = HashMap::with_max_entries(MAX_PROCESSES,
 #[map]
 pub static MODULES: Array<Module> = Array::with_max_entries(MAX_MODULES, 0);
 
-/// For each 256 bytes of text, the last row that starts at or before it. The daemon sets the size
-/// and writes it through shared memory.
-#[map]
-pub static BUCKETS: Array<BucketChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// A part of a table. The daemon makes them when it needs them, and writes them through shared memory.
+type Segment<T> = btf_maps::Array<T, CHUNKS_PER_SEGMENT, { BPF_F_MMAPABLE as usize }>;
 
-/// Unwind rows. The daemon sets the size and writes them through shared memory.
-#[map]
-pub static ROWS: Array<RowChunk> = Array::with_max_entries(1, BPF_F_MMAPABLE);
+/// For each 256 bytes of text, the last row that starts at or before it. The daemon sets how many
+/// segments there may be.
+#[btf_map]
+pub static BUCKETS: ArrayOfMaps<Segment<BucketChunk>, 1> = ArrayOfMaps::new();
+
+/// Unwind rows. The daemon sets how many segments there may be.
+#[btf_map]
+pub static ROWS: ArrayOfMaps<Segment<RowChunk>, 1> = ArrayOfMaps::new();
 
 /// Rows that were found, by program counter and process, direct-mapped.
 #[map]

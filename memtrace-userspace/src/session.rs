@@ -94,9 +94,8 @@ pub struct RecordOptions {
     pub snapshot_files: Option<SnapshotFiles>,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
-    /// Memory for the unwind tables of code that is not mapped yet when the session begins; without
-    /// it, as much as is usual.
-    pub unwind_bytes: Option<u64>,
+    /// The most memory for unwind tables, in bytes. It is taken as it is needed.
+    pub unwind_bytes: u64,
     /// Where the unwind tables of large files are kept; `None` to compile them each time.
     pub table_cache: Option<PathBuf>,
     /// How long an event waits for room in the ring before it is dropped; 0 to drop at once.
@@ -139,8 +138,8 @@ impl RecordOptions {
             duration: None,
             updates: Updates::Glances(Duration::from_millis(500)),
             snapshot_files: None,
-            ring_bytes: 32 << 20,
-            unwind_bytes: None,
+            ring_bytes: 8 << 20,
+            unwind_bytes: 1 << 30,
             table_cache: TableCache::usual_directory(),
             back_pressure: Duration::from_millis(500),
             children,

@@ -113,11 +113,10 @@ pub(crate) struct TraceArguments {
     /// Stop after this time, such as 10s or 5m
     #[arg(long, value_name = "TIME", value_parser = quantity::positive_duration)]
     duration: Option<Duration>,
-    /// Memory for events on their way from the kernel, 1M to 1G [default: 32M]
+    /// Memory for events on their way from the kernel, 1M to 1G [default: 8M]
     #[arg(long, value_name = "SIZE", value_parser = ring_size)]
     ring_size: Option<u64>,
-    /// Memory for unwind tables of code that is loaded later, 1M to 320M; the target's own come on
-    /// top [default: 20M; 60M with children]
+    /// The most memory for unwind tables, 1M to 4G; it is taken as it is needed [default: 1G]
     #[arg(long, value_name = "SIZE", value_parser = unwind_memory)]
     unwind_memory: Option<u64>,
     /// Where the unwind tables of large programs are kept for the next session, or `off`
@@ -207,7 +206,7 @@ impl TraceArguments {
             duration,
             ring_bytes: ring_size.unwrap_or(usual.ring_bytes),
             back_pressure: back_pressure.unwrap_or(usual.back_pressure),
-            unwind_bytes: unwind_memory,
+            unwind_bytes: unwind_memory.unwrap_or(usual.unwind_bytes),
             table_cache: match table_cache {
                 Some(directory) if directory.as_os_str() == "off" => None,
                 Some(directory) => Some(directory),
@@ -241,8 +240,8 @@ fn ring_size(text: &str) -> Result<u64, String> {
 /// A size that the tables of unwind rows can have.
 fn unwind_memory(text: &str) -> Result<u64, String> {
     match quantity::size(text).map_err(|error| error.to_string())? {
-        bytes @ 0x10_0000..=0x1400_0000 => Ok(bytes),
-        _ => Err("must be 1M to 320M".to_owned()),
+        bytes @ 0x10_0000..=0x1_0000_0000 => Ok(bytes),
+        _ => Err("must be 1M to 4G".to_owned()),
     }
 }
 

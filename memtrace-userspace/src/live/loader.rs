@@ -8,21 +8,19 @@ use aya::maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf};
 use aya::programs::Program as LoadedProgram;
 use aya::{Btf, Ebpf, EbpfLoader, Pod};
 use aya_log::EbpfLogger;
-use memtrace_common::config::{
-    BUCKETS_PER_CHUNK, KernelOffsets, Module, Process, ROWS_PER_CHUNK, RowChunk, Settings,
-};
+use memtrace_common::config::{KernelOffsets, Module, Process, Settings};
 use memtrace_common::counter::Counter;
 use memtrace_common::midway::{Fronts, Midway};
 use memtrace_common::unwind::Row;
 use rayon::prelude::*;
 use thiserror::Error;
-use zerocopy::{Immutable, IntoBytes};
+use zerocopy::IntoBytes;
 
 use super::allocators::{Probe, Role};
 use super::hooks;
 use super::kernel_types::{KernelTypesError, kernel_offsets, require_features};
 use super::kernel_version::kernel_release;
-use super::mapped_array::MappedArray;
+use super::mapped_array::{MappedArray, SegmentError};
 use super::probes::{self, Attached, LinkKind, Place, Point, Probes};
 use crate::record::Pid;
 
@@ -36,9 +34,6 @@ const LOG_MAP: &str = "AYA_LOGS";
 
 /// Index of the heartbeat in the `SHARED` map.
 const HEARTBEAT: u32 = 0;
-
-/// Bytes of a value of the maps of rows and buckets.
-const CHUNK_BYTES: usize = size_of::<RowChunk>();
 
 /// Value in `PENDING`: trace the process from its next `exec` on.
 const PENDING_EXEC: u32 = 2;
@@ -58,15 +53,12 @@ pub enum LoadError {
     /// The kernel's BTF does not have what the programs need.
     #[error(transparent)]
     Types(#[from] KernelTypesError),
-    /// The kernel does not share the maps of unwind tables.
+    /// The kernel does not make a part of the unwind tables.
     #[error(
-        "cannot map memtrace's unwind tables into memory: {source}; free some memory, or raise \
-             the limit of address space (`ulimit -v`)"
+        "cannot make room for unwind tables: {0}; free some memory, or raise the limit of address \
+         space (`ulimit -v`)"
     )]
-    NotShared {
-        /// Why.
-        source: std::io::Error,
-    },
+    NoSegment(#[from] SegmentError),
     /// The kernel would interpret programs, which cannot have `bpf_loop` and tail calls then.
     #[error(
         "the kernel's BPF compiler (JIT) is off, and memtrace's programs need it; run `sysctl \
@@ -118,7 +110,7 @@ impl KernelTypes {
     }
 }
 
-/// Sizes that are fixed once the maps are made.
+/// The most that the maps take, fixed once they are made.
 #[derive(Clone, Copy, Debug)]
 pub struct Capacity {
     /// Bytes of the event ring; a power of two.
@@ -129,26 +121,6 @@ pub struct Capacity {
     pub buckets: u32,
     /// Executable mappings of all processes, twice.
     pub modules: u32,
-}
-
-/// The most rows of the processes that tracing begins with, however large they are: 256 MiB.
-const MAX_ROWS: u32 = 32 << 20;
-
-/// The most buckets of these: 4 GiB of text.
-const MAX_BUCKETS: u32 = 16 << 20;
-
-impl Capacity {
-    /// The same, and room for that many rows and buckets more, as far as there may be.
-    pub fn with_room_for(self, rows: u64, buckets: u64) -> Capacity {
-        let add = |have: u32, more: u64, most: u32| {
-            have.saturating_add(u32::try_from(more).unwrap_or(u32::MAX).min(most))
-        };
-        Capacity {
-            rows: add(self.rows, rows, MAX_ROWS),
-            buckets: add(self.buckets, buckets, MAX_BUCKETS),
-            ..self
-        }
-    }
 }
 
 /// What a probe does when it is hit.
@@ -193,29 +165,45 @@ pub struct Kernel {
 
 impl Kernel {
     /// Loads programs and maps, and attaches the tracepoints. Gives the ring apart.
+    ///
+    /// What is `needed` of rows and buckets is made meanwhile, the rest later.
     pub fn load(
         KernelTypes { offsets, btf, loader }: KernelTypes,
         capacity: Capacity,
+        (needed_rows, needed_buckets): (u64, u64),
         back_pressure_ns: u64,
         links: Option<LinkKind>,
     ) -> Result<(Self, RingBuf<MapData>), LoadError> {
         let settings =
             Settings { back_pressure_ns, ring_bytes: u64::from(capacity.ring_bytes), offsets };
-        let chunks = |entries: u32, per_chunk: usize| entries.div_ceil(per_chunk as u32).max(1);
-        let row_chunks = chunks(capacity.rows, ROWS_PER_CHUNK);
-        let bucket_chunks = chunks(capacity.buckets, BUCKETS_PER_CHUNK);
         let mut loader: EbpfLoader<'_> = loader;
         let mut ebpf = loader
             .override_global("SETTINGS", settings.as_bytes(), true)
             .map_max_entries("EVENTS", capacity.ring_bytes)
             .map_max_entries("MODULES", capacity.modules)
-            .map_max_entries("ROWS", row_chunks)
-            .map_max_entries("BUCKETS", bucket_chunks)
+            .map_max_entries("ROWS", MappedArray::<Row>::segments_of(capacity.rows.into()).max(1))
+            .map_max_entries(
+                "BUCKETS",
+                MappedArray::<u32>::segments_of(capacity.buckets.into()).max(1),
+            )
             .load(OBJECT)
             .map_err(LoadError::refused)?;
 
         tracing::debug!("the maps are made; loading programs");
-        let probes = load_programs(&mut ebpf, &btf, links)?;
+        let maps = probes::maps(&ebpf)?;
+        let mut rows = MappedArray::new(typed(&mut ebpf, "ROWS")?);
+        let mut buckets = MappedArray::new(typed(&mut ebpf, "BUCKETS")?);
+        // It sleeps most of the time, and would take a thread away from those that verify.
+        let (probes, has_room) = std::thread::scope(|scope| {
+            let make_room = scope.spawn(|| {
+                rows.make_room(needed_rows)?;
+                buckets.make_room(needed_buckets)
+            });
+            let probes = load_programs(&mut ebpf, &btf, links, maps);
+            (probes, make_room.join())
+        });
+        let probes = probes?;
+        has_room.unwrap_or_else(|panic| std::panic::resume_unwind(panic))?;
         tracing::debug!("the programs are loaded");
         let ring = RingBuf::try_from(take_map(&mut ebpf, "EVENTS")).map_err(LoadError::refused)?;
         let kernel = Kernel {
@@ -224,8 +212,8 @@ impl Kernel {
             processes: typed(&mut ebpf, "PROCESSES")?,
             code_changes: typed(&mut ebpf, "CODE_CHANGES")?,
             modules: typed(&mut ebpf, "MODULES")?,
-            rows: mapped(&mut ebpf, "ROWS", row_chunks)?,
-            buckets: mapped(&mut ebpf, "BUCKETS", bucket_chunks)?,
+            rows,
+            buckets,
             shared: typed(&mut ebpf, "SHARED")?,
             front_sets: typed(&mut ebpf, "FRONTS")?,
             fronts: Vec::new(),
@@ -316,13 +304,13 @@ impl Kernel {
     }
 
     /// Writes unwind rows.
-    pub fn set_rows(&mut self, first: u32, rows: &[Row]) {
-        self.rows.write(first, rows);
+    pub fn set_rows(&mut self, first: u32, rows: &[Row]) -> Result<(), LoadError> {
+        Ok(self.rows.write(first, rows)?)
     }
 
     /// Writes bucket entries.
-    pub fn set_buckets(&mut self, first: u32, entries: &[u32]) {
-        self.buckets.write(first, entries);
+    pub fn set_buckets(&mut self, first: u32, entries: &[u32]) -> Result<(), LoadError> {
+        Ok(self.buckets.write(first, entries)?)
     }
 
     /// Shows the kernel programs that the daemon lives. `now_ns` is `CLOCK_MONOTONIC`.
@@ -356,7 +344,12 @@ impl Kernel {
 }
 
 /// Loads the probes' programs and the hooks side by side: the kernel takes its time to verify them.
-fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<Probes, LoadError> {
+fn load_programs(
+    ebpf: &mut Ebpf,
+    btf: &Btf,
+    links: Option<LinkKind>,
+    maps: probes::Maps,
+) -> Result<Probes, LoadError> {
     let kind = links.unwrap_or_else(LinkKind::of_this_kernel);
     if kind == LinkKind::Perf {
         let programs: Vec<_> = ebpf
@@ -372,7 +365,6 @@ fn load_programs(ebpf: &mut Ebpf, btf: &Btf, links: Option<LinkKind>) -> Result<
             })
             .map_err(LoadError::refused)?;
     }
-    let maps = probes::maps(ebpf)?;
     let (probes, hooks) =
         rayon::join(|| Probes::load(kind, OBJECT, maps), || hooks::attach(ebpf, btf));
     hooks?;
@@ -387,19 +379,6 @@ pub fn jit_is_on() -> Option<bool> {
 
 fn take_map(ebpf: &mut Ebpf, name: &str) -> Map {
     ebpf.take_map(name).expect("the object has this map")
-}
-
-/// Maps an array whose values are pages.
-fn mapped<T: IntoBytes + Immutable>(
-    ebpf: &mut Ebpf,
-    name: &str,
-    pages: u32,
-) -> Result<MappedArray<T>, LoadError> {
-    let Map::Array(map) = take_map(ebpf, name) else {
-        return Err(LoadError::refused(format!("{name} is not an array")));
-    };
-    MappedArray::new(map, pages as usize * CHUNK_BYTES)
-        .map_err(|source| LoadError::NotShared { source })
 }
 
 fn typed<M>(ebpf: &mut Ebpf, name: &str) -> Result<M, LoadError>

@@ -157,7 +157,7 @@ pub(super) enum Probes {
         /// The object that has them all.
         object: &'static [u8],
         /// Its maps.
-        maps: HashMap<String, OwnedFd>,
+        maps: Maps,
     },
     /// For perf links; aya has them.
     Perf,
@@ -168,7 +168,7 @@ impl Probes {
     pub(super) fn load(
         kind: LinkKind,
         object: &'static [u8],
-        mut maps: HashMap<String, OwnedFd>,
+        mut maps: Maps,
     ) -> Result<Self, LoadError> {
         tracing::info!("probes are attached through {kind}");
         match kind {
@@ -293,8 +293,11 @@ fn perf_link(
     program.take_link(id).map(Link::Perf).map_err(LoadError::refused)
 }
 
-/// The maps that uprobe programs use, by name.
-pub(super) fn maps(ebpf: &Ebpf) -> Result<HashMap<String, OwnedFd>, LoadError> {
+/// Maps, by name.
+pub(super) type Maps = HashMap<String, OwnedFd>;
+
+/// The maps that uprobe programs use.
+pub(super) fn maps(ebpf: &Ebpf) -> Result<Maps, LoadError> {
     ebpf.maps()
         .filter_map(|(name, map)| Some((name, fd(map)?)))
         .map(|(name, fd)| Ok((name.to_owned(), fd.try_clone_to_owned()?)))
@@ -305,9 +308,11 @@ pub(super) fn maps(ebpf: &Ebpf) -> Result<HashMap<String, OwnedFd>, LoadError> {
 /// The file descriptor of a map, if it is of a kind that uprobe programs use.
 fn fd(map: &Map) -> Option<BorrowedFd<'_>> {
     match map {
-        Map::Array(map) | Map::HashMap(map) | Map::PerCpuArray(map) | Map::RingBuf(map) => {
-            Some(map.fd().as_fd())
-        }
+        Map::Array(map)
+        | Map::ArrayOfMaps(map)
+        | Map::HashMap(map)
+        | Map::PerCpuArray(map)
+        | Map::RingBuf(map) => Some(map.fd().as_fd()),
         _ => None,
     }
 }

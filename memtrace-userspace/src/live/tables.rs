@@ -1,6 +1,6 @@
 //! The kernel's tables: unwind rows, their bucket index, and the modules of each process.
 //!
-//! Array maps cannot grow, so room is handed out and counted; a file that no process maps any more
+//! There is a limit, so room is handed out and counted; a file that no process maps any more
 //! gives its room back when another needs it. A file's rows and buckets are written once, whichever
 //! processes map it. A process has two regions of modules that are written in turn, so that a walk
 //! does not see a half-written one unless two changes overtake it:
@@ -171,12 +171,20 @@ impl Tables {
         let room = self.reserve(table.rows.len(), table.buckets.len())?;
         let first_row = room.rows.first_entry(ROWS_PER_CHUNK);
         let first_bucket = room.buckets.first_entry(BUCKETS_PER_CHUNK);
-        kernel.set_rows(first_row, &table.rows);
         let entries: Vec<u32> = table.buckets.iter().map(|row| first_row + row).collect();
-        kernel.set_buckets(first_bucket, &entries);
         // It found room, so it can be counted.
         let bucket_count = (entries.len() as u32).saturating_sub(1);
-        Ok(Placed { base: table.base, first_bucket, bucket_count, room })
+        let placed = Placed { base: table.base, first_bucket, bucket_count, room };
+        let rows = kernel.set_rows(first_row, &table.rows).map_err(|error| (error, NoRoom::Rows));
+        let written = rows.and_then(|()| {
+            kernel.set_buckets(first_bucket, &entries).map_err(|error| (error, NoRoom::Buckets))
+        });
+        if let Err((error, no_room)) = written {
+            tracing::warn!("{error}");
+            self.remove(placed);
+            return Err(no_room);
+        }
+        Ok(placed)
     }
 
     /// Takes back the room of a file's table, which no process may use any more.

@@ -229,12 +229,11 @@ impl Tracer {
         let mut images = Images::new(cache, std::mem::take(&mut options.probes), options.watch);
         tracing::debug!("reading the kernel's types and the target's files");
         let (types, ()) = rayon::join(KernelTypes::read, || read_ahead(&mut images, pids));
-        let (rows, buckets) = tables::room_for(images.tables());
-        options.capacity = options.capacity.with_room_for(rows, buckets);
-        tracing::debug!("loading the kernel half, with {:?}", options.capacity);
+        let needed = tables::room_for(images.tables());
+        tracing::debug!("loading the kernel half, with {needed:?} rows and buckets");
         let back_pressure_ns = u64::try_from(options.back_pressure.as_nanos()).unwrap_or(u64::MAX);
         let (kernel, ring) =
-            Kernel::load(types?, options.capacity, back_pressure_ns, options.links)?;
+            Kernel::load(types?, options.capacity, needed, back_pressure_ns, options.links)?;
         let meter = RingMeter::new(&ring).map_err(TracerError::Ring)?;
         let doorbell = Doorbell::of(&ring).map_err(TracerError::Doorbell)?;
         let mut tracer = Tracer {

@@ -13,20 +13,11 @@ use crate::live::kernel_version::kernel_release;
 use crate::live::launch::{self, Prepared};
 use crate::live::loader::Capacity;
 use crate::live::open_files;
-use crate::live::tracer::{Children, Options, Tracer, TracerError};
+use crate::live::tracer::{Options, Tracer, TracerError};
 use crate::record::{EndReason, Origin, Pid, ProbeCost, Record, Session};
 
 /// Bytes of a bucket and its two rows.
 const UNWIND_ENTRY_BYTES: u64 = 4 + 2 * 8;
-
-/// Memory for unwind tables of code that a process loads later: 256 MB of text, 2 million rows.
-///
-/// It is not larger because the kernel makes such memory in one go, and whoever shares the CPU
-/// with it stands still meanwhile.
-const UNWIND_BYTES: u64 = 20 << 20;
-
-/// The same where programs may be started that are not known yet: a compiler's have 1 million rows.
-const UNWIND_BYTES_WITH_CHILDREN: u64 = 60 << 20;
 
 /// The launched command.
 pub(super) enum Launched {
@@ -60,15 +51,11 @@ pub(super) fn start(
     options: &RecordOptions,
 ) -> Result<(Tracer, Option<Launched>, Vec<Started>), SessionError> {
     let ring_bytes = u32::try_from(options.ring_bytes.next_power_of_two()).unwrap_or(1 << 30);
-    let unwind_bytes = options.unwind_bytes.unwrap_or(match options.children {
-        Children::Ignore => UNWIND_BYTES,
-        Children::Follow => UNWIND_BYTES_WITH_CHILDREN,
-    });
     let capacity = Capacity {
         ring_bytes: ring_bytes.clamp(1 << 20, 1 << 30),
         // Two rows of 8 bytes and a bucket of 4, as in the densest of real programs.
-        rows: unwind_entries(unwind_bytes) * 2,
-        buckets: unwind_entries(unwind_bytes),
+        rows: unwind_entries(options.unwind_bytes) * 2,
+        buckets: unwind_entries(options.unwind_bytes),
         modules: 1 << 16,
     };
     let pids = match &options.target {
@@ -172,7 +159,7 @@ fn make_room_for_files() {
 
 /// How many buckets fit into memory for unwind tables, with two rows each.
 fn unwind_entries(bytes: u64) -> u32 {
-    u32::try_from(bytes / UNWIND_ENTRY_BYTES).unwrap_or(u32::MAX).min(1 << 24)
+    u32::try_from(bytes / UNWIND_ENTRY_BYTES).unwrap_or(u32::MAX).min(1 << 30)
 }
 
 /// What the records of an attach say about it.

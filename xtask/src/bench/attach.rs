@@ -132,6 +132,8 @@ fn build(stage: &Stage, name: &str, functions: u32) -> Result<PathBuf> {
     compile.args(["-O2", "-pthread", "-o"]).arg(&program);
     shell::run(compile.arg(stage::source("attach_target.c")).arg(&assembler))?;
     fs::remove_file(&assembler).with_context(|| assembler.display().to_string())?;
+    // Writing it to the disk keeps processors busy.
+    shell::run(Command::new("sync").arg(&program))?;
     Ok(program)
 }
 
