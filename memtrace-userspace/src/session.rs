@@ -94,7 +94,7 @@ pub struct RecordOptions {
     pub snapshot_files: Option<SnapshotFiles>,
     /// Size of the event ring in bytes; made a power of two.
     pub ring_bytes: u64,
-    /// The most memory for unwind tables, in bytes. It is taken as it is needed.
+    /// The most memory for unwind tables, in bytes. It is taken as it is needed, by 4 MiB.
     pub unwind_bytes: u64,
     /// Where the unwind tables of large files are kept; `None` to compile them each time.
     pub table_cache: Option<PathBuf>,
@@ -139,7 +139,7 @@ impl RecordOptions {
             updates: Updates::Glances(Duration::from_millis(500)),
             snapshot_files: None,
             ring_bytes: 8 << 20,
-            unwind_bytes: 1 << 30,
+            unwind_bytes: 256 << 20,
             table_cache: TableCache::usual_directory(),
             back_pressure: Duration::from_millis(500),
             children,

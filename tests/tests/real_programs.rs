@@ -114,20 +114,43 @@ fn perl_is_complete() -> Result<()> {
     require_truth("perl", &report)
 }
 
+/// A source and the object that `g++` is to make of it.
+fn node_in(directory: &Path) -> Result<[String; 2]> {
+    let [source, object] = ["node.cc", "node.o"].map(|name| directory.join(name));
+    std::fs::write(&source, CXX).context("write node.cc")?;
+    Ok([source, object].map(|path| path.to_string_lossy().into_owned()))
+}
+
 #[test]
 fn compiler_is_complete_with_its_children() -> Result<()> {
     privileged!();
-    let directory = scratch_directory("compiler")?;
-    let source = directory.join("node.cc");
-    let object = directory.join("node.o");
-    std::fs::write(&source, CXX).context("write node.cc")?;
-    let [source, object_path] = [&source, &object].map(|path| path.to_string_lossy().into_owned());
+    let [source, object] = node_in(&scratch_directory("compiler")?)?;
 
-    let report = record("cc1plus", &["g++", "-O1", "-c", &source, "-o", &object_path])?;
+    let report = record("cc1plus", &["g++", "-O1", "-c", &source, "-o", &object])?;
 
-    ensure!(object.is_file(), "the compiler made no object");
+    ensure!(Path::new(&object).is_file(), "the compiler made no object");
     ensure!(traced(&report, "cc1plus"), "cc1plus was not traced: {}", report.json["target"]);
     require_truth("cc1plus", &report)
+}
+
+#[test]
+fn unwind_table_beyond_the_limit_is_counted_and_costs_no_event() -> Result<()> {
+    privileged!();
+    let [source, object] = node_in(&scratch_directory("compiler-limit")?)?;
+    let trace = trace_path("cc1plus-limit")?;
+
+    let mut record = memtrace()?;
+    record.args(["record", "--unwind-memory", "4M", "-o"]).arg(&trace).arg("--");
+    run(record.args(["g++", "-O1", "-c", &source, "-o", &object]))?.require_success("record")?;
+
+    let report = report(&trace)?;
+    ensure!(Path::new(&object).is_file(), "the compiler made no object");
+    // The half million rows of cc1plus find no room, those of g++, of the assembler and of libraries do.
+    let without_room = report.counter("unwind_tables_without_room_for_rows");
+    ensure!(without_room == 1, "{without_room} tables found no room for their rows");
+    ensure!(report.share_of_complete_allocations() < 0.9, "how can these stacks be complete?");
+    ensure!(report.number("/capture/lost_events")? == 0, "events were lost");
+    Ok(())
 }
 
 /// A server on a socket of its own.

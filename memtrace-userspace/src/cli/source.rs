@@ -116,7 +116,7 @@ pub(crate) struct TraceArguments {
     /// Memory for events on their way from the kernel, 1M to 1G [default: 8M]
     #[arg(long, value_name = "SIZE", value_parser = ring_size)]
     ring_size: Option<u64>,
-    /// The most memory for unwind tables, 1M to 4G; it is taken as it is needed [default: 1G]
+    /// The most memory for unwind tables, 1M to 4G; it is taken as it is needed [default: 256M]
     #[arg(long, value_name = "SIZE", value_parser = unwind_memory)]
     unwind_memory: Option<u64>,
     /// Where the unwind tables of large programs are kept for the next session, or `off`
