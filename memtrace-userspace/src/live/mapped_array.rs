@@ -46,6 +46,9 @@ pub(super) struct MappedArray<T> {
 }
 
 impl<T: IntoBytes + Immutable> MappedArray<T> {
+    /// How many entries a segment holds.
+    const PER_SEGMENT: usize = SEGMENT_BYTES / size_of::<T>();
+
     /// No segment is there yet.
     pub(super) fn new(map: ArrayOfMaps<MapData, MapData>) -> Self {
         let segments = (0..map.len()).map(|_| None).collect();
@@ -54,7 +57,7 @@ impl<T: IntoBytes + Immutable> MappedArray<T> {
 
     /// How many segments hold `entries`.
     pub(super) fn segments_of(entries: u64) -> u32 {
-        let segments = entries.div_ceil((SEGMENT_BYTES / size_of::<T>()) as u64);
+        let segments = entries.div_ceil(Self::PER_SEGMENT as u64);
         u32::try_from(segments).unwrap_or(u32::MAX)
     }
 
@@ -66,11 +69,10 @@ impl<T: IntoBytes + Immutable> MappedArray<T> {
 
     /// Writes `values` from index `first` on. What lies behind the map's end is left out.
     pub(super) fn write(&mut self, first: u32, values: &[T]) -> Result<(), SegmentError> {
-        let per_segment = SEGMENT_BYTES / size_of::<T>();
         let (mut at, mut values) = (first as usize, values);
         while !values.is_empty() {
-            let (number, start) = (at / per_segment, at % per_segment);
-            let (now, rest) = values.split_at(values.len().min(per_segment - start));
+            let (number, start) = (at / Self::PER_SEGMENT, at % Self::PER_SEGMENT);
+            let (now, rest) = values.split_at(values.len().min(Self::PER_SEGMENT - start));
             let Some(memory) = self.segment(number as u32)? else { break };
             let to = memory.as_mut_ptr().wrapping_add(start * size_of::<T>());
             let bytes = now.as_bytes();

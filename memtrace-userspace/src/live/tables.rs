@@ -58,6 +58,16 @@ pub enum NoRoom {
     Buckets,
 }
 
+impl NoRoom {
+    /// What an error of the kernel means here; the error itself goes to the log.
+    fn because(self) -> impl FnOnce(LoadError) -> NoRoom {
+        move |error| {
+            tracing::warn!("{error}");
+            self
+        }
+    }
+}
+
 /// The two regions of a process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Regions {
@@ -175,16 +185,14 @@ impl Tables {
         // It found room, so it can be counted.
         let bucket_count = (entries.len() as u32).saturating_sub(1);
         let placed = Placed { base: table.base, first_bucket, bucket_count, room };
-        let rows = kernel.set_rows(first_row, &table.rows).map_err(|error| (error, NoRoom::Rows));
-        let written = rows.and_then(|()| {
-            kernel.set_buckets(first_bucket, &entries).map_err(|error| (error, NoRoom::Buckets))
-        });
-        if let Err((error, no_room)) = written {
-            tracing::warn!("{error}");
+        let written =
+            kernel.set_rows(first_row, &table.rows).map_err(NoRoom::Rows.because()).and_then(
+                |()| kernel.set_buckets(first_bucket, &entries).map_err(NoRoom::Buckets.because()),
+            );
+        if written.is_err() {
             self.remove(placed);
-            return Err(no_room);
         }
-        Ok(placed)
+        written.map(|()| placed)
     }
 
     /// Takes back the room of a file's table, which no process may use any more.

@@ -245,9 +245,7 @@ impl Stacks {
 
     /// The call path that a site is shown with.
     pub(super) fn shown_stack(&self, site: SiteId) -> Arc<Stack> {
-        let shown_as = self.sites[site.0 as usize].shown_as;
-        let stack = self.paths.known(self.sites[shown_as.0 as usize].stack);
-        stack.map_or_else(|| self.missing(), Arc::clone)
+        self.call_path(site).0
     }
 
     /// The call path that stands for all whose frames are not known.

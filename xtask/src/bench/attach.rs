@@ -133,7 +133,7 @@ fn build(stage: &Stage, name: &str, functions: u32) -> Result<PathBuf> {
     shell::run(compile.arg(stage::source("attach_target.c")).arg(&assembler))?;
     fs::remove_file(&assembler).with_context(|| assembler.display().to_string())?;
     // Writing it to the disk keeps processors busy.
-    shell::run(Command::new("sync").arg(&program))?;
+    File::open(&program)?.sync_all().with_context(|| program.display().to_string())?;
     Ok(program)
 }
 
